@@ -1,0 +1,91 @@
+// Package buf has reference-counted, 4 KiB-aligned byte buffers, as O_DIRECT
+// wants them, with headroom in front of the data for a header.
+//
+// It promises that a buffer goes back to its pool when its last reference is
+// released and not before, and that a released buffer never is used by
+// accident: releasing twice panics. It does not clear memory. It owns no
+// goroutine.
+package buf
+
+import (
+	"sync"
+	"sync/atomic"
+	"unsafe"
+)
+
+const (
+	align = 4096
+	// Headroom is how many bytes stand before B in the same memory: a front end
+	// puts its reply header there, so that header and data leave in one write.
+	Headroom = align
+	// Max is the largest buffer that Get gives, in bytes.
+	Max = 1 << 20
+)
+
+var classes = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10, Max}
+
+var pools [len(classes)]sync.Pool
+
+// Buf is a buffer with a reference count. Many may read it; only who made it
+// writes to it, and only before sharing it.
+type Buf struct {
+	// B is the data: aligned to 4096 bytes, of the length asked for.
+	B     []byte
+	mem   []byte // headroom and data, whole class size
+	class int
+	refs  atomic.Int32
+}
+
+// Get gives a buffer of n bytes (0 to Max) with one reference. Its content is
+// whatever it was.
+func Get(n int) *Buf {
+	class := classOf(n)
+	b, _ := pools[class].Get().(*Buf)
+	if b == nil {
+		b = &Buf{mem: aligned(Headroom + classes[class]), class: class}
+	}
+	b.B = b.mem[Headroom : Headroom+n]
+	b.refs.Store(1)
+	return b
+}
+
+// Retain adds a reference and returns the same buffer; nil stays nil.
+func (b *Buf) Retain() *Buf {
+	if b != nil && b.refs.Add(1) <= 1 {
+		panic("buf: retained after its last release")
+	}
+	return b
+}
+
+// Release takes a reference away; the last one gives the memory back. Nil is
+// allowed.
+func (b *Buf) Release() {
+	if b == nil {
+		return
+	}
+	switch n := b.refs.Add(-1); {
+	case n < 0:
+		panic("buf: released more often than retained")
+	case n == 0:
+		pools[b.class].Put(b)
+	}
+}
+
+// WithHead is the n bytes of headroom before B followed by the first m bytes of
+// B, as one slice. n is at most Headroom.
+func (b *Buf) WithHead(n, m int) []byte { return b.mem[Headroom-n : Headroom+m] }
+
+func classOf(n int) int {
+	for i, size := range classes {
+		if n <= size {
+			return i
+		}
+	}
+	panic("buf: more than Max bytes asked for")
+}
+
+func aligned(n int) []byte {
+	raw := make([]byte, n+align)
+	skip := int(-uintptr(unsafe.Pointer(&raw[0])) & (align - 1))
+	return raw[skip : skip+n : skip+n]
+}

@@ -1,0 +1,158 @@
+package replication
+
+import (
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/buf"
+)
+
+// Clock tells monotonic time since some fixed moment.
+type Clock interface {
+	Now() time.Duration
+}
+
+// Conn is one connection between a primary and a replica. Messages arrive in
+// the order in which they were sent, or the connection is closed.
+type Conn interface {
+	// Send queues a message. It takes over one reference to m.Buf. After Close,
+	// or when the peer is gone, it drops the message; the closing is reported
+	// to the machine as an event of its own.
+	Send(m *Message)
+	// Close ends the connection; what is queued may or may not arrive. Messages
+	// received earlier but not yet delivered are not delivered any more.
+	Close()
+}
+
+// Dialer starts a connection to a replica. The answer arrives as
+// Primary.OnConnected or Primary.OnDialFailed with the same attempt number.
+type Dialer interface {
+	Dial(to holdfast.Replica, attempt uint64)
+}
+
+// Records is the volume's key in the metadata store.
+type Records interface {
+	// Swap replaces the record if its revision is still want.Revision. The
+	// answer arrives as Primary.OnSwap: nil error and the record as stored; kind
+	// Busy and the record as it is now if somebody changed it; NotFound if it
+	// was deleted; any other error when the outcome is unknown, in which case
+	// the adapter has not retried.
+	Swap(want holdfast.Record)
+	// Read asks for the newest record, which arrives as Primary.OnRead.
+	Read()
+}
+
+// Events tells the owner what happened. Fields may be nil. They are called from
+// inside the machine: they may note and schedule, never call back.
+type Events struct {
+	// Serving: the primary has taken over and answers I/O.
+	Serving func()
+	// Ended: the primary serves no more and has answered all its requests; err
+	// is nil after Release, of kind Fenced when it was superseded, Corrupt when
+	// it would have had to carry on over lost writes.
+	Ended func(err error)
+	// Resized: the device may grow to this many bytes.
+	Resized func(sizeBytes int64)
+	// Changed: something that Status shows has changed (replica dropped, in
+	// sync again, waiting, repair finished). what is one readable line.
+	Changed func(what string)
+}
+
+// Store is one replica's data and durable state on its pool, as the Replica
+// machine uses it. The adapter in node runs tasks on worker goroutines, several
+// at once; the machine never submits two overlapping writes at once.
+type Store interface {
+	// State is what the store found when it was opened and has been told since.
+	// It is in memory and does not block.
+	State() StoreState
+	// Submit starts a task. Its result arrives later, never from inside Submit,
+	// as Replica.OnDone. Buffers belong to the task until then.
+	Submit(t *Task)
+}
+
+// StoreState describes a replica's durable state.
+type StoreState struct {
+	Promise   Promise
+	Record    holdfast.Record // the newest shown; zero Version if none
+	SizeBytes int64
+	// Tail lists what writes may be applied here and nowhere else.
+	Tail []holdfast.Extent
+	// Suspects lists the regions that may have lost writes in a power loss.
+	Suspects []holdfast.Extent
+	// MapSince is the oldest epoch from which the change maps are complete;
+	// asking for changes since an earlier one fails with kind NotFound.
+	MapSince holdfast.Epoch
+	// Boot identifies the boot of the host and the opening of the store.
+	Boot string
+}
+
+// Promise is the durable word of a replica: it serves the primary of this grant
+// at this epoch, and nothing older.
+type Promise struct {
+	Epoch holdfast.Epoch `json:"epoch"`
+	Grant holdfast.Epoch `json:"grant"`
+}
+
+// TaskKind is what a store is asked to do.
+type TaskKind uint8
+
+// The tasks, with what is durable when they are done.
+const (
+	// TaskRead fills Buf from Offset. Holes read as zeros.
+	TaskRead TaskKind = iota + 1
+	// TaskWrite writes Buf at Offset: tail, intent (durable), data, change map
+	// of Epoch, in this order. With FUA the data is durable when done.
+	TaskWrite
+	// TaskTrim makes [Offset, Offset+Length) read as zeros and frees its space.
+	// It is a write in all other respects. Write-zeroes is the same task.
+	TaskTrim
+	// TaskFlush makes every task done before it was submitted durable.
+	TaskFlush
+	// TaskPromise makes Promise and Record durable.
+	TaskPromise
+	// TaskMark adds Extents to the change map of Epoch, durably.
+	TaskMark
+	// TaskChanged answers with Extents: what was written in epochs >= Since.
+	TaskChanged
+	// TaskAllocated answers with Extents: where data is within [Offset, +Length).
+	TaskAllocated
+	// TaskHash answers with Hashes, one per HashBlock of [Offset, +Length).
+	TaskHash
+	// TaskGrow makes the replica Length bytes long, durably. Never shrinks.
+	TaskGrow
+	// TaskSettle forgets tail and suspects, durably, and change maps of epochs
+	// older than Since (0 keeps all).
+	TaskSettle
+)
+
+// HashBlock is the unit of comparison where only coarse knowledge is left.
+const HashBlock = 64 << 10
+
+// Task is one request to a Store and its answer.
+type Task struct {
+	Kind      TaskKind
+	FUA       bool
+	Epoch     holdfast.Epoch
+	Grant     holdfast.Epoch // with Seq, names the write in the tail
+	Seq       uint64
+	Committed uint64 // writes of Grant up to this one need no tail entry any more
+	Offset    int64
+	Length    int64
+	Since     holdfast.Epoch
+	Buf       *buf.Buf // of Length bytes, for TaskRead and TaskWrite
+	Extents   []holdfast.Extent
+	Promise   Promise
+	Record    holdfast.Record
+	Hashes    []Hash
+
+	// Err is the answer: nil; NoSpace when the pool is full and nothing was
+	// written (the same task may be submitted again); anything else fails the
+	// replica.
+	Err error
+
+	// Ctx is the machine's own.
+	Ctx any
+}
+
+// Hash is the SHA-256 of one HashBlock, cut to 128 bits.
+type Hash [16]byte

@@ -1,0 +1,63 @@
+package holdfast
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Clone is a deep copy.
+func (s Spec) Clone() Spec {
+	s.Requisite = slices.Clone(s.Requisite)
+	s.Preferred = slices.Clone(s.Preferred)
+	s.Racks = slices.Clone(s.Racks)
+	s.Zones = slices.Clone(s.Zones)
+	s.Parameters = maps.Clone(s.Parameters)
+	s.Labels = maps.Clone(s.Labels)
+	return s
+}
+
+// WithDefaults fills what the user left open: 3 replicas, minInSync 1, xfs,
+// 4096-byte logical blocks, preferred locality.
+func (s Spec) WithDefaults() Spec {
+	if s.Replicas == 0 {
+		s.Replicas = 3
+	}
+	if s.MinInSync == 0 {
+		s.MinInSync = 1
+	}
+	if s.FSType == "" {
+		s.FSType = "xfs"
+	}
+	if s.LogicalBlk == 0 {
+		s.LogicalBlk = BlockSize
+	}
+	if s.Locality == "" {
+		s.Locality = LocalityPreferred
+	}
+	return s
+}
+
+// Validate checks a spec with its defaults filled in. The error is of kind
+// Invalid or OutOfRange and says what to change.
+func (s Spec) Validate() error {
+	const op = "validate volume spec"
+	bad := func(kind Kind, format string, a ...any) error { return E(op, kind, fmt.Sprintf(format, a...)) }
+	switch {
+	case s.SizeBytes < MinVolumeBytes || s.SizeBytes > MaxVolumeBytes:
+		return bad(OutOfRange, "a size of %d bytes is not possible; ask for %d (1 MiB) to %d (64 TiB)", s.SizeBytes, int64(MinVolumeBytes), int64(MaxVolumeBytes))
+	case s.Replicas < 1 || s.Replicas > MaxReplicas:
+		return bad(Invalid, "%d replicas are not possible; ask for 1 to %d", s.Replicas, MaxReplicas)
+	case s.MinInSync < 1 || s.MinInSync > s.Replicas:
+		return bad(Invalid, "minInSync %d is not possible with %d replicas; ask for 1 to %d", s.MinInSync, s.Replicas, s.Replicas)
+	case s.FSType != "xfs" && s.FSType != "ext4":
+		return bad(Invalid, "the filesystem %q is not supported; ask for xfs or ext4", s.FSType)
+	case s.LogicalBlk != 512 && s.LogicalBlk != BlockSize:
+		return bad(Invalid, "a logical block of %d bytes is not possible; ask for 512 or 4096", s.LogicalBlk)
+	}
+	switch s.Locality {
+	case LocalityRequired, LocalityPreferred, LocalityNone:
+		return nil
+	}
+	return bad(Invalid, "the locality %q is unknown; ask for required, preferred or none", s.Locality)
+}
