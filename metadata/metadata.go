@@ -1,0 +1,105 @@
+// Package metadata keeps the cluster's records: one key per volume, nodes and
+// their leases, tombstones, and who leads. There are two stores, etcd (embedded
+// or external) and memory, and one contract suite that both pass.
+//
+// It promises linearizable reads, compare-and-swap by revision, and watches that
+// survive compaction, reconnects and a restarted etcd by reading everything
+// again. It does not interpret records beyond checking them, and keeps no cache.
+// It is the only importer of the etcd client.
+package metadata
+
+import (
+	"context"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// Volumes are the volumes' records. Errors: NotFound; Busy when the revision
+// is no longer the stored one; Unavailable when the store does not answer, in
+// which case a change may or may not have happened.
+type Volumes interface {
+	// CreateVolume stores a new record under its id and its name, both of which
+	// must be free: Exists otherwise. On return it is durable.
+	CreateVolume(ctx context.Context, r holdfast.Record) (holdfast.Record, error)
+	// Volume reads one record by id or by name, id first.
+	Volume(ctx context.Context, idOrName string) (holdfast.Record, error)
+	// Volumes reads all records, ordered by id.
+	Volumes(ctx context.Context) ([]holdfast.Record, error)
+	// SwapVolume replaces the record if the stored revision is r.Revision, and
+	// returns it with its new one. On Busy it returns the record as stored now.
+	// ID and Name never change.
+	SwapVolume(ctx context.Context, r holdfast.Record) (holdfast.Record, error)
+	// DropVolume removes the record and its name if the revision is r.Revision,
+	// and adds the tombstones, all at once. Tombstones may also be added alone
+	// with AddTombstones.
+	DropVolume(ctx context.Context, r holdfast.Record, ts []holdfast.Tombstone) error
+	// WatchVolumes calls f for every record there is and then for every change,
+	// one at a time, until ctx ends. Changes may be merged, never lost.
+	WatchVolumes(ctx context.Context, f func(VolumeEvent)) error
+}
+
+// VolumeEvent is a change of one volume's record.
+type VolumeEvent struct {
+	ID      holdfast.VolumeID
+	Record  holdfast.Record // as it is now; zero when Deleted
+	Deleted bool
+	// Synced is set on one event with an empty ID each time everything that
+	// existed has been reported: at the start and after every re-read.
+	Synced bool
+}
+
+// Nodes are the nodes' registrations and leases.
+type Nodes interface {
+	// PutNode stores a registration if n.Revision is the stored one (0: none
+	// yet): Busy otherwise.
+	PutNode(ctx context.Context, n holdfast.Node) (holdfast.Node, error)
+	Node(ctx context.Context, id holdfast.NodeID) (holdfast.Node, error)
+	// Nodes reads all, ordered by id, with Alive filled in.
+	Nodes(ctx context.Context) ([]holdfast.Node, error)
+	// DropNode forgets a node: NotFound if unknown, InUse while it is alive.
+	DropNode(ctx context.Context, id holdfast.NodeID) error
+	// Join takes the node's lease: on return the node is alive until the lease
+	// is closed or not refreshed for ttl. InUse while another instance of the
+	// node holds it.
+	Join(ctx context.Context, id holdfast.NodeID, instance string, ttl time.Duration) (Lease, error)
+	// Alive says whether the node's lease is there.
+	Alive(ctx context.Context, id holdfast.NodeID) (bool, error)
+}
+
+// Lease is a node's sign of life, refreshed in the background until closed.
+type Lease interface {
+	// Lost is closed when the lease has run out or could not be confirmed for
+	// its whole ttl; the holder joins again.
+	Lost() <-chan struct{}
+	// Close gives the lease back at once.
+	Close() error
+}
+
+// Tombstones allow replicas' data to be removed (invariant 8).
+type Tombstones interface {
+	AddTombstones(ctx context.Context, ts []holdfast.Tombstone) error
+	Tombstones(ctx context.Context) ([]holdfast.Tombstone, error)
+	// DropTombstone removes one that has been carried out; absent is fine.
+	DropTombstone(ctx context.Context, id holdfast.ReplicaID) error
+}
+
+// Leader elects one controller.
+type Leader interface {
+	// Campaign waits until this candidate leads; the context it returns ends
+	// when the leadership does. Call resign to give it up.
+	Campaign(ctx context.Context, candidate string) (led context.Context, resign func(), err error)
+	// Leader names the present leader; "" if none.
+	Leader(ctx context.Context) (string, error)
+}
+
+// Store is the whole metadata store.
+type Store interface {
+	Volumes
+	Nodes
+	Tombstones
+	Leader
+	// Cluster is the cluster's identity, made by the first caller.
+	Cluster(ctx context.Context) (holdfast.ClusterID, error)
+	Close() error
+}
