@@ -120,9 +120,11 @@ const (
 	TaskHash
 	// TaskGrow makes the replica Length bytes long, durably. Never shrinks.
 	TaskGrow
-	// TaskSettle forgets tail and suspects, durably, and change maps of epochs
-	// older than Since (0 keeps all).
+	// TaskSettle forgets suspects and the tail entries of grants other than
+	// Grant, durably, and change maps of epochs older than Since (0 keeps all).
 	TaskSettle
+	// TaskCommit only tells Committed of Grant, without a write. Not durable.
+	TaskCommit
 )
 
 // HashBlock is the unit of comparison where only coarse knowledge is left.

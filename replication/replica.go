@@ -1,0 +1,457 @@
+package replication
+
+import (
+	"errors"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/buf"
+)
+
+// ReplicaConfig says which replica a Replica is.
+type ReplicaConfig struct {
+	Cluster holdfast.ClusterID
+	Volume  holdfast.VolumeID
+	Replica holdfast.ReplicaID
+	Clock   Clock
+}
+
+// Replica is the state machine that stands before one store: it serves the
+// session of the highest epoch it has promised, and refuses everybody else
+// (invariant 1).
+type Replica struct {
+	cfg     ReplicaConfig
+	store   Store
+	promise Promise
+	size    int64
+
+	session *session
+	hello   *greeting // the newest Hello that waits for older tasks and the promise
+	active  int       // tasks in the store
+	failure error     // the store has failed: nothing is served any more
+	closed  bool
+
+	// When an answer was last given, to whom, and when last to any other grant:
+	// see Welcome.QuietNanos.
+	answered      time.Duration
+	answeredGrant holdfast.Epoch
+	otherAnswered time.Duration
+	committed     uint64
+}
+
+// session is the one primary that is served.
+type session struct {
+	conn  Conn
+	epoch holdfast.Epoch
+	grant holdfast.Epoch
+	// held are messages that came while a new epoch is being made durable.
+	promising bool
+	held      []*Message
+}
+
+// greeting is a Hello on its way to become the session.
+type greeting struct {
+	conn Conn
+	m    *Message
+}
+
+// job is what a task was submitted for.
+type job struct {
+	session  *session
+	greeting *greeting
+	m        *Message
+	then     func(t *Task) // instead of an answer
+}
+
+// NewReplica makes the machine over an opened store.
+func NewReplica(cfg ReplicaConfig, store Store) *Replica {
+	st := store.State()
+	now := cfg.Clock.Now()
+	return &Replica{cfg: cfg, store: store, promise: st.Promise, size: st.SizeBytes,
+		answered: now, otherAnswered: now, answeredGrant: st.Promise.Grant}
+}
+
+// Promise is the replica's durable word.
+func (r *Replica) Promise() Promise { return r.promise }
+
+// Failure is why the replica serves nothing any more; nil while it does.
+func (r *Replica) Failure() error { return r.failure }
+
+// Idle says whether no task is in the store.
+func (r *Replica) Idle() bool { return r.active == 0 }
+
+// Close ends the session; tasks in the store still report to OnDone.
+func (r *Replica) Close() {
+	r.closed = true
+	r.cut()
+	if r.hello != nil {
+		r.hello.conn.Close()
+		r.hello = nil
+	}
+}
+
+// OnClosed is the event that a connection is gone.
+func (r *Replica) OnClosed(c Conn) {
+	if r.session != nil && r.session.conn == c {
+		r.drop(r.session)
+		r.session = nil
+	}
+	if r.hello != nil && r.hello.conn == c {
+		r.hello = nil
+	}
+}
+
+// OnMessage is the event that a message came in.
+func (r *Replica) OnMessage(c Conn, m *Message) {
+	if r.closed {
+		m.Buf.Release()
+		c.Close()
+		return
+	}
+	if m.Type == MsgHello {
+		r.onHello(c, m)
+		return
+	}
+	s := r.session
+	switch {
+	case s == nil || s.conn != c:
+		r.refuse(c, m, StatusFenced)
+	case s.promising:
+		s.held = append(s.held, m)
+	default:
+		r.serve(s, m)
+	}
+}
+
+// refuse answers without doing anything.
+func (r *Replica) refuse(c Conn, m *Message, st Status) {
+	m.Buf.Release()
+	c.Send(&Message{Type: m.Type, Answer: true, Status: st, ID: m.ID, Epoch: r.promise.Epoch})
+}
+
+// onHello takes a greeting if nobody newer was promised; it becomes the session
+// when all older tasks are done and the promise is durable.
+func (r *Replica) onHello(c Conn, m *Message) {
+	h := m.Hello
+	if h == nil || h.Cluster != r.cfg.Cluster || h.Volume != r.cfg.Volume || h.Replica != r.cfg.Replica ||
+		h.Grant == 0 || h.Grant > m.Epoch {
+		r.refuse(c, m, StatusInvalid)
+		return
+	}
+	if r.failure != nil {
+		r.refuse(c, m, StatusFailed)
+		return
+	}
+	// Invariant 1: promises never go back. An epoch belongs to one grant, so the
+	// same epoch is the same primary calling again.
+	newest := r.promise
+	if r.hello != nil {
+		newest = Promise{Epoch: r.hello.m.Epoch, Grant: r.hello.m.Hello.Grant}
+	}
+	if m.Epoch < newest.Epoch || m.Epoch == newest.Epoch && h.Grant != newest.Grant {
+		c.Send(&Message{Type: m.Type, Answer: true, Status: StatusFenced, ID: m.ID, Epoch: newest.Epoch})
+		return
+	}
+	if r.session != nil && r.session.conn == c {
+		r.session.conn = nil // the same connection greets again: keep it open
+	}
+	r.cut()
+	if r.hello != nil && r.hello.conn != c {
+		r.hello.conn.Close()
+	}
+	r.hello = &greeting{conn: c, m: m}
+	r.advance()
+}
+
+// cut ends the present session. Its tasks in flight still run; their answers go
+// nowhere.
+func (r *Replica) cut() {
+	if r.session == nil {
+		return
+	}
+	r.drop(r.session)
+	if r.session.conn != nil {
+		r.session.conn.Close()
+	}
+	r.session = nil
+}
+
+// drop lets go of what a session holds.
+func (r *Replica) drop(s *session) {
+	for _, m := range s.held {
+		m.Buf.Release()
+	}
+	s.held = nil
+}
+
+// advance makes the promise for the waiting Hello once the store is idle, so
+// that no write of an older session can be applied after the answer.
+func (r *Replica) advance() {
+	g := r.hello
+	if g == nil || r.active > 0 {
+		return
+	}
+	p := Promise{Epoch: g.m.Epoch, Grant: g.m.Hello.Grant}
+	r.submit(&Task{Kind: TaskPromise, Promise: p, Record: g.m.Hello.Record}, job{greeting: g, then: r.promised})
+}
+
+// promised welcomes the primary, unless a newer one has called meanwhile.
+func (r *Replica) promised(t *Task) {
+	g := t.Ctx.(job).greeting
+	if t.Err != nil {
+		r.fail(t.Err)
+		if r.hello == g {
+			r.hello = nil
+			r.refuse(g.conn, g.m, StatusFailed)
+		}
+		return
+	}
+	r.promise = t.Promise
+	if r.hello != g {
+		return // replaced or closed; OnDone advances the newer one
+	}
+	r.hello = nil
+	r.open(g)
+}
+
+// open starts the session and answers with what a new primary must know.
+func (r *Replica) open(g *greeting) {
+	grant := g.m.Hello.Grant
+	if r.answeredGrant != grant {
+		r.otherAnswered = max(r.otherAnswered, r.answered)
+		r.answeredGrant, r.committed = grant, 0
+	}
+	now := r.cfg.Clock.Now()
+	r.session = &session{conn: g.conn, epoch: g.m.Epoch, grant: grant}
+	st := r.store.State()
+	r.size = st.SizeBytes
+	w := &Welcome{Boot: st.Boot, SizeBytes: st.SizeBytes, MapSince: st.MapSince, Tail: st.Tail,
+		Suspects: st.Suspects, QuietNanos: int64(now - r.otherAnswered)}
+	r.answer(r.session, &Message{Type: MsgHello, ID: g.m.ID, Welcome: w})
+}
+
+// serve acts on a message of the session.
+func (r *Replica) serve(s *session, m *Message) {
+	if m.Type == MsgEpoch {
+		r.onEpoch(s, m)
+		return
+	}
+	switch {
+	case m.Epoch < s.epoch:
+		r.refuse(s.conn, m, StatusFenced)
+		return
+	case m.Epoch != s.epoch || !r.sensible(m):
+		r.refuse(s.conn, m, StatusInvalid)
+		return
+	case r.failure != nil:
+		r.refuse(s.conn, m, StatusFailed)
+		return
+	}
+	t := r.task(s, m)
+	if t == nil { // a ping
+		r.commit(s, m)
+		r.answer(s, &Message{Type: m.Type, ID: m.ID})
+		return
+	}
+	r.submit(t, job{session: s, m: m})
+}
+
+// commit passes on what a ping tells about committed writes, so that an idle
+// volume's tail and intents empty.
+func (r *Replica) commit(s *session, m *Message) {
+	if m.Committed <= r.committed {
+		return
+	}
+	r.committed = m.Committed
+	r.submit(&Task{Kind: TaskCommit, Grant: s.grant, Committed: m.Committed}, job{then: func(*Task) {}})
+}
+
+// sensible checks a message's arguments before the store sees them.
+func (r *Replica) sensible(m *Message) bool {
+	aligned := m.Offset >= 0 && m.Length > 0 && m.Offset%holdfast.BlockSize == 0 && m.Length%holdfast.BlockSize == 0
+	inside := aligned && m.Offset <= r.size && m.Length <= r.size-m.Offset
+	switch m.Type {
+	case MsgWrite:
+		return m.Buf != nil && inside && int64(len(m.Buf.B)) == m.Length
+	case MsgRead:
+		return inside && m.Length <= MaxData
+	case MsgHash:
+		return inside && m.Offset%HashBlock == 0 && m.Length <= MaxHashes*HashBlock
+	case MsgTrim, MsgAllocated:
+		return inside
+	case MsgGrow:
+		return m.Length > 0 && m.Length%holdfast.BlockSize == 0
+	case MsgRecord:
+		return m.Record != nil
+	case MsgPing, MsgFlush, MsgChanged, MsgMark, MsgSettle:
+		return true
+	}
+	return false
+}
+
+// task translates a message; nil for a ping.
+func (r *Replica) task(s *session, m *Message) *Task {
+	t := &Task{Epoch: s.epoch, Grant: s.grant, Seq: m.Seq, Committed: m.Committed, FUA: m.FUA,
+		Offset: m.Offset, Length: m.Length, Since: m.Since, Extents: m.Extents, Buf: m.Buf}
+	r.committed = max(r.committed, m.Committed)
+	switch m.Type {
+	case MsgWrite:
+		t.Kind = TaskWrite
+	case MsgTrim:
+		t.Kind = TaskTrim
+	case MsgRead:
+		t.Kind = TaskRead
+		t.Buf = buf.Get(int(m.Length))
+	case MsgFlush:
+		t.Kind = TaskFlush
+	case MsgChanged:
+		t.Kind = TaskChanged
+	case MsgAllocated:
+		t.Kind = TaskAllocated
+	case MsgHash:
+		t.Kind = TaskHash
+	case MsgMark:
+		t.Kind = TaskMark
+	case MsgGrow:
+		t.Kind = TaskGrow
+	case MsgSettle:
+		t.Kind = TaskSettle
+	case MsgRecord:
+		t.Kind, t.Promise, t.Record = TaskPromise, r.promise, *m.Record
+	default:
+		return nil
+	}
+	return t
+}
+
+// onEpoch follows the session's primary into a new epoch: the promise and the
+// marks are durable before anything that comes after is looked at.
+func (r *Replica) onEpoch(s *session, m *Message) {
+	if m.Record == nil || m.Epoch <= s.epoch {
+		r.refuse(s.conn, m, StatusInvalid)
+		return
+	}
+	if r.failure != nil {
+		r.refuse(s.conn, m, StatusFailed)
+		return
+	}
+	s.promising = true
+	p := Promise{Epoch: m.Epoch, Grant: s.grant}
+	mark := func(t *Task) {
+		if t.Err == nil {
+			r.promise = t.Promise
+			if len(m.Extents) > 0 {
+				r.submit(&Task{Kind: TaskMark, Epoch: m.Epoch, Extents: m.Extents}, job{then: func(t *Task) { r.entered(s, m, t.Err) }})
+				return
+			}
+		}
+		r.entered(s, m, t.Err)
+	}
+	r.submit(&Task{Kind: TaskPromise, Promise: p, Record: *m.Record}, job{then: mark})
+}
+
+// entered answers a new epoch and then serves what was held.
+func (r *Replica) entered(s *session, m *Message, err error) {
+	if err != nil {
+		r.fail(err)
+	}
+	if r.session != s {
+		return
+	}
+	s.promising = false
+	if err != nil {
+		r.refuse(s.conn, m, StatusFailed)
+	} else {
+		s.epoch = m.Epoch
+		r.answer(s, &Message{Type: m.Type, ID: m.ID})
+	}
+	held := s.held
+	s.held = nil
+	for i, h := range held {
+		if r.session != s || s.promising {
+			s.held = append(s.held, held[i:]...)
+			return
+		}
+		r.serve(s, h)
+	}
+}
+
+// submit hands a task to the store.
+func (r *Replica) submit(t *Task, j job) {
+	t.Ctx = j
+	r.active++
+	r.store.Submit(t)
+}
+
+// OnDone is the event that the store has finished a task.
+func (r *Replica) OnDone(t *Task) {
+	j := t.Ctx.(job)
+	r.active--
+	if j.then != nil {
+		j.then(t)
+	} else {
+		r.done(j, t)
+	}
+	r.advance()
+}
+
+// done answers the message that a task was for.
+func (r *Replica) done(j job, t *Task) {
+	if t.Kind == TaskWrite {
+		t.Buf.Release()
+	}
+	a := &Message{Type: j.m.Type, ID: j.m.ID, Offset: t.Offset, Length: t.Length}
+	switch {
+	case t.Err == nil:
+	case errors.Is(t.Err, holdfast.NoSpace):
+		a.Status = StatusNoSpace
+	case t.Kind == TaskChanged && errors.Is(t.Err, holdfast.NotFound):
+		a.Status = StatusNoMap
+	default:
+		r.fail(t.Err)
+		a.Status = StatusFailed
+	}
+	switch {
+	case t.Kind == TaskRead && t.Err == nil && r.session == j.session:
+		a.Buf = t.Buf
+	case t.Kind == TaskRead:
+		t.Buf.Release()
+	case t.Kind == TaskGrow && t.Err == nil:
+		r.size = max(r.size, t.Length)
+	case t.Kind == TaskChanged || t.Kind == TaskAllocated:
+		a.Extents, a.More = page(t.Extents, j.m.Offset)
+	case t.Kind == TaskHash:
+		a.Hashes = t.Hashes
+	}
+	if r.session == j.session {
+		r.answer(j.session, a)
+	}
+}
+
+// page cuts a listing to what fits into one message, from offset on.
+func page(xs []holdfast.Extent, offset int64) ([]holdfast.Extent, bool) {
+	i := 0
+	for i < len(xs) && xs[i].End() <= offset {
+		i++
+	}
+	xs = xs[i:]
+	if len(xs) > MaxExtents {
+		return xs[:MaxExtents], true
+	}
+	return xs, false
+}
+
+// answer sends an answer in the session's name and notes when.
+func (r *Replica) answer(s *session, m *Message) {
+	m.Answer, m.Epoch = true, s.epoch
+	r.answered = r.cfg.Clock.Now()
+	s.conn.Send(m)
+}
+
+// fail notes that the store cannot be relied on any more (a failed fdatasync is
+// final: field lesson 28).
+func (r *Replica) fail(err error) {
+	if r.failure == nil {
+		r.failure = err
+	}
+}
