@@ -107,6 +107,10 @@ type Replica struct {
 	// Since is the epoch since which the replica is in sync (InSync) or lacks
 	// writes (Stale, Rebuilding); 0 for one that never was in sync.
 	Since Epoch `json:"since"`
+	// Leaving marks a replica that the controller wants gone, for good: the
+	// primary drops it from the in-sync set (never the last one), starts no repair
+	// of it and never makes it InSync again; the controller then retires it.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // Clone is a deep copy.

@@ -34,6 +34,10 @@ type Volumes interface {
 	// and adds the tombstones, all at once. Tombstones may also be added alone
 	// with AddTombstones.
 	DropVolume(ctx context.Context, r holdfast.Record, ts []holdfast.Tombstone) error
+	// RetireReplicas is SwapVolume that adds tombstones as well, all at once: the
+	// one way by which a replica leaves a record that stays. Without it a crash
+	// between both would leak the replica or, worse, bury one that is in use.
+	RetireReplicas(ctx context.Context, r holdfast.Record, ts []holdfast.Tombstone) (holdfast.Record, error)
 	// WatchVolumes calls f for every record there is and then for every change,
 	// one at a time, until ctx ends. Changes may be merged, never lost.
 	WatchVolumes(ctx context.Context, f func(VolumeEvent)) error
