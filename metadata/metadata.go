@@ -20,15 +20,18 @@ import (
 // which case a change may or may not have happened.
 type Volumes interface {
 	// CreateVolume stores a new record under its id and its name, both of which
-	// must be free: Exists otherwise. On return it is durable.
+	// must be free: Exists otherwise, with the stored record that has the id,
+	// else the name. On return it is durable.
 	CreateVolume(ctx context.Context, r holdfast.Record) (holdfast.Record, error)
-	// Volume reads one record by id or by name, id first.
+	// Volume reads one record by id or by name, id first. Corrupt when it cannot
+	// be understood.
 	Volume(ctx context.Context, idOrName string) (holdfast.Record, error)
-	// Volumes reads all records, ordered by id.
+	// Volumes reads all records, ordered by id. One that cannot be understood is
+	// left out and reported (see the store's OnCorrupt), so that it hides no other.
 	Volumes(ctx context.Context) ([]holdfast.Record, error)
 	// SwapVolume replaces the record if the stored revision is r.Revision, and
 	// returns it with its new one. On Busy it returns the record as stored now.
-	// ID and Name never change.
+	// ID and Name never change: Invalid.
 	SwapVolume(ctx context.Context, r holdfast.Record) (holdfast.Record, error)
 	// DropVolume removes the record and its name if the revision is r.Revision,
 	// and adds the tombstones, all at once. Tombstones may also be added alone
@@ -37,9 +40,12 @@ type Volumes interface {
 	// RetireReplicas is SwapVolume that adds tombstones as well, all at once: the
 	// one way by which a replica leaves a record that stays. Without it a crash
 	// between both would leak the replica or, worse, bury one that is in use.
+	// Invalid when r still names one of the buried replicas.
 	RetireReplicas(ctx context.Context, r holdfast.Record, ts []holdfast.Tombstone) (holdfast.Record, error)
 	// WatchVolumes calls f for every record there is and then for every change,
-	// one at a time, until ctx ends. Changes may be merged, never lost.
+	// one at a time, until ctx ends: its cause is then the error's cause. It
+	// waits for a store that does not answer. Changes may be merged, never lost;
+	// the same state may be reported twice.
 	WatchVolumes(ctx context.Context, f func(VolumeEvent)) error
 }
 
@@ -64,8 +70,10 @@ type Nodes interface {
 	// DropNode forgets a node: NotFound if unknown, InUse while it is alive.
 	DropNode(ctx context.Context, id holdfast.NodeID) error
 	// Join takes the node's lease: on return the node is alive until the lease
-	// is closed or not refreshed for ttl. InUse while another instance of the
-	// node holds it.
+	// is closed or not refreshed for ttl (the store may round it up to its own
+	// least). InUse while another instance of the node holds it, who is named.
+	// The same instance may join again: its older lease is then lost. The lease
+	// outlives ctx; it ends, without being given back, with the store's Close.
 	Join(ctx context.Context, id holdfast.NodeID, instance string, ttl time.Duration) (Lease, error)
 	// Alive says whether the node's lease is there.
 	Alive(ctx context.Context, id holdfast.NodeID) (bool, error)
@@ -74,8 +82,12 @@ type Nodes interface {
 // Lease is a node's sign of life, refreshed in the background until closed.
 type Lease interface {
 	// Lost is closed when the lease has run out or could not be confirmed for
-	// its whole ttl; the holder joins again.
+	// its whole ttl, at the latest when the store lets it run out; the holder
+	// joins again.
 	Lost() <-chan struct{}
+	// Held says whether the lease is held, by the clock: after a pause of the
+	// process it knows before Lost is closed.
+	Held() bool
 	// Close gives the lease back at once.
 	Close() error
 }
@@ -90,8 +102,10 @@ type Tombstones interface {
 
 // Leader elects one controller.
 type Leader interface {
-	// Campaign waits until this candidate leads; the context it returns ends
-	// when the leadership does. Call resign to give it up.
+	// Campaign waits, also for a store that does not answer, until this
+	// candidate leads; the context it returns ends when the leadership does, and
+	// with ctx. Call resign to give it up; it may be called again. The error is
+	// Unavailable, caused by ctx's end.
 	Campaign(ctx context.Context, candidate string) (led context.Context, resign func(), err error)
 	// Leader names the present leader; "" if none.
 	Leader(ctx context.Context) (string, error)
@@ -107,3 +121,11 @@ type Store interface {
 	Cluster(ctx context.Context) (holdfast.ClusterID, error)
 	Close() error
 }
+
+// DefaultCallTimeout bounds one call to a store that does not answer, whatever
+// longer deadline the caller's context has.
+const DefaultCallTimeout = 5 * time.Second
+
+// DefaultLeaseTTL is how long a node, or the leader, counts as alive after its
+// last sign of life.
+const DefaultLeaseTTL = 5 * time.Second
