@@ -79,7 +79,11 @@ func (c Config) Dial(target string) (*grpc.ClientConn, error) {
 	if c.TLS != nil && network == "tcp" {
 		creds = credentials.NewTLS(c.TLS)
 	}
-	cc, err := grpc.NewClient("passthrough:///"+addr,
+	var opts []grpc.DialOption
+	if network == "unix" {
+		opts = append(opts, grpc.WithAuthority("localhost")) // a path is no valid host
+	}
+	cc, err := grpc.NewClient("passthrough:///"+addr, append(opts,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx, network, addr) }),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -93,7 +97,7 @@ func (c Config) Dial(target string) (*grpc.ClientConn, error) {
 		// The outermost one translates, so that it also sees the deadline's end.
 		grpc.WithChainUnaryInterceptor(grpcstatus.UnaryClient(), c.bounded()),
 		grpc.WithChainStreamInterceptor(grpcstatus.StreamClient()),
-	)
+	)...)
 	return cc, holdfast.WrapKind("dial "+target, holdfast.Invalid, err)
 }
 
