@@ -82,7 +82,8 @@ type StoreState struct {
 	// MapSince is the oldest epoch from which the change maps are complete;
 	// asking for changes since an earlier one fails with kind NotFound.
 	MapSince holdfast.Epoch
-	// Boot identifies the boot of the host and the opening of the store.
+	// Boot identifies the boot of the host: it is another one after a power loss
+	// or a reboot, and the same after the daemon alone was killed.
 	Boot string
 }
 

@@ -274,7 +274,7 @@ func (r *Replica) sensible(m *Message) bool {
 	case MsgWrite:
 		return m.Buf != nil && inside && int64(len(m.Buf.B)) == m.Length
 	case MsgRead:
-		return inside && m.Length <= MaxData
+		return inside && m.Length <= MaxData && (m.Buf == nil || int64(len(m.Buf.B)) == m.Length)
 	case MsgHash:
 		return inside && m.Offset%HashBlock == 0 && m.Length <= MaxHashes*HashBlock
 	case MsgTrim, MsgAllocated:
@@ -301,7 +301,9 @@ func (r *Replica) task(s *session, m *Message) *Task {
 		t.Kind = TaskTrim
 	case MsgRead:
 		t.Kind = TaskRead
-		t.Buf = buf.Get(int(m.Length))
+		if m.Buf == nil { // a primary in the same process hands in its own
+			t.Buf = buf.Get(int(m.Length))
+		}
 	case MsgFlush:
 		t.Kind = TaskFlush
 	case MsgChanged:

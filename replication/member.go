@@ -1,0 +1,477 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// membership changes the record: one swap at a time, planned anew from the
+// newest record each time, so that it does not matter who else changed it.
+type membership struct {
+	swapping bool            // a swap is under way
+	unknown  bool            // its outcome is not known yet
+	reading  bool            // the record is being read
+	want     holdfast.Record // what the swap asked for
+	retryAt  time.Duration
+	losing   uint32 // peers being dropped, until all others know the epoch without them
+	marks    []holdfast.Extent
+	doubt    holdfast.Epoch // a replica has promised this epoch, which is not ours
+	pruned   holdfast.Epoch // change maps were pruned in this epoch
+	outage   time.Duration  // since when the metadata store has not answered; 0: it does
+}
+
+// open says whether a swap could still take effect that nobody has heard of.
+func (m *membership) open() bool { return m.swapping || m.unknown }
+
+// undecided is the peer's bit if dropping it has been thought of but not asked
+// for: it may stay.
+func (m *membership) undecided(t *peer) uint32 {
+	if m.open() || !t.inSync() {
+		return 0
+	}
+	return t.bit
+}
+
+// condemn starts to drop an in-sync peer. It refuses (false) for the last one:
+// without another in-sync peer that is there, I/O waits instead.
+func (p *Primary) condemn(t *peer) bool {
+	if !t.inSync() || p.member.losing&t.bit != 0 {
+		p.plan()
+		return true
+	}
+	for _, o := range p.peers {
+		if o != t && o.inSync() && o.up && p.member.losing&o.bit == 0 {
+			p.member.losing |= t.bit
+			p.changed("dropping replica %s on node %s: %s", t.rep.ID, t.rep.Node, t.why())
+			p.plan()
+			return true
+		}
+	}
+	return false
+}
+
+func (t *peer) why() string {
+	if t.refusal != "" {
+		return t.refusal
+	}
+	return "it must not stay in sync"
+}
+
+// plan asks for the next record, if one is wanted and none is under way.
+func (p *Primary) plan() {
+	m := &p.member
+	if p.phase == ended || m.open() || m.reading || p.now() < m.retryAt {
+		return
+	}
+	if m.doubt > p.epoch {
+		m.reading = true
+		p.ports.Records.Read()
+		return
+	}
+	next, wanted := p.desired()
+	if !wanted {
+		return
+	}
+	m.swapping, m.want = true, next
+	p.ports.Records.Swap(next)
+}
+
+// desired is the record as it should be, and whether it differs.
+func (p *Primary) desired() (holdfast.Record, bool) {
+	next := p.rec.Clone()
+	members := p.dropLosers(&next)
+	wanted := false
+	for _, t := range p.peers {
+		rep := next.Replica(t.rep.ID)
+		if rep == nil || rep.State == holdfast.InSync || t.repair == nil {
+			continue
+		}
+		switch {
+		case t.repair.stage == repairReady && t.size >= next.SizeBytes && p.phase == serving && p.member.losing == 0:
+			rep.State, rep.Since = holdfast.InSync, next.Epoch+1
+			members = true
+		case rep.State == holdfast.Stale || rep.State == holdfast.New:
+			rep.State = holdfast.Rebuilding
+			wanted = true
+		}
+	}
+	if members {
+		next.Epoch++
+	}
+	if size := p.grown(&next); size > next.SizeBytes {
+		next.SizeBytes = size
+		wanted = true
+	}
+	if p.phase == releasing && len(p.inflight) == 0 && p.readers.n == 0 && p.flush.idle() && p.member.losing == 0 {
+		next.Primary = nil
+		wanted = true
+	}
+	return next, wanted || members
+}
+
+// dropLosers makes the losers stale in next, as long as an in-sync replica that
+// is there remains.
+func (p *Primary) dropLosers(next *holdfast.Record) bool {
+	survivors := false
+	for _, t := range p.peers {
+		if t.inSync() && t.up && p.member.losing&t.bit == 0 {
+			survivors = true
+		}
+	}
+	if !survivors {
+		return false
+	}
+	dropped := false
+	for _, t := range p.peers {
+		if rep := next.Replica(t.rep.ID); rep != nil && rep.State == holdfast.InSync && p.member.losing&t.bit != 0 {
+			rep.State, rep.Since = holdfast.Stale, next.Epoch+1
+			dropped = true
+		}
+	}
+	return dropped
+}
+
+// grown is the size that all who will be in sync have reached, or 0.
+func (p *Primary) grown(next *holdfast.Record) int64 {
+	target := p.target()
+	for _, t := range p.peers {
+		if rep := next.Replica(t.rep.ID); rep != nil && rep.State == holdfast.InSync && t.size < target {
+			return 0
+		}
+	}
+	return target
+}
+
+// target is the size in whole blocks that the volume shall have.
+func (p *Primary) target() int64 { return holdfast.RoundUp(p.rec.Spec.SizeBytes) }
+
+// OnSwap is the outcome of Records.Swap.
+func (p *Primary) OnSwap(rec holdfast.Record, err error) {
+	if p.phase == ended || !p.member.swapping {
+		return
+	}
+	m := &p.member
+	m.swapping = false
+	switch {
+	case err == nil || errors.Is(err, holdfast.Busy):
+		m.outage = 0
+		p.adopt(rec)
+	case errors.Is(err, holdfast.NotFound):
+		p.OnDeleted()
+	default:
+		m.unknown = true
+		p.metadataGone()
+	}
+}
+
+// OnRead is the outcome of Records.Read.
+func (p *Primary) OnRead(rec holdfast.Record, err error) {
+	if p.phase == ended || !p.member.reading {
+		return
+	}
+	m := &p.member
+	m.reading = false
+	switch {
+	case err == nil && m.unknown && rec.Revision <= m.want.Revision:
+		// The swap may still take effect later. Only another swap from the same
+		// revision can decide which of the two it is.
+		m.outage = 0
+		m.want, _ = p.desired()
+		m.swapping = true
+		p.ports.Records.Swap(m.want)
+	case err == nil:
+		m.outage = 0
+		if m.doubt > p.epoch {
+			// The record still names us, so a replica is ahead of the metadata
+			// store: the store was rolled back. Never guess; ask again later.
+			m.doubt, m.retryAt = 0, p.now()+p.cfg.RepairRetry
+		}
+		p.adopt(rec)
+	case errors.Is(err, holdfast.NotFound):
+		p.OnDeleted()
+	default:
+		p.metadataGone()
+	}
+}
+
+func (p *Primary) metadataGone() {
+	if p.member.outage == 0 {
+		p.member.outage = p.now()
+	}
+	p.member.retryAt = p.now() + p.cfg.SwapRetry
+}
+
+// tickMembership repeats what could not be done.
+func (p *Primary) tickMembership(now time.Duration) {
+	m := &p.member
+	if p.phase == ended || now < m.retryAt || m.swapping || m.reading {
+		return
+	}
+	if m.unknown {
+		m.reading = true
+		p.ports.Records.Read()
+		return
+	}
+	p.plan()
+}
+
+// adopt takes a newer record, from whomever it comes.
+func (p *Primary) adopt(rec holdfast.Record) {
+	if rec.Primary == nil || rec.Primary.Grant != p.grant || rec.Primary.Node != p.cfg.Self {
+		p.superseded(rec)
+		return
+	}
+	if rec.Revision < p.rec.Revision {
+		return
+	}
+	if rec.Revision > p.member.want.Revision {
+		// A newer record contains the swap whose outcome was unknown, or excludes
+		// it for good.
+		p.member.unknown = false
+	}
+	before := p.rec
+	p.rec = rec.Clone()
+	p.syncPeers()
+	if rec.Epoch > p.epoch {
+		p.enterEpoch()
+	} else if rec.Revision > before.Revision {
+		p.tellRecord()
+	}
+	p.size = max(p.size, rec.SizeBytes)
+	if rec.SizeBytes > before.SizeBytes && p.ports.Events.Resized != nil {
+		p.ports.Events.Resized(rec.SizeBytes)
+	}
+	p.forgetCandidates()
+	p.growPeers()
+	p.leave()
+	p.settle()
+	p.prune()
+	p.plan()
+	p.tickTakeover(p.now())
+	p.admit()
+}
+
+// superseded ends a primary that is not named in the record any more.
+func (p *Primary) superseded(rec holdfast.Record) {
+	if p.phase == releasing && (rec.Primary == nil || len(p.inflight) == 0) {
+		p.end(nil)
+		return
+	}
+	who := "nobody"
+	if rec.Primary != nil {
+		who = fmt.Sprintf("node %s", rec.Primary.Node)
+	}
+	p.end(holdfast.E("serve volume "+p.rec.Name, holdfast.Fenced, "the volume is now granted to "+who))
+}
+
+// forgetCandidates stops to require those whose promotion was not committed.
+func (p *Primary) forgetCandidates() {
+	if p.member.open() {
+		return
+	}
+	for _, t := range p.peers {
+		if t.required && !t.inSync() && t.repair == nil && p.member.losing&t.bit == 0 {
+			p.unrequire(t)
+		}
+	}
+}
+
+// unrequire stops to wait for a peer that is not in sync.
+func (p *Primary) unrequire(t *peer) {
+	if t.required {
+		t.required = false
+		p.clearWaiting(t.bit)
+	}
+}
+
+// leave drops in-sync replicas that the controller has marked as leaving, once
+// enough others are in sync.
+func (p *Primary) leave() {
+	for _, t := range p.peers {
+		if t.inSync() && t.rep.Leaving && p.phase == serving && len(p.rec.InSyncReplicas()) > max(1, p.rec.Spec.MinInSync) {
+			p.condemn(t)
+		}
+	}
+}
+
+// growPeers makes the in-sync replicas as large as the volume shall be.
+func (p *Primary) growPeers() {
+	target := p.target()
+	if target <= p.rec.SizeBytes || p.phase < serving {
+		return
+	}
+	for _, t := range p.peers {
+		if !t.inSync() || !t.up || t.size >= target || t.growing {
+			continue
+		}
+		t.growing = true
+		p.ask(t, &Message{Type: MsgGrow, Length: target}, func(m *Message) {
+			t.growing = false
+			switch {
+			case m == nil:
+			case m.Status == StatusOK:
+				t.size = max(t.size, target)
+				p.plan()
+			case m.Status == StatusFailed:
+				p.diskFailed(t)
+			}
+		})
+	}
+}
+
+// tellRecord shows a newer record of the same epoch to all replicas
+// (invariant 10). Nothing waits for it.
+func (p *Primary) tellRecord() {
+	for _, t := range p.peers {
+		if t.up {
+			rec := p.rec.Clone()
+			p.ask(t, &Message{Type: MsgRecord, Record: &rec}, func(*Message) {})
+		}
+	}
+}
+
+// enterEpoch makes the record's epoch the one that messages carry, and tells all
+// sessions. Writes that a dropped replica has not answered are marked in the new
+// epoch's change maps (invariant 7), and acknowledged only when everybody who
+// stays has promised the epoch and made the marks durable (invariant 2).
+func (p *Primary) enterEpoch() {
+	p.epoch = p.rec.Epoch
+	lost := p.lost()
+	var marks []holdfast.Extent
+	for _, w := range p.inflight {
+		if w.waiting&lost != 0 {
+			marks = append(marks, w.ext)
+		}
+	}
+	p.member.marks = union(marks)
+	for _, t := range p.peers {
+		t.asked = 0
+		t.epochPending = t.inSync()
+		switch {
+		case t.conn != nil && !t.up:
+			p.lose(t, "the epoch changed while greeting")
+		case t.up:
+			p.announce(t)
+		}
+	}
+	p.announced()
+}
+
+// lost is the set of peers being dropped that the record does not count any more.
+func (p *Primary) lost() uint32 {
+	var lost uint32
+	for _, t := range p.peers {
+		if p.member.losing&t.bit != 0 && !t.inSync() {
+			lost |= t.bit
+		}
+	}
+	return lost
+}
+
+// announce tells one session the new epoch.
+func (p *Primary) announce(t *peer) {
+	rec, epoch := p.rec.Clone(), p.epoch
+	m := &Message{Type: MsgEpoch, Record: &rec}
+	if t.inSync() {
+		m.Extents = p.member.marks
+	}
+	p.ask(t, m, func(m *Message) { p.heardEpoch(t, epoch, m) })
+}
+
+// remind tells a peer that came back what it may not have heard: the epoch went
+// with the greeting, the marks go now.
+func (p *Primary) remind(t *peer) {
+	if !t.epochPending {
+		return
+	}
+	if len(p.member.marks) == 0 {
+		t.epochPending = false
+		p.announced()
+		return
+	}
+	epoch := p.epoch
+	p.ask(t, &Message{Type: MsgMark, Extents: p.member.marks}, func(m *Message) { p.heardEpoch(t, epoch, m) })
+}
+
+func (p *Primary) heardEpoch(t *peer, epoch holdfast.Epoch, m *Message) {
+	switch {
+	case m == nil || epoch != p.epoch:
+	case m.Status == StatusOK:
+		t.epochPending = false
+		p.announced()
+	case m.Status == StatusFailed:
+		p.diskFailed(t)
+	default:
+		p.lose(t, "it refused the new epoch")
+	}
+}
+
+// announced goes on when all in-sync replicas have promised the epoch.
+func (p *Primary) announced() {
+	p.promoted()
+	for _, t := range p.peers {
+		if t.inSync() && t.epochPending {
+			return
+		}
+	}
+	lost := p.lost()
+	p.member.losing &^= lost
+	for _, t := range p.peers {
+		if lost&t.bit != 0 {
+			t.required = false
+			p.changed("replica %s on node %s was dropped in epoch %d: %s", t.rep.ID, t.rep.Node, p.epoch, t.why())
+		}
+	}
+	p.clearWaiting(lost)
+	for _, w := range append([]*write(nil), p.inflight...) {
+		p.settleWrite(w) // those that minInSync held
+	}
+	p.settle()
+	p.prune()
+	p.admit()
+	p.retryReads()
+	p.tickTakeover(p.now())
+	p.plan()
+}
+
+// promoted ends the repairs of those that are in sync now.
+func (p *Primary) promoted() {
+	for _, t := range p.peers {
+		if r := t.repair; r != nil && t.inSync() {
+			p.stopRepair(t)
+			t.unsettled = true
+			p.changed("replica %s on node %s is in sync again in epoch %d: %d bytes copied", t.rep.ID, t.rep.Node, p.epoch, r.copied)
+		}
+	}
+}
+
+// settle lets replicas that have become in sync forget what they were asked for
+// in the repair: their own tails of earlier grants, and their suspects.
+func (p *Primary) settle() {
+	for _, t := range p.peers {
+		if t.unsettled && t.inSync() && t.up && !t.epochPending {
+			t.unsettled = false
+			p.ask(t, &Message{Type: MsgSettle}, func(*Message) {})
+		}
+	}
+}
+
+// prune lets the replicas forget what is of no use when all are in sync: old
+// change maps, suspects, and tails of earlier grants.
+func (p *Primary) prune() {
+	if p.phase != serving || p.member.losing != 0 || p.member.pruned == p.epoch {
+		return
+	}
+	for _, t := range p.peers {
+		if !t.inSync() || !t.up || t.epochPending {
+			return
+		}
+	}
+	p.member.pruned = p.epoch
+	for _, t := range p.peers {
+		p.ask(t, &Message{Type: MsgSettle, Since: p.epoch}, func(*Message) {})
+	}
+}

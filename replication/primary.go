@@ -1,0 +1,312 @@
+package replication
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// Config is what a primary works with. The zero durations mean the defaults of
+// DefaultConfig.
+type Config struct {
+	Cluster holdfast.ClusterID
+	Self    holdfast.NodeID
+	// Record is the volume's record in which Self has just been granted.
+	Record holdfast.Record
+	// Predecessor is the primary of the record before the grant: nil if it had
+	// released the volume. It may still answer reads until the read window has
+	// passed, unless it ran on this node.
+	Predecessor *holdfast.Primary
+
+	SilentAfter  time.Duration // a replica that says nothing for so long is dropped
+	ReadWindow   time.Duration // reads need every in-sync replica heard from within it
+	PingEvery    time.Duration
+	RedialEvery  time.Duration // between attempts to reach an in-sync replica
+	RepairRetry  time.Duration // between attempts to repair another one
+	IOTimeout    time.Duration // a living replica that keeps one write for so long is dropped
+	NoSpaceRetry time.Duration // between attempts to write to a full pool
+	SwapRetry    time.Duration // between attempts to reach the metadata store
+	// RepairRate bounds repair traffic of this volume in bytes a second; 0 does
+	// not bound it.
+	RepairRate  int64
+	RepairDepth int // chunks copied at once
+}
+
+// RepairChunk is how much of a volume is locked and copied at once, in bytes.
+const RepairChunk = 256 << 10
+
+// DefaultConfig has the default times.
+func DefaultConfig() Config {
+	return Config{
+		SilentAfter: 2 * time.Second, ReadWindow: 2 * time.Second, PingEvery: 400 * time.Millisecond,
+		RedialEvery: 150 * time.Millisecond, RepairRetry: time.Second, IOTimeout: 10 * time.Second,
+		NoSpaceRetry: 500 * time.Millisecond, SwapRetry: 300 * time.Millisecond,
+		RepairRate: 200 << 20, RepairDepth: 2,
+	}
+}
+
+func (c *Config) fill() {
+	d := DefaultConfig()
+	set := func(v *time.Duration, def time.Duration) {
+		if *v == 0 {
+			*v = def
+		}
+	}
+	set(&c.SilentAfter, d.SilentAfter)
+	set(&c.ReadWindow, d.ReadWindow)
+	set(&c.PingEvery, d.PingEvery)
+	set(&c.RedialEvery, d.RedialEvery)
+	set(&c.RepairRetry, d.RepairRetry)
+	set(&c.IOTimeout, d.IOTimeout)
+	set(&c.NoSpaceRetry, d.NoSpaceRetry)
+	set(&c.SwapRetry, d.SwapRetry)
+	if c.RepairDepth == 0 {
+		c.RepairDepth = d.RepairDepth
+	}
+}
+
+// Ports are the interfaces through which a primary acts.
+type Ports struct {
+	Clock   Clock
+	Dialer  Dialer
+	Records Records
+	Events  Events
+}
+
+// phase is where a primary is in its life.
+type phase uint8
+
+const (
+	connecting  phase = iota // greeting the in-sync replicas
+	reconciling              // making their tails equal
+	serving
+	releasing // nothing new; in flight finishes, then the grant goes back
+	ended
+)
+
+func (s phase) String() string {
+	return [...]string{"connecting", "reconciling", "serving", "releasing", "ended"}[s]
+}
+
+// Primary is the state machine that serves one volume's I/O under one grant.
+type Primary struct {
+	cfg   Config
+	ports Ports
+	phase phase
+	err   error // why it ended
+
+	rec   holdfast.Record // the newest record known, always with our grant
+	epoch holdfast.Epoch  // under which messages go out
+	grant holdfast.Epoch
+	size  int64
+
+	peers    []*peer // one per replica in the record, in its order
+	attempts uint64
+	slots    uint32 // bits in use by peers
+
+	locks    rangeLock
+	seq      uint64
+	inflight []*write // in order of seq; done ones are cut from the front
+	backlog  []*Request
+	flush    flusher
+	readers  readers
+	member   membership
+	takeover takeover
+	repairs  pacer
+
+	startedAt time.Duration
+	lastTick  time.Duration
+	waits     waits
+	counters  Counters
+}
+
+// NewPrimary makes the machine; Start sets it going.
+func NewPrimary(cfg Config, ports Ports) *Primary {
+	cfg.fill()
+	p := &Primary{cfg: cfg, ports: ports, rec: cfg.Record.Clone(), epoch: cfg.Record.Epoch,
+		grant: cfg.Record.Primary.Grant, size: cfg.Record.SizeBytes}
+	p.repairs.rate = cfg.RepairRate
+	return p
+}
+
+// Start begins the take-over.
+func (p *Primary) Start() {
+	now := p.now()
+	p.startedAt, p.lastTick = now, now
+	p.syncPeers()
+	p.takeover.deadline = now + p.cfg.SilentAfter
+	for _, t := range p.peers {
+		p.dial(t)
+	}
+}
+
+func (p *Primary) now() time.Duration { return p.ports.Clock.Now() }
+
+func (p *Primary) changed(format string, args ...any) {
+	if p.ports.Events.Changed != nil {
+		p.ports.Events.Changed(fmt.Sprintf(format, args...))
+	}
+}
+
+// Submit takes a request; its Done is called when it is over.
+func (p *Primary) Submit(r *Request) {
+	if err := p.admissible(r); err != nil {
+		r.Done(r, err)
+		return
+	}
+	if p.held(r) || len(p.backlog) > 0 {
+		p.backlog = append(p.backlog, r)
+		return
+	}
+	p.begin(r)
+}
+
+// admissible refuses what can never be done.
+func (p *Primary) admissible(r *Request) error {
+	op := "I/O on volume " + p.rec.Name
+	switch {
+	case p.phase == ended && p.err != nil:
+		return p.err
+	case p.phase == ended || p.phase == releasing:
+		return holdfast.E(op, holdfast.Unavailable, "the volume is being detached")
+	case r.Op == OpFlush:
+		return nil
+	case r.Offset < 0 || r.Length <= 0 || r.Offset > p.size || r.Length > p.size-r.Offset:
+		return holdfast.E(op, holdfast.OutOfRange, fmt.Sprintf("bytes %d to %d are outside of the volume's %d", r.Offset, r.Offset+r.Length, p.size))
+	case (r.Op == OpRead || r.Op == OpWrite) && (r.Buf == nil || int64(len(r.Buf.B)) != r.Length):
+		return holdfast.E(op, holdfast.Invalid, "the buffer does not have the request's length")
+	}
+	return nil
+}
+
+// held says whether a request must wait before it begins.
+func (p *Primary) held(r *Request) bool {
+	if p.phase != serving {
+		return true
+	}
+	// Writes and flushes do not begin while a replica is being dropped, nor
+	// while fewer replicas than minInSync are in sync.
+	return r.Op != OpRead && (p.member.losing != 0 || len(p.rec.InSyncReplicas()) < p.rec.Spec.MinInSync)
+}
+
+// begin starts a request.
+func (p *Primary) begin(r *Request) {
+	switch r.Op {
+	case OpRead:
+		p.beginRead(r)
+	case OpFlush:
+		p.flush.waiting = append(p.flush.waiting, r)
+		p.kickFlush()
+	default:
+		p.beginWrite(r)
+	}
+}
+
+// admit begins what was held back, in order, as far as it may.
+func (p *Primary) admit() {
+	for len(p.backlog) > 0 && !p.held(p.backlog[0]) {
+		r := p.backlog[0]
+		p.backlog[0] = nil
+		p.backlog = p.backlog[1:]
+		p.begin(r)
+	}
+	if len(p.backlog) == 0 {
+		p.backlog = nil
+	}
+}
+
+// Tick is the event that some time has passed; called about every 50 ms.
+func (p *Primary) Tick() {
+	if p.phase == ended {
+		return
+	}
+	now := p.now()
+	if now-p.lastTick > p.cfg.SilentAfter/2 {
+		// This process was paused, not the replicas: their silence is ours.
+		for _, t := range p.peers {
+			t.heard = now
+			if t.downSince != 0 {
+				t.downSince = max(t.downSince, now-p.cfg.SilentAfter/2)
+			}
+		}
+	}
+	p.lastTick = now
+	for _, t := range p.peers {
+		p.tickPeer(t, now)
+	}
+	p.tickWrites(now)
+	p.tickTakeover(now)
+	p.tickMembership(now)
+	p.tickRepairs(now)
+	p.retryReads()
+	p.finishRelease()
+	p.noteWaits(now)
+}
+
+// OnRecord is the event that the metadata store has shown a record, in a watch
+// or otherwise. Older ones are ignored.
+func (p *Primary) OnRecord(rec holdfast.Record) {
+	if p.phase == ended || rec.Revision <= p.rec.Revision {
+		return
+	}
+	p.adopt(rec)
+}
+
+// OnDeleted is the event that the record is gone.
+func (p *Primary) OnDeleted() {
+	p.end(holdfast.E("serve volume "+p.rec.Name, holdfast.Fenced, "the volume was deleted"))
+}
+
+// Release gives the volume back: what is in flight finishes, the grant goes out
+// of the record, then Events.Ended is called with nil.
+func (p *Primary) Release() {
+	if p.phase == ended || p.phase == releasing {
+		return
+	}
+	p.phase = releasing
+	p.failBacklog(holdfast.E("I/O on volume "+p.rec.Name, holdfast.Unavailable, "the volume is being detached"))
+	p.finishRelease()
+}
+
+// Abort ends at once: all requests fail, the record keeps our grant.
+func (p *Primary) Abort() {
+	p.end(holdfast.E("serve volume "+p.rec.Name, holdfast.Unavailable, "the device was removed by force"))
+}
+
+// finishRelease goes on with a release once nothing is in flight.
+func (p *Primary) finishRelease() {
+	if p.phase == releasing && len(p.inflight) == 0 && p.readers.n == 0 && p.flush.idle() {
+		p.plan()
+	}
+}
+
+// end answers everything that is open with err (or Unavailable after a clean
+// release) and stops for good.
+func (p *Primary) end(err error) {
+	if p.phase == ended {
+		return
+	}
+	p.phase, p.err = ended, err
+	for _, t := range p.peers {
+		p.hangUp(t)
+	}
+	p.failBacklog(err)
+	p.failWrites(err)
+	p.failReads(err)
+	p.flush.fail(err)
+	if p.ports.Events.Ended != nil {
+		p.ports.Events.Ended(err)
+	}
+}
+
+func (p *Primary) failBacklog(err error) {
+	rs := p.backlog
+	p.backlog = nil
+	if err == nil {
+		err = holdfast.Unavailable
+	}
+	for _, r := range rs {
+		r.Done(r, err)
+	}
+}

@@ -1,0 +1,184 @@
+package replication
+
+import (
+	"github.com/holdfast-storage/holdfast"
+)
+
+// readers are the reads under way.
+type readers struct {
+	n      int     // begun and not done, waiting for a range or for a peer
+	parked []*read // waiting until the primary may read again
+	next   int     // where the search for a peer begins, when none is local
+	active []*read // all that are begun, so that an end can answer them
+}
+
+// read is a read on its way.
+type read struct {
+	req   *Request
+	ext   holdfast.Extent // in whole blocks
+	hold  hold
+	inner bool // runs under somebody else's hold
+	tries int
+	done  bool
+}
+
+// beginRead waits for writes in flight in its range, then reads.
+func (p *Primary) beginRead(r *Request) {
+	rd := &read{req: r, ext: blockRange(r.Offset, r.Length)}
+	rd.hold = hold{ext: rd.ext, granted: func() { p.startRead(rd) }}
+	if p.locks.acquire(&rd.hold) {
+		p.startRead(rd)
+	}
+}
+
+// readable says whether reads may be answered now (invariant 3): every in-sync
+// replica has answered in this epoch to something sent within the read window.
+func (p *Primary) readable() bool {
+	if p.phase != serving && p.phase != releasing || p.member.losing != 0 {
+		return false
+	}
+	oldest := p.now() - p.cfg.ReadWindow
+	for _, t := range p.peers {
+		if t.inSync() && (!t.up || t.epochPending || t.asked == 0 || t.asked < oldest) {
+			return false
+		}
+	}
+	return true
+}
+
+// startRead asks a replica, the local one if it is in sync.
+func (p *Primary) startRead(rd *read) {
+	if p.phase == ended {
+		p.finishRead(rd, p.endErr())
+		return
+	}
+	p.readers.n++
+	p.askRead(rd)
+}
+
+func (p *Primary) askRead(rd *read) {
+	if !p.readable() {
+		p.readers.parked = append(p.readers.parked, rd)
+		p.refreshWindow()
+		return
+	}
+	t := p.readFrom(rd)
+	m := &Message{Type: MsgRead, Offset: rd.ext.Offset, Length: rd.ext.Length}
+	if t.rep.Node == p.cfg.Self && rd.ext.Length == rd.req.Length {
+		m.Buf = rd.req.Buf.Retain() // same process: read in place
+	}
+	p.send(t, m, call{rd: rd})
+}
+
+// readFrom chooses an in-sync peer: the local one first, another one after a
+// failure.
+func (p *Primary) readFrom(rd *read) *peer {
+	var in []*peer
+	for _, t := range p.peers {
+		if t.inSync() && t.up {
+			if t.rep.Node == p.cfg.Self && rd.tries == 0 {
+				return t
+			}
+			in = append(in, t)
+		}
+	}
+	p.readers.next++
+	return in[(p.readers.next+rd.tries)%len(in)]
+}
+
+// refreshWindow asks those for a sign of life whose last one is too old.
+func (p *Primary) refreshWindow() {
+	now := p.now()
+	for _, t := range p.peers {
+		if t.inSync() && t.up && now-t.sentAt >= p.cfg.PingEvery/4 {
+			p.ask(t, &Message{Type: MsgPing}, func(*Message) { p.retryReads() })
+		}
+	}
+}
+
+// readDone is a replica's answer to a read.
+func (p *Primary) readDone(t *peer, rd *read, m *Message) {
+	defer m.Buf.Release()
+	if rd.done {
+		return
+	}
+	switch {
+	case m.Status == StatusFailed:
+		rd.tries++
+		p.parkRead(rd)
+		p.diskFailed(t)
+		p.retryReads()
+	case m.Status != StatusOK || m.Buf == nil || int64(len(m.Buf.B)) != rd.ext.Length:
+		p.parkRead(rd)
+		p.lose(t, "it refused a read")
+	case !p.readable() || !t.inSync():
+		// The window closed while the data was on its way: a process that was
+		// paused notices here.
+		p.parkRead(rd)
+		p.refreshWindow()
+	default:
+		if m.Buf != rd.req.Buf {
+			copy(rd.req.Buf.B, m.Buf.B[rd.req.Offset-rd.ext.Offset:])
+		}
+		p.readers.n--
+		p.finishRead(rd, nil)
+	}
+}
+
+// readLost takes back a read whose connection broke.
+func (p *Primary) readLost(rd *read) {
+	if !rd.done {
+		p.parkRead(rd)
+	}
+}
+
+func (p *Primary) parkRead(rd *read) {
+	p.readers.parked = append(p.readers.parked, rd)
+}
+
+// retryReads goes on with parked reads when the primary may read again.
+func (p *Primary) retryReads() {
+	if len(p.readers.parked) == 0 {
+		return
+	}
+	if !p.readable() {
+		if p.phase == serving || p.phase == releasing {
+			p.refreshWindow()
+		}
+		return
+	}
+	rs := p.readers.parked
+	p.readers.parked = nil
+	for _, rd := range rs {
+		if !rd.done {
+			p.askRead(rd)
+		}
+	}
+}
+
+func (p *Primary) finishRead(rd *read, err error) {
+	rd.done = true
+	if err == nil && !rd.inner {
+		p.counters.Reads++
+		p.counters.ReadBytes += uint64(rd.req.Length)
+	}
+	rd.req.Done(rd.req, err)
+	if !rd.inner {
+		p.locks.release(&rd.hold)
+		p.finishRelease()
+	}
+}
+
+// failReads ends the parked reads; those at a peer are parked by hangUp before.
+func (p *Primary) failReads(err error) {
+	if err == nil {
+		err = holdfast.Unavailable
+	}
+	rs := p.readers.parked
+	p.readers.parked, p.readers.n = nil, 0
+	for _, rd := range rs {
+		if !rd.done {
+			p.finishRead(rd, err)
+		}
+	}
+}

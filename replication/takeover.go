@@ -1,0 +1,364 @@
+package replication
+
+import (
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// takeover is how a new primary comes to serve: it greets the in-sync replicas,
+// leaves out those that are not there or have lost writes, waits out what an
+// old primary may still read, and makes the tails equal.
+type takeover struct {
+	deadline time.Duration // when those that have not answered are left out
+	quietAt  time.Duration // when no older primary can answer reads any more
+	quietSet bool
+	run      int // which reconciliation: callbacks of an earlier one are void
+	copies   int // pieces under way
+}
+
+// tickTakeover goes on with the take-over as far as it can.
+func (p *Primary) tickTakeover(now time.Duration) {
+	if p.phase != connecting || p.member.losing != 0 || p.member.open() {
+		return
+	}
+	var up, missing []*peer
+	for _, t := range p.peers {
+		switch {
+		case !t.inSync():
+		case t.up && !t.epochPending:
+			up = append(up, t)
+		default:
+			missing = append(missing, t)
+		}
+	}
+	if len(up) == 0 || len(missing) > 0 && now < p.takeover.deadline {
+		return
+	}
+	p.noteQuiet(up)
+	if stay := p.choose(up); p.leaveOut(stay) {
+		return
+	}
+	if now < p.takeover.quietAt {
+		return
+	}
+	p.phase = reconciling
+	p.reconcile()
+}
+
+// noteQuiet computes until when a predecessor may answer reads. It needs every
+// replica of its in-sync set for that, so the one that was quiet for longest
+// decides. A tenth is added for clocks of different speed.
+func (p *Primary) noteQuiet(up []*peer) {
+	if p.takeover.quietSet {
+		return
+	}
+	p.takeover.quietSet = true
+	old := p.cfg.Predecessor
+	if old == nil || old.Node == p.cfg.Self || old.Kind != holdfast.ClientPrimary {
+		return
+	}
+	window := p.cfg.ReadWindow + p.cfg.ReadWindow/10
+	first := true
+	for _, t := range up {
+		at := t.heard + window - time.Duration(t.welcome.QuietNanos)
+		if first || at < p.takeover.quietAt {
+			p.takeover.quietAt, first = at, false
+		}
+	}
+}
+
+// choose says who stays in sync: all that have lost nothing; if there is none,
+// the one with the fewest suspect bytes, the local one among equals. The others
+// come back by repair, which compares what is suspect.
+func (p *Primary) choose(up []*peer) []*peer {
+	var clean []*peer
+	best := up[0]
+	rank := func(t *peer) int64 {
+		n := union(t.welcome.Suspects).bytes() * 2
+		if t.rep.Node != p.cfg.Self {
+			n++
+		}
+		return n
+	}
+	for _, t := range up {
+		if len(t.welcome.Suspects) == 0 {
+			clean = append(clean, t)
+		}
+		if rank(t) < rank(best) {
+			best = t
+		}
+	}
+	if len(clean) > 0 {
+		return clean
+	}
+	return []*peer{best}
+}
+
+// leaveOut starts to drop all in-sync peers that are not in stay; false if there
+// are none.
+func (p *Primary) leaveOut(stay []*peer) bool {
+	found := false
+	for _, t := range p.peers {
+		if !t.inSync() || findPeer(stay, t.rep.ID) != nil {
+			continue
+		}
+		if t.refusal == "" {
+			t.refusal = "it lost power, and what it wrote last must be compared"
+			if !t.up {
+				t.refusal = "it did not answer"
+			}
+		}
+		p.member.losing |= t.bit
+		found = true
+	}
+	if found {
+		p.plan()
+	}
+	return found
+}
+
+// reconcile copies the union of the tails from one replica to the others, so
+// that no two in-sync replicas differ (invariant 6), and marks it for those that
+// are away (invariant 7).
+func (p *Primary) reconcile() {
+	tk := &p.takeover
+	tk.run++
+	run := tk.run
+	var in []*peer
+	var tails extentSet
+	for _, t := range p.peers {
+		if t.inSync() {
+			in = append(in, t)
+			tails = union(tails, t.welcome.Tail)
+		}
+	}
+	source := in[0]
+	for _, t := range in {
+		if t.rep.Node == p.cfg.Self {
+			source = t
+		}
+	}
+	tails = clip(tails, p.rec.SizeBytes)
+	next := func(ok bool) {
+		if run != tk.run || p.phase != reconciling {
+			return
+		}
+		if !ok {
+			p.restartTakeover()
+			return
+		}
+		p.markTails(in, union(tails, source.welcome.Suspects), run)
+	}
+	others := make([]*peer, 0, len(in))
+	for _, t := range in {
+		if t != source {
+			others = append(others, t)
+		}
+	}
+	if len(others) == 0 || len(tails) == 0 {
+		next(true)
+		return
+	}
+	p.equalize(source, others, tails, next)
+}
+
+// clip cuts a set to [0, limit).
+func clip(s extentSet, limit int64) extentSet {
+	return s.widen(holdfast.BlockSize, limit)
+}
+
+// equalize makes the targets' content equal to the source's in a set, while no
+// I/O is served. done is called once.
+func (p *Primary) equalize(source *peer, targets []*peer, set extentSet, done func(ok bool)) {
+	if len(set) == 0 {
+		done(true)
+		return
+	}
+	ext := set[0]
+	p.list(source, &Message{Type: MsgAllocated, Offset: ext.Offset, Length: ext.Length}, func(data extentSet, st Status) {
+		if st != StatusOK {
+			done(false)
+			return
+		}
+		data = clip(data, p.rec.SizeBytes)
+		p.trimAll(targets, extentSet{ext}.minus(data), func(ok bool) {
+			if !ok {
+				done(false)
+				return
+			}
+			p.copyAll(source, targets, data, func(ok bool) {
+				if !ok {
+					done(false)
+					return
+				}
+				p.equalize(source, targets, set[1:], done)
+			})
+		})
+	})
+}
+
+// trimAll makes holes on all targets, one after the other.
+func (p *Primary) trimAll(targets []*peer, holes extentSet, done func(ok bool)) {
+	if len(holes) == 0 {
+		done(true)
+		return
+	}
+	p.toAll(targets, func() *Message {
+		return &Message{Type: MsgTrim, Offset: holes[0].Offset, Length: holes[0].Length}
+	}, func(ok bool) {
+		if !ok {
+			done(false)
+			return
+		}
+		p.trimAll(targets, holes[1:], done)
+	})
+}
+
+// copyAll copies data piece by piece.
+func (p *Primary) copyAll(source *peer, targets []*peer, data extentSet, done func(ok bool)) {
+	piece, more := data.take(RepairChunk)
+	if !more {
+		done(true)
+		return
+	}
+	p.ask(source, &Message{Type: MsgRead, Offset: piece.Offset, Length: piece.Length}, func(m *Message) {
+		if m == nil || m.Status != StatusOK || m.Buf == nil {
+			if m != nil && m.Status == StatusFailed {
+				p.lose(source, "its disk has failed")
+			}
+			done(false)
+			return
+		}
+		b := m.Buf // released by who called this, after the sends below
+		p.toAll(targets, func() *Message {
+			return &Message{Type: MsgWrite, Offset: piece.Offset, Length: piece.Length, Buf: b.Retain()}
+		}, func(ok bool) {
+			if !ok {
+				done(false)
+				return
+			}
+			p.copyAll(source, targets, data, done)
+		})
+	})
+}
+
+// toAll sends one request to every target and waits for all answers.
+func (p *Primary) toAll(targets []*peer, make func() *Message, done func(ok bool)) {
+	left, good := len(targets), true
+	for _, t := range targets {
+		if !t.up {
+			left, good = left-1, false
+			continue
+		}
+		p.ask(t, make(), func(m *Message) {
+			if m == nil || m.Status != StatusOK {
+				good = false
+				if m != nil && m.Status == StatusFailed {
+					p.lose(t, "its disk has failed")
+				}
+			}
+			if left--; left == 0 {
+				done(good)
+			}
+		})
+	}
+	if left == 0 && !good {
+		done(false)
+	}
+}
+
+// markTails marks what was reconciled, and what the source itself may have
+// lost, for replicas that are away, then lets the tails be forgotten.
+func (p *Primary) markTails(in []*peer, set extentSet, run int) {
+	away := len(in) < len(p.peers)
+	finish := func(ok bool) {
+		if run != p.takeover.run || p.phase != reconciling {
+			return
+		}
+		if !ok {
+			p.restartTakeover()
+			return
+		}
+		p.serve(in)
+	}
+	if !away || len(set) == 0 {
+		finish(true)
+		return
+	}
+	p.markAll(in, set, finish)
+}
+
+// markAll marks a set on all targets, durably, in as many messages as it needs.
+func (p *Primary) markAll(targets []*peer, set extentSet, done func(ok bool)) {
+	if len(set) == 0 {
+		done(true)
+		return
+	}
+	n := min(len(set), MaxExtents)
+	p.toAll(targets, func() *Message { return &Message{Type: MsgMark, Extents: set[:n]} }, func(ok bool) {
+		if !ok {
+			done(false)
+			return
+		}
+		p.markAll(targets, set[n:], done)
+	})
+}
+
+// serve begins to serve.
+func (p *Primary) serve(in []*peer) {
+	p.phase = serving
+	for _, t := range in {
+		// A source with suspects keeps them until all replicas are in sync again:
+		// a repair needs them, also under a later primary.
+		t.unsettled = len(t.welcome.Suspects) == 0
+	}
+	p.settle()
+	p.growPeers()
+	p.prune()
+	if p.ports.Events.Serving != nil {
+		p.ports.Events.Serving()
+	}
+	p.changed("serving in epoch %d with %d of %d replicas in sync", p.epoch, len(in), len(p.peers))
+	p.admit()
+	p.plan()
+}
+
+// restartTakeover goes back to greeting, after a replica was lost on the way.
+func (p *Primary) restartTakeover() {
+	p.takeover.run++
+	p.phase = connecting
+	p.takeover.deadline = p.now() + p.cfg.SilentAfter
+	for _, t := range p.peers {
+		if t.inSync() && t.conn != nil {
+			p.lose(t, "the take-over begins again") // to learn its tail anew
+		}
+	}
+}
+
+// list asks for all pages of a listing.
+func (p *Primary) list(t *peer, m *Message, done func(extentSet, Status)) {
+	p.listMore(t, m, nil, done)
+}
+
+func (p *Primary) listMore(t *peer, m *Message, got extentSet, done func(extentSet, Status)) {
+	req := *m
+	p.ask(t, &req, func(a *Message) {
+		switch {
+		case a == nil:
+			done(nil, StatusFailed)
+		case a.Status != StatusOK:
+			done(nil, a.Status)
+		case a.More && len(a.Extents) > 0:
+			next := *m
+			end := a.Extents[len(a.Extents)-1].End()
+			if next.Length > 0 {
+				next.Length -= end - next.Offset
+			}
+			next.Offset = end
+			p.listMore(t, &next, union(got, a.Extents), done)
+		default:
+			done(union(got, a.Extents), StatusOK)
+		}
+	})
+}
