@@ -1,0 +1,274 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/metadata/memory"
+)
+
+func TestAttachAgainIsTheSameDeviceAndDetachGivesBack(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	path, err := a.Attach(t.Context(), rec.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := a.Attach(t.Context(), rec.ID)
+	if err != nil || again != path {
+		t.Fatalf("again: %q, %v; want %q", again, err, path)
+	}
+	if got := read(t, db, rec.ID).AttachedTo(); got != "a" {
+		t.Errorf("the record says attached to %q", got)
+	}
+	if p, ok := a.Attached(rec.ID); !ok || p != path {
+		t.Errorf("Attached: %q, %v", p, ok)
+	}
+	for range 2 { // the second is the repeated call
+		if err := a.Detach(t.Context(), rec.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
+		t.Errorf("after detaching the record says attached to %q", got)
+	}
+	want := []string{"closed device of " + string(rec.ID), "released " + string(rec.ID)}
+	if got := a.plane.history(); !slices.Equal(got, want) {
+		t.Errorf("order %v, want the device first, then the grant", got)
+	}
+	if err := a.Detach(t.Context(), holdfast.NewVolumeID()); err != nil {
+		t.Errorf("detaching what does not exist: %v", err)
+	}
+	_, err = a.Attach(t.Context(), holdfast.NewVolumeID())
+	wantKind(t, err, holdfast.NotFound)
+}
+
+func TestManyAttachesAreOneOpen(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	a.plane.block = make(chan struct{})
+	impatient, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() { _, err := a.Attach(impatient, rec.ID); first <- err }()
+	eventually(t, "the open began", func() bool { return a.plane.opened() == 1 })
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Fatalf("a caller that gave up got %v", err)
+	}
+	var wg sync.WaitGroup
+	paths := make([]string, 8)
+	for i := range paths {
+		wg.Go(func() { paths[i], _ = a.Attach(t.Context(), rec.ID) })
+	}
+	close(a.plane.block)
+	wg.Wait()
+	if got := slices.Compact(paths); len(got) != 1 || got[0] == "" || a.plane.opened() != 1 {
+		t.Errorf("paths %q, %d opens; want one of each", got, a.plane.opened())
+	}
+}
+
+func TestAttachIsRefusedWhileALiveNodeHoldsItAndGrantedOnceItIsDead(t *testing.T) {
+	db := memory.New()
+	a, b := newRig(t, db, "a").start(), newRig(t, db, "b").start()
+	rec := volume(t, db, "v", "a", "b")
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.Attach(t.Context(), rec.ID)
+	wantKind(t, err, holdfast.InUse)
+	if !strings.Contains(err.Error(), "node a") {
+		t.Errorf("the error does not name the holder: %v", err)
+	}
+	a.crash()
+	eventually(t, "b gets it when a's lease has run out", func() bool {
+		_, err := b.Attach(t.Context(), rec.ID)
+		return err == nil
+	})
+}
+
+func TestForceTakesItAndTheFencedHolderRemovesItsDevice(t *testing.T) {
+	db := memory.New()
+	a, b := newRig(t, db, "a").start(), newRig(t, db, "b").start()
+	rec := volume(t, db, "v", "a", "b")
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	dev := a.front.device(rec.ID)
+	dev.mount(true)
+	if _, err := b.ForceAttach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	a.plane.volume(rec.ID).end(holdfast.E("", holdfast.Fenced, "b has taken over"))
+	eventually(t, "a's device is aborted and forgotten", func() bool {
+		_, ok := a.Attached(rec.ID)
+		return dev.isAborted() && !ok
+	})
+	if err := a.Detach(t.Context(), rec.ID); err != nil {
+		t.Errorf("detaching what was fenced: %v", err)
+	}
+	if got := read(t, db, rec.ID).AttachedTo(); got != "b" {
+		t.Errorf("a's detach touched b's grant: attached to %q", got)
+	}
+	if ev := a.Events(rec.ID); len(ev) == 0 || !strings.Contains(ev[len(ev)-1].What, "b has taken over") {
+		t.Errorf("events %v do not say why", ev)
+	}
+}
+
+func TestDetachIsRefusedWhileMountedUnlessForced(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	a.front.device(rec.ID).mount(true)
+	wantKind(t, a.Detach(t.Context(), rec.ID), holdfast.InUse)
+	if got := read(t, db, rec.ID).AttachedTo(); got != "a" {
+		t.Fatalf("a refused detach gave the grant back")
+	}
+	if err := a.ForceDetach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	if !a.front.device(rec.ID).isAborted() || read(t, db, rec.ID).AttachedTo() != "" {
+		t.Error("forced detach left the device or the grant")
+	}
+}
+
+func TestADetachThatCouldNotGiveBackIsFinishedByTheNext(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	v := a.plane.volume(rec.ID)
+	v.mu.Lock()
+	v.stuck = holdfast.E("release", holdfast.Unavailable, "no metadata store")
+	v.mu.Unlock()
+	wantKind(t, a.Detach(t.Context(), rec.ID), holdfast.Unavailable)
+	if _, ok := a.Attached(rec.ID); ok {
+		t.Error("the device is still there")
+	}
+	v.mu.Lock()
+	v.stuck = nil
+	v.mu.Unlock()
+	if err := a.Detach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
+		t.Errorf("still attached to %q", got)
+	}
+}
+
+func TestADeviceThatCannotBeMadeGivesTheGrantBack(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	a.front.fail = holdfast.E("open device", holdfast.Unavailable, "no loop device")
+	_, err := a.Attach(t.Context(), rec.ID)
+	wantKind(t, err, holdfast.Unavailable)
+	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
+		t.Errorf("attached to %q after a failed attach", got)
+	}
+}
+
+func TestADeviceGrowsWithItsVolume(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	wantKind(t, a.WaitSize(t.Context(), rec.ID, 1), holdfast.NotFound)
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+	defer cancel()
+	wantKind(t, a.WaitSize(short, rec.ID, 2<<30), holdfast.Unavailable)
+	waited := make(chan error, 1)
+	go func() { waited <- a.WaitSize(t.Context(), rec.ID, 2<<30-1) }()
+	a.plane.volume(rec.ID).grow(2 << 30)
+	if err := <-waited; err != nil {
+		t.Fatal(err)
+	}
+	d := a.front.device(rec.ID)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.size != 2<<30 {
+		t.Errorf("the device has %d bytes", d.size)
+	}
+}
+
+func TestARestartedDaemonAttachesAgainWhatItsPredecessorHad(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	kept, detached := volume(t, db, "kept", "a"), volume(t, db, "detached", "a")
+	for _, id := range []holdfast.VolumeID{kept.ID, detached.ID} {
+		if _, err := a.Attach(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.front.device(kept.ID).mount(true)
+	dev := a.front.device(kept.ID)
+	a.stop()
+	if got := read(t, db, kept.ID).AttachedTo(); got != "a" {
+		t.Fatalf("a graceful stop gave back a mounted volume: attached to %q", got)
+	}
+	if !dev.isAborted() {
+		t.Error("the mounted device was left without its server")
+	}
+	if got := read(t, db, detached.ID).AttachedTo(); got != "" {
+		t.Errorf("a graceful stop kept an unmounted volume: attached to %q", got)
+	}
+	next := newRig(t, db, "a").start()
+	eventually(t, "the successor attaches it again", func() bool { _, ok := next.Attached(kept.ID); return ok })
+	if _, ok := next.Attached(detached.ID); ok {
+		t.Error("the successor attached what was detached")
+	}
+}
+
+func TestARestartedDaemonGivesUpWhatSomebodyElseHas(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a", "b")
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	a.crash()
+	b := newRig(t, db, "b").start()
+	eventually(t, "b gets it", func() bool { _, err := b.Attach(t.Context(), rec.ID); return err == nil })
+	next := newRig(t, db, "a").start()
+	_, err := next.Attach(t.Context(), rec.ID)
+	wantKind(t, err, holdfast.InUse)
+	if got := read(t, db, rec.ID).AttachedTo(); got != "b" {
+		t.Errorf("attached to %q", got)
+	}
+}
+
+func TestDetachGivesBackAPredecessorsGrant(t *testing.T) {
+	db := memory.New()
+	rec := volume(t, db, "v", "a")
+	change(t, db, rec.ID, func(r *holdfast.Record) {
+		r.Epoch = 4
+		r.Primary = &holdfast.Primary{Node: "a", Kind: holdfast.ClientPrimary, Grant: 4}
+	})
+	r := newRig(t, db, "a")
+	r.plane.block = make(chan struct{}) // attaching again does not get through before the detach waits
+	a := r.start()
+	eventually(t, "attaching again began", func() bool { return a.plane.opened() == 1 })
+	done := make(chan error, 1)
+	go func() { done <- a.Detach(t.Context(), rec.ID) }()
+	close(r.plane.block)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
+		t.Errorf("attached to %q", got)
+	}
+}

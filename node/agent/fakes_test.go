@@ -1,0 +1,514 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/metadata"
+	"github.com/holdfast-storage/holdfast/metadata/memory"
+	"github.com/holdfast-storage/holdfast/node/agent"
+	"github.com/holdfast-storage/holdfast/node/device"
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// The fakes stand in for disks, the network and the kernel; the metadata store is
+// the real one in memory, and grants are the real replication.Grant.
+
+type fakePlane struct {
+	node  holdfast.NodeID
+	store metadata.Store
+
+	mu      sync.Mutex
+	replica map[holdfast.ReplicaID]bool
+	open    map[holdfast.VolumeID]*fakeVolume
+	opens   int
+	block   chan struct{} // Open waits for it if set
+	log     []string      // order of what matters across parts
+}
+
+func (p *fakePlane) Open(ctx context.Context, id holdfast.VolumeID, o agent.OpenOptions) (agent.Volume, error) {
+	p.mu.Lock()
+	p.opens++
+	block := p.block
+	if v := p.open[id]; v != nil && !v.hasEnded() {
+		p.mu.Unlock()
+		return nil, holdfast.E("open", holdfast.Other, "the test's plane was asked to open a volume twice")
+	}
+	p.mu.Unlock()
+	if block != nil {
+		select {
+		case <-block:
+		case <-ctx.Done():
+			return nil, holdfast.WrapKind("open", holdfast.Unavailable, ctx.Err())
+		}
+	}
+	rec, err := p.store.Volume(ctx, string(id))
+	if err != nil {
+		return nil, err
+	}
+	alive := false
+	if rec.Primary != nil {
+		if alive, err = p.store.Alive(ctx, rec.Primary.Node); err != nil {
+			return nil, err
+		}
+	}
+	next, err := replication.Grant(rec, replication.GrantRequest{Self: p.node, Kind: o.Kind, HolderAlive: alive, Force: o.Force})
+	if err != nil {
+		return nil, err
+	}
+	if next, err = p.store.SwapVolume(ctx, next); err != nil {
+		return nil, err
+	}
+	v := &fakeVolume{plane: p, id: id, size: next.SizeBytes, ended: make(chan struct{})}
+	p.mu.Lock()
+	p.open[id] = v
+	p.mu.Unlock()
+	return v, nil
+}
+
+func (p *fakePlane) RemoveReplica(_ context.Context, id holdfast.ReplicaID) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.log = append(p.log, "plane lets go of "+string(id))
+	delete(p.replica, id)
+	return nil
+}
+
+func (p *fakePlane) volume(id holdfast.VolumeID) *fakeVolume {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.open[id]
+}
+
+func (p *fakePlane) note(what string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.log = append(p.log, what)
+}
+
+func (p *fakePlane) history() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.log)
+}
+
+func (p *fakePlane) opened() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.opens
+}
+
+type fakeVolume struct {
+	plane *fakePlane
+	id    holdfast.VolumeID
+
+	mu      sync.Mutex
+	size    int64
+	resized func(int64)
+	ended   chan struct{}
+	err     error
+	stuck   error // Release fails with it
+}
+
+func (v *fakeVolume) Submit(r *replication.Request) { r.Done(r, nil) }
+
+func (v *fakeVolume) SizeBytes() int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.size
+}
+
+func (v *fakeVolume) Release(ctx context.Context) error {
+	v.mu.Lock()
+	stuck := v.stuck
+	v.mu.Unlock()
+	if stuck != nil {
+		return stuck
+	}
+	if v.hasEnded() {
+		return nil
+	}
+	for {
+		rec, err := v.plane.store.Volume(ctx, string(v.id))
+		if err != nil {
+			return err
+		}
+		if rec.Primary != nil && rec.Primary.Node == v.plane.node {
+			rec.Primary = nil
+			if _, err = v.plane.store.SwapVolume(ctx, rec); errors.Is(err, holdfast.Busy) {
+				continue
+			}
+		}
+		v.plane.note("released " + string(v.id))
+		v.end(nil)
+		return err
+	}
+}
+
+func (v *fakeVolume) end(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	select {
+	case <-v.ended:
+	default:
+		v.err = err
+		close(v.ended)
+	}
+}
+
+func (v *fakeVolume) hasEnded() bool {
+	select {
+	case <-v.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+func (v *fakeVolume) Ended() <-chan struct{} { return v.ended }
+
+func (v *fakeVolume) Err() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.err
+}
+
+func (v *fakeVolume) OnResize(f func(int64)) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.resized = f
+}
+
+func (v *fakeVolume) Status() replication.PrimaryStatus { return replication.PrimaryStatus{} }
+
+func (v *fakeVolume) grow(size int64) {
+	v.mu.Lock()
+	v.size = size
+	f := v.resized
+	v.mu.Unlock()
+	f(size)
+}
+
+type fakeFrontEnd struct {
+	plane *fakePlane
+	mu    sync.Mutex
+	made  int
+	fail  error
+	open  map[holdfast.VolumeID]*fakeDevice
+}
+
+func (f *fakeFrontEnd) Name() string { return "fake" }
+
+func (f *fakeFrontEnd) Open(_ context.Context, o device.Options, _ device.Backend) (device.Device, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return nil, f.fail
+	}
+	f.made++
+	d := &fakeDevice{front: f, id: o.Volume, path: fmt.Sprintf("/dev/fake%d", f.made), size: o.SizeBytes}
+	f.open[o.Volume] = d
+	return d, nil
+}
+
+func (f *fakeFrontEnd) CleanOrphans(context.Context) ([]holdfast.VolumeID, error) { return nil, nil }
+
+func (f *fakeFrontEnd) device(id holdfast.VolumeID) *fakeDevice {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.open[id]
+}
+
+type fakeDevice struct {
+	front *fakeFrontEnd
+	id    holdfast.VolumeID
+	path  string
+
+	mu      sync.Mutex
+	size    int64
+	mounted bool
+	aborted bool
+	gone    bool
+}
+
+func (d *fakeDevice) Path() string { return d.path }
+
+func (d *fakeDevice) Grow(_ context.Context, size int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.size = size
+	return nil
+}
+
+func (d *fakeDevice) Close(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mounted {
+		return holdfast.E("close device", holdfast.InUse, "it is mounted on /mnt")
+	}
+	d.gone = true
+	d.front.plane.note("closed device of " + string(d.id))
+	return nil
+}
+
+func (d *fakeDevice) Abort() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.gone, d.aborted = true, true
+	return nil
+}
+
+func (d *fakeDevice) mount(on bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mounted = on
+}
+
+func (d *fakeDevice) isAborted() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.aborted
+}
+
+type fakePool struct {
+	plane *fakePlane
+	mu    sync.Mutex
+	info  holdfast.Pool
+	data  map[holdfast.ReplicaID]agent.Stored
+}
+
+func (p *fakePool) Info() holdfast.Pool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.info
+}
+
+func (p *fakePool) Create(_ context.Context, r agent.Stored) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.data[r.Replica] = r
+	return nil
+}
+
+func (p *fakePool) Replicas() ([]agent.Stored, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.data)), nil
+}
+
+func (p *fakePool) Serve(_ context.Context, id holdfast.ReplicaID) error {
+	p.plane.mu.Lock()
+	defer p.plane.mu.Unlock()
+	p.plane.replica[id] = true
+	return nil
+}
+
+func (p *fakePool) Remove(_ context.Context, id holdfast.ReplicaID) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.plane.note("pool removes " + string(id))
+	delete(p.data, id)
+	return nil
+}
+
+func (p *fakePool) Check(_ context.Context, progress func(done, total int64)) ([]string, error) {
+	progress(1, 1)
+	return []string{"a problem"}, nil
+}
+
+func (p *fakePool) Close() error { p.plane.note("pool closed"); return nil }
+
+func (p *fakePool) holds(id holdfast.ReplicaID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.data[id]
+	return ok
+}
+
+// fakePools has one pool per path.
+type fakePools struct {
+	mu    sync.Mutex
+	pools map[string]*fakePool
+	found []string
+}
+
+func (o *fakePools) Open(_ context.Context, c agent.PoolConfig) (agent.Pool, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if p := o.pools[c.Path]; p != nil {
+		return p, nil
+	}
+	return nil, holdfast.E("open pool "+c.Path, holdfast.Corrupt, "its superblock cannot be read")
+}
+
+func (o *fakePools) Find(context.Context) ([]string, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.found), nil
+}
+
+func (o *fakePools) put(path string, p *fakePool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.pools[path] = p
+}
+
+// rig is one agent over fakes.
+type rig struct {
+	t     *testing.T
+	store *memory.Store
+	plane *fakePlane
+	front *fakeFrontEnd
+	pools *fakePools
+	pool  *fakePool
+	cfg   agent.Config
+	*agent.Agent
+	end  context.CancelFunc
+	over chan error
+}
+
+const testTTL = 400 * time.Millisecond
+
+// newRig makes the parts of a node that shares db with others; start runs it.
+func newRig(t *testing.T, db *memory.Store, id holdfast.NodeID) *rig {
+	t.Helper()
+	store := db.Client()
+	t.Cleanup(func() { _ = store.Close() })
+	plane := &fakePlane{node: id, store: store, replica: map[holdfast.ReplicaID]bool{}, open: map[holdfast.VolumeID]*fakeVolume{}}
+	pool := &fakePool{plane: plane, data: map[holdfast.ReplicaID]agent.Stored{}, info: holdfast.Pool{
+		ID: holdfast.PoolID("pool-of-" + id), Device: "/dev/a", State: holdfast.PoolOnline, TotalBytes: 1 << 40, FreeBytes: 1 << 39,
+	}}
+	cfg := agent.DefaultConfig()
+	cfg.ID = id
+	cfg.Pools = []agent.PoolConfig{{Path: "/dev/a"}}
+	cfg.LeaseTTL, cfg.RefreshEvery, cfg.PurgeEvery = testTTL, 50*time.Millisecond, 50*time.Millisecond
+	cfg.RetryPools, cfg.CheckEvery, cfg.OpTimeout = 50*time.Millisecond, 50*time.Millisecond, 20*time.Second
+	return &rig{
+		t: t, store: store, plane: plane, pool: pool, cfg: cfg,
+		front: &fakeFrontEnd{plane: plane, open: map[holdfast.VolumeID]*fakeDevice{}},
+		pools: &fakePools{pools: map[string]*fakePool{"/dev/a": pool}},
+	}
+}
+
+// begin makes and starts the agent, without running it.
+func (r *rig) begin() error {
+	r.t.Helper()
+	a, err := agent.New(r.cfg, agent.Deps{Store: r.store, Plane: r.plane, FrontEnd: r.front, Pools: r.pools, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	r.Agent = a
+	return a.Start(r.t.Context())
+}
+
+func (r *rig) start() *rig {
+	r.t.Helper()
+	if err := r.begin(); err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r.end, r.over = cancel, make(chan error, 1)
+	a, over := r.Agent, r.over
+	go func() { over <- a.Run(ctx, agent.Addrs{Data: "127.0.0.1:1", API: "127.0.0.1:2"}) }()
+	r.t.Cleanup(r.stop)
+	eventually(r.t, "the node is registered", func() bool {
+		n, err := r.store.Node(r.t.Context(), r.cfg.ID)
+		return err == nil && n.APIAddr != "" || r.isDown()
+	})
+	return r
+}
+
+func (r *rig) isDown() bool { _, err := r.store.Volumes(context.Background()); return err != nil }
+
+// stop ends the agent as a daemon that is told to.
+func (r *rig) stop() {
+	if r.end == nil {
+		return
+	}
+	r.end()
+	<-r.over
+	r.end = nil
+	if err := r.Close(context.Background(), func() error {
+		r.plane.note("plane stopped")
+		for _, v := range r.plane.open {
+			v.end(holdfast.E("", holdfast.Unavailable, "stopped"))
+		}
+		return nil
+	}); err != nil && !r.isDown() {
+		r.t.Errorf("close: %v", err)
+	}
+}
+
+// crash ends the agent as kill -9 would: nothing is given back, the lease runs
+// out by itself.
+func (r *rig) crash() {
+	r.store.SetOutage(true)
+	r.stop()
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 15 s: %s", what)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// volume stores a record with in-sync replicas on the nodes.
+func volume(t *testing.T, db *memory.Store, name string, nodes ...holdfast.NodeID) holdfast.Record {
+	t.Helper()
+	rec := holdfast.Record{
+		Version: holdfast.RecordVersion, ID: holdfast.NewVolumeID(), Name: name, Phase: holdfast.PhaseReady,
+		SizeBytes: 1 << 30, Spec: holdfast.Spec{SizeBytes: 1 << 30, Replicas: len(nodes)}.WithDefaults(),
+	}
+	for _, n := range nodes {
+		rec.Replicas = append(rec.Replicas, holdfast.Replica{ID: holdfast.NewReplicaID(), Node: n, Pool: holdfast.PoolID("pool-of-" + n), State: holdfast.InSync})
+	}
+	rec, err := db.CreateVolume(t.Context(), rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec
+}
+
+func read(t *testing.T, db *memory.Store, id holdfast.VolumeID) *holdfast.Record {
+	t.Helper()
+	rec, err := db.Volume(t.Context(), string(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &rec
+}
+
+// change swaps a record until it takes.
+func change(t *testing.T, db *memory.Store, id holdfast.VolumeID, f func(*holdfast.Record)) holdfast.Record {
+	t.Helper()
+	for {
+		want := read(t, db, id)
+		f(want)
+		rec, err := db.SwapVolume(t.Context(), *want)
+		if err == nil {
+			return rec
+		}
+		if !errors.Is(err, holdfast.Busy) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func wantKind(t *testing.T, err error, kind holdfast.Kind) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Fatalf("got error %v (%v), want %v", err, holdfast.KindOf(err), kind)
+	}
+}

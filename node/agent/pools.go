@@ -1,0 +1,198 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// poolSlot is one configured or found pool: open, or failed with the reason.
+type poolSlot struct {
+	cfg     PoolConfig
+	pool    Pool // nil while it could not be opened
+	err     error
+	message string // what is wrong although it is open
+}
+
+// openPools opens what is configured and what is found.
+func (a *Agent) openPools(ctx context.Context) {
+	for _, c := range a.cfg.Pools {
+		a.openPool(ctx, c)
+	}
+	a.findPools(ctx)
+	wake(a.refreshSoon)
+}
+
+// findPools opens the devices that carry our identity and are not open yet.
+func (a *Agent) findPools(ctx context.Context) {
+	if !a.cfg.AutoPools {
+		return
+	}
+	devices, err := a.deps.Pools.Find(ctx)
+	if err != nil {
+		a.log.Warn("this node's block devices could not be searched for pools", "err", err)
+		return
+	}
+	for _, d := range devices {
+		if !a.hasPoolAt(d) {
+			a.openPool(ctx, PoolConfig{Path: d})
+		}
+	}
+}
+
+func (a *Agent) hasPoolAt(path string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.ContainsFunc(a.pools, func(s *poolSlot) bool {
+		return s.cfg.Path == path || s.pool != nil && s.pool.Info().Device == path
+	})
+}
+
+// openPool opens one pool and adopts its replicas; a failure is kept in its slot
+// for the registration.
+func (a *Agent) openPool(ctx context.Context, c PoolConfig) {
+	p, err := a.deps.Pools.Open(ctx, c)
+	s := a.slotFor(c)
+	if err != nil {
+		a.log.Error("a pool cannot be opened; the node goes on without it", "pool", c.Path, "err", err)
+		a.setSlot(s, nil, err, "")
+		return
+	}
+	message := a.adopt(ctx, p)
+	a.setSlot(s, p, nil, message)
+	a.log.Info("pool open", "pool", string(p.Info().ID), "device", p.Info().Device)
+	wake(a.purgeSoon)
+}
+
+func (a *Agent) slotFor(c PoolConfig) *poolSlot {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.pools {
+		if s.cfg.Path == c.Path {
+			return s
+		}
+	}
+	s := &poolSlot{cfg: c}
+	a.pools = append(a.pools, s)
+	return s
+}
+
+func (a *Agent) setSlot(s *poolSlot, p Pool, err error, message string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.pool, s.err, s.message = p, err, message
+}
+
+// adopt hands every replica of a pool to the data plane. What cannot be served
+// stays where it is (invariant 8) and is reported.
+func (a *Agent) adopt(ctx context.Context, p Pool) (message string) {
+	stored, err := p.Replicas()
+	if err != nil {
+		a.log.Error("a pool's replicas cannot be listed", "pool", string(p.Info().ID), "err", err)
+		return "its replicas cannot be listed: " + err.Error()
+	}
+	var failed []error
+	for _, r := range stored {
+		if err := p.Serve(ctx, r.Replica); err != nil {
+			failed = append(failed, err)
+			a.note(r.Volume, fmt.Sprintf("replica %s cannot be served: %v", r.Replica, err))
+		}
+	}
+	if len(failed) > 0 {
+		return fmt.Sprintf("%d of %d replicas cannot be served: %v", len(failed), len(stored), failed[0])
+	}
+	return ""
+}
+
+// keepPools tries again what could not be opened, and looks for disks that have
+// turned up.
+func (a *Agent) keepPools(ctx context.Context) {
+	for pause(ctx, a.cfg.RetryPools) {
+		a.mu.Lock()
+		slots := slices.Clone(a.pools)
+		a.mu.Unlock()
+		for _, s := range slots {
+			if a.pool(s) == nil {
+				a.openPool(ctx, s.cfg)
+			}
+		}
+		a.findPools(ctx)
+		wake(a.refreshSoon)
+	}
+}
+
+func (a *Agent) pool(s *poolSlot) Pool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return s.pool
+}
+
+// openedPools lists the pools that are open.
+func (a *Agent) openedPools() []Pool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var ps []Pool
+	for _, s := range a.pools {
+		if s.pool != nil {
+			ps = append(ps, s.pool)
+		}
+	}
+	return ps
+}
+
+// findPool is the open pool with this id. Errors: NotFound, Unavailable while it
+// could not be opened.
+func (a *Agent) findPool(id holdfast.PoolID) (Pool, error) {
+	for _, p := range a.openedPools() {
+		if p.Info().ID == id {
+			return p, nil
+		}
+	}
+	op := fmt.Sprintf("find pool %s on node %s", id, a.cfg.ID)
+	for _, info := range a.Node().Pools {
+		if info.ID == id {
+			return nil, holdfast.E(op, holdfast.Unavailable, "it is not open: "+info.Message)
+		}
+	}
+	return nil, holdfast.E(op, holdfast.NotFound, "this node has no such pool")
+}
+
+// poolInfos is how the pools are, for the registration. A pool that cannot be
+// opened keeps the identity that it was last registered with, so that the
+// cluster knows which one is missing.
+func (a *Agent) poolInfos(before []holdfast.Pool) []holdfast.Pool {
+	a.mu.Lock()
+	slots := make([]poolSlot, len(a.pools))
+	for i, s := range a.pools {
+		slots[i] = *s
+	}
+	a.mu.Unlock()
+	infos := make([]holdfast.Pool, 0, len(slots))
+	for _, s := range slots {
+		if s.pool != nil {
+			info := s.pool.Info()
+			if info.Message == "" {
+				info.Message = s.message
+			}
+			infos = append(infos, info)
+			continue
+		}
+		failed := holdfast.Pool{Device: s.cfg.Path, State: holdfast.PoolFailed, Message: s.err.Error()}
+		if i := slices.IndexFunc(before, func(p holdfast.Pool) bool { return p.Device == s.cfg.Path }); i >= 0 {
+			failed.ID, failed.TotalBytes = before[i].ID, before[i].TotalBytes
+		}
+		infos = append(infos, failed)
+	}
+	return infos
+}
+
+func (a *Agent) closePools() error {
+	var errs []error
+	for _, p := range a.openedPools() {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,106 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/holdfast-storage/holdfast"
+	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
+)
+
+// NodeVolumes says how the volumes served or stored here are, ordered by id; an
+// empty id means all. A volume that is neither is left out.
+func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, error) {
+	byID := map[holdfast.VolumeID]*holdfastv1.NodeVolume{}
+	get := func(id holdfast.VolumeID) *holdfastv1.NodeVolume {
+		v := byID[id]
+		if v == nil {
+			v = &holdfastv1.NodeVolume{VolumeId: string(id)}
+			byID[id] = v
+		}
+		return v
+	}
+	for _, x := range a.serving() {
+		if only == "" || only == x.id {
+			get(x.id).Primary = primaryStatus(x)
+		}
+	}
+	for _, p := range a.openedPools() {
+		stored, err := p.Replicas()
+		if err != nil {
+			return nil, holdfast.Wrap("list replicas of pool "+string(p.Info().ID), err)
+		}
+		for _, r := range stored {
+			if only == "" || only == r.Volume {
+				get(r.Volume).Replica = &holdfastv1.ReplicaStatus{
+					ReplicaId: string(r.Replica), PoolId: string(p.Info().ID),
+					AllocatedBytes: r.AllocatedBytes, PromisedEpoch: uint64(r.Promised),
+				}
+			}
+		}
+	}
+	all := make([]*holdfastv1.NodeVolume, 0, len(byID))
+	for _, v := range byID {
+		all = append(all, v)
+	}
+	slices.SortFunc(all, func(x, y *holdfastv1.NodeVolume) int { return strings.Compare(x.GetVolumeId(), y.GetVolumeId()) })
+	return all, nil
+}
+
+// served is one primary of this node.
+type served struct {
+	id   holdfast.VolumeID
+	kind holdfast.PrimaryKind
+	path string
+	vol  Volume
+}
+
+func (a *Agent) serving() []served {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var all []served
+	for id, s := range a.volumes {
+		if s.vol == nil {
+			continue
+		}
+		x := served{id: id, kind: holdfast.ClientPrimary, vol: s.vol}
+		if s.dev != nil {
+			x.path = s.dev.Path()
+		}
+		all = append(all, x)
+	}
+	for id, u := range a.upkeep {
+		if u.vol != nil {
+			all = append(all, served{id: id, kind: holdfast.MaintenancePrimary, vol: u.vol})
+		}
+	}
+	return all
+}
+
+// CheckPool verifies everything that a pool of this node holds and lists what is
+// wrong.
+func (a *Agent) CheckPool(ctx context.Context, id holdfast.PoolID, progress func(done, total int64)) ([]string, error) {
+	p, err := a.findPool(id)
+	if err != nil {
+		return nil, err
+	}
+	problems, err := p.Check(ctx, progress)
+	return problems, holdfast.Wrap("check pool "+string(id), err)
+}
+
+func primaryStatus(x served) *holdfastv1.PrimaryStatus {
+	s := x.vol.Status()
+	p := &holdfastv1.PrimaryStatus{
+		Kind: string(x.kind), State: s.State, WaitingFor: s.WaitingFor, WaitingMillis: s.Waiting.Milliseconds(),
+		DevicePath: x.path, Epoch: uint64(s.Epoch),
+		Reads: s.Counters.Reads, Writes: s.Counters.Writes, ReadBytes: s.Counters.ReadBytes, WriteBytes: s.Counters.WriteBytes,
+	}
+	for _, r := range s.Peers {
+		p.Peers = append(p.Peers, &holdfastv1.PeerStatus{
+			ReplicaId: string(r.Replica.ID), NodeId: string(r.Replica.Node), State: string(r.Replica.State), Connected: r.Connected,
+			LeftBytes: r.LeftBytes, CopiedBytes: r.CopiedBytes, TotalBytes: r.TotalBytes, Message: r.Message,
+		})
+	}
+	return p
+}
