@@ -1,0 +1,78 @@
+package dataplane
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/metadata"
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// Config is what a Plane works with. The first group must be set; the zero
+// values of the second mean the defaults.
+type Config struct {
+	Cluster holdfast.ClusterID
+	Self    holdfast.NodeID
+	Volumes metadata.Volumes
+	// Alive says whether a node's lease is there.
+	Alive func(ctx context.Context, node holdfast.NodeID) (bool, error)
+	// Addr finds a node's data address, host:port. The last good answer is used
+	// when it fails, so that connections come back without the metadata store.
+	Addr func(ctx context.Context, node holdfast.NodeID) (string, error)
+	// Dial connects to a node's data address; internal/rpc has it.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	Log  *slog.Logger
+
+	// Changed, if set, is told what happens to a volume served here, in one
+	// readable line. It must not block.
+	Changed func(id holdfast.VolumeID, what string)
+	// Primary holds the primaries' times and rates; its other members are
+	// filled in for each volume.
+	Primary replication.Config
+
+	Workers       int           // tasks at once per replica. Default 8: best when measured
+	WorkerIdle    time.Duration // after which a worker without work ends. Default 2 s
+	DialTimeout   time.Duration // address lookup and connection. Default 1 s
+	HelloTimeout  time.Duration // for an accepted connection's first message. Default 5 s
+	RecordTimeout time.Duration // one read or swap of a record. Default 3 s
+	TickEvery     time.Duration // default 50 ms
+	// MaxQueueBytes bounds what waits to be sent on one connection; a peer that
+	// lets more pile up is disconnected. Default 256 MiB: more than a device's
+	// whole queue.
+	MaxQueueBytes int
+}
+
+func (c Config) withDefaults() Config {
+	set := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	set(&c.WorkerIdle, 2*time.Second)
+	set(&c.DialTimeout, time.Second)
+	set(&c.HelloTimeout, 5*time.Second)
+	set(&c.RecordTimeout, 3*time.Second)
+	set(&c.TickEvery, 50*time.Millisecond)
+	if c.Workers <= 0 {
+		c.Workers = 8
+	}
+	if c.MaxQueueBytes <= 0 {
+		c.MaxQueueBytes = 256 << 20
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	if c.Cluster == "" || c.Self == "" || c.Volumes == nil || c.Alive == nil || c.Addr == nil || c.Dial == nil || c.Log == nil {
+		return holdfast.E("make data plane", holdfast.Invalid, "Cluster, Self, Volumes, Alive, Addr, Dial and Log must be set")
+	}
+	return nil
+}
+
+// sinceStart is monotonic time as the machines want it.
+type sinceStart struct{ start time.Time }
+
+func (s sinceStart) Now() time.Duration { return time.Since(s.start) }

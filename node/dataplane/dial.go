@@ -1,0 +1,89 @@
+package dataplane
+
+import (
+	"bufio"
+	"context"
+	"net"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication/wire"
+)
+
+// dialer connects one primary to its replicas. It implements
+// replication.Dialer.
+type dialer struct{ h *Volume }
+
+// Dial starts a connection; called within a step.
+func (d dialer) Dial(to holdfast.Replica, attempt uint64) {
+	h := d.h
+	v := h.v
+	if rep := v.replicas[to.ID]; rep != nil {
+		v.later(func() {
+			ours, _ := v.pair(h.machine, rep.machine)
+			h.machine.OnConnected(attempt, ours)
+		})
+		return
+	}
+	if to.Node == v.plane.cfg.Self {
+		v.later(func() {
+			h.machine.OnDialFailed(attempt, holdfast.E("connect to replica "+string(to.ID), holdfast.Unavailable,
+				"it is not open on this node: its pool is missing or has failed"))
+		})
+		return
+	}
+	if !v.plane.spawn(func() { d.dial(to, attempt) }) {
+		v.later(func() { h.machine.OnDialFailed(attempt, v.plane.stopping("connect to replica "+string(to.ID))) })
+	}
+}
+
+// dial connects over the network and then reads until the connection ends.
+func (d dialer) dial(to holdfast.Replica, attempt uint64) {
+	h := d.h
+	nc, err := h.v.plane.connect(to.Node)
+	if err != nil {
+		h.v.step(func() {
+			h.machine.OnDialFailed(attempt, holdfast.WrapKind("connect to node "+string(to.Node), holdfast.Unavailable, err))
+		})
+		return
+	}
+	defer h.v.plane.drop(nc)
+	c := newTCPConn(h.v, nc, h.machine)
+	h.v.step(func() { h.machine.OnConnected(attempt, c) })
+	c.run(bufio.NewReaderSize(nc, wire.ReaderSize))
+}
+
+// connect makes a connection to a node, within DialTimeout, and keeps it.
+func (p *Plane) connect(node holdfast.NodeID) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(p.life, p.cfg.DialTimeout)
+	defer cancel()
+	addr, err := p.addr(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	nc, err := p.cfg.Dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	if !p.keep(nc) {
+		return nil, p.stopping("connect to " + addr)
+	}
+	return nc, nil
+}
+
+// addr finds a node's data address. Half of the time is for asking, so that the
+// last known address is still dialled when the metadata store does not answer.
+func (p *Plane) addr(ctx context.Context, node holdfast.NodeID) (string, error) {
+	ask, cancel := context.WithTimeout(ctx, p.cfg.DialTimeout/2)
+	defer cancel()
+	addr, err := p.cfg.Addr(ask, node)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err == nil {
+		p.addrs[node] = addr
+		return addr, nil
+	}
+	if known, ok := p.addrs[node]; ok {
+		return known, nil
+	}
+	return "", err
+}

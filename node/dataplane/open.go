@@ -1,0 +1,256 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// OpenOptions say what a primary is for.
+type OpenOptions struct {
+	Kind holdfast.PrimaryKind // default: client
+	// Force takes the volume also from a holder whose lease lives: its writes
+	// end by its epoch, its reads by the read window, which is waited for.
+	Force bool
+}
+
+// opening is an Open under way, which calls for the same volume join.
+type opening struct {
+	kind      holdfast.PrimaryKind
+	force     bool
+	waiting   int // guarded by Plane.mu, as the next
+	abandoned bool
+	cancel    context.CancelFunc
+	done      chan struct{} // closed with h and err
+	h         *Volume
+	err       error
+}
+
+// Open grants the volume to this node and starts its primary; it returns when
+// that serves. A primary that serves here already is returned as it is; a
+// maintenance primary gives way to a client. Calls at the same time join.
+// When all their contexts end first, what was begun is released again, in the
+// background.
+//
+// Errors: InUse, naming the holder, while a live node holds the volume (unless
+// forced), and for maintenance of one that is served to a client here; NotFound;
+// Unavailable when it cannot be served now, saying what is waited for; Fenced
+// when another node was faster; Corrupt.
+func (p *Plane) Open(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (*Volume, error) {
+	if o.Kind == "" {
+		o.Kind = holdfast.ClientPrimary
+	}
+	for {
+		op, err := p.joinOpening(id, o)
+		if err != nil {
+			return nil, err
+		}
+		h, err := p.await(ctx, op, id)
+		same := op.kind == o.Kind && (op.force || !o.Force)
+		if same && !(err != nil && p.abandoned(op)) || ctx.Err() != nil {
+			return h, err
+		}
+		// What was joined asked for less, or was given up by all others. Now ask
+		// for this, or find it done.
+	}
+}
+
+// joinOpening finds the Open under way for the volume, or begins one.
+func (p *Plane) joinOpening(id holdfast.VolumeID, o OpenOptions) (*opening, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if op := p.opening[id]; op != nil {
+		op.waiting++
+		return op, nil
+	}
+	if p.closed {
+		return nil, p.stopping("open volume " + string(id))
+	}
+	ctx, cancel := context.WithCancel(p.life)
+	op := &opening{kind: o.Kind, force: o.Force, waiting: 1, cancel: cancel, done: make(chan struct{})}
+	p.opening[id] = op
+	p.work.Add(1)
+	go func() {
+		defer p.work.Done()
+		defer cancel()
+		op.h, op.err = p.open(ctx, id, o)
+		p.mu.Lock()
+		delete(p.opening, id)
+		p.mu.Unlock()
+		close(op.done)
+	}()
+	return op, nil
+}
+
+// await waits for an opening; the last who gives up ends it.
+func (p *Plane) await(ctx context.Context, op *opening, id holdfast.VolumeID) (*Volume, error) {
+	select {
+	case <-op.done:
+		return op.h, op.err
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	op.waiting--
+	last := op.waiting == 0
+	op.abandoned = op.abandoned || last
+	p.mu.Unlock()
+	if last {
+		op.cancel()
+		<-op.done // soon; with what it waited for, or with success after all
+		return op.h, op.err
+	}
+	return nil, holdfast.WrapKind("open volume "+string(id), holdfast.Unavailable, ctx.Err())
+}
+
+// abandoned says whether everybody who waited for an opening has given up.
+func (p *Plane) abandoned(op *opening) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return op.abandoned
+}
+
+func (p *Plane) open(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (*Volume, error) {
+	op := "open volume " + string(id)
+	v, err := p.acquire(id)
+	if err != nil {
+		return nil, err
+	}
+	defer p.release(v)
+	h, err := v.settled(ctx, o)
+	if h != nil || err != nil {
+		return h, holdfast.Wrap(op, err)
+	}
+	rec, before, err := p.grant(ctx, id, o)
+	if err != nil {
+		return nil, holdfast.Wrap(op, err)
+	}
+	v.step(func() { h = v.start(rec, before) })
+	if err := h.untilServing(ctx); err != nil {
+		return nil, holdfast.Wrap(op, err)
+	}
+	return h, nil
+}
+
+// settled returns the primary that serves here already, if it will do. One that
+// will not is ended, or is waited for if it is ending.
+func (v *volume) settled(ctx context.Context, o OpenOptions) (*Volume, error) {
+	for {
+		var h *Volume
+		var state string
+		v.step(func() {
+			if h = v.primary; h != nil {
+				state = h.machine.Status().State
+			}
+		})
+		switch {
+		case h == nil:
+			return nil, nil
+		case state == "releasing":
+			select {
+			case <-h.ended:
+			case <-ctx.Done():
+				return nil, h.stuck("the primary that ran here before is not yet released", ctx)
+			}
+		case h.kind == o.Kind:
+			return h, h.untilServing(ctx)
+		case o.Kind == holdfast.MaintenancePrimary:
+			return nil, holdfast.E("maintain", holdfast.InUse, "it is attached to this node; its primary repairs it")
+		default:
+			if err := h.Release(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// untilServing waits until the primary serves. When ctx ends first it is
+// released.
+func (h *Volume) untilServing(ctx context.Context) error {
+	select {
+	case <-h.serving:
+		return nil
+	case <-h.ended:
+		if h.err == nil {
+			return holdfast.E("take over", holdfast.Unavailable, "it was released meanwhile")
+		}
+		return h.err
+	case <-ctx.Done():
+		err := h.stuck("it does not serve yet", ctx)
+		if h.v.plane.life.Err() != nil {
+			h.Abort() // Close may have come too early to see it
+			return err
+		}
+		h.v.step(h.machine.Release)
+		return err
+	}
+}
+
+// stuck says what a primary waits for.
+func (h *Volume) stuck(what string, ctx context.Context) error {
+	if w := h.Status().WaitingFor; w != "" {
+		what += "; it waits for " + w
+	}
+	return holdfast.WrapKind(what, holdfast.Unavailable, ctx.Err())
+}
+
+// grant commits this node as the primary and returns the record as stored, and
+// who was the primary before.
+func (p *Plane) grant(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (rec holdfast.Record, before *holdfast.Primary, err error) {
+	tried := map[holdfast.Primary]bool{} // grants whose outcome was unknown
+	rec, err = p.readRecord(ctx, id)
+	for {
+		for err != nil {
+			if !errors.Is(err, holdfast.Unavailable) || ctx.Err() != nil {
+				return rec, nil, err
+			}
+			pause(ctx, 100*time.Millisecond)
+			rec, err = p.readRecord(ctx, id)
+		}
+		// A grant of our own whose outcome was unknown is not a predecessor.
+		if rec.Primary == nil || !tried[*rec.Primary] {
+			before = rec.Primary
+		}
+		next, err2 := p.nextRecord(ctx, rec, o)
+		if err2 != nil {
+			return rec, nil, err2
+		}
+		stored, err2 := p.swapRecord(ctx, next)
+		switch {
+		case err2 == nil:
+			return stored, before, nil
+		case errors.Is(err2, holdfast.Busy):
+			rec = stored
+		default:
+			tried[*next.Primary] = true
+			rec, err = next, err2
+		}
+	}
+}
+
+// nextRecord decides on the grant, asking whether the holder is alive.
+func (p *Plane) nextRecord(ctx context.Context, rec holdfast.Record, o OpenOptions) (holdfast.Record, error) {
+	g := replication.GrantRequest{Self: p.cfg.Self, Kind: o.Kind, Force: o.Force}
+	if h := rec.Primary; h != nil && h.Node != p.cfg.Self {
+		alive, err := p.cfg.Alive(ctx, h.Node)
+		if err != nil {
+			return rec, holdfast.Wrap("ask whether node "+string(h.Node)+" is alive", err)
+		}
+		g.HolderAlive = alive
+	}
+	return replication.Grant(rec, g)
+}
+
+func (p *Plane) readRecord(ctx context.Context, id holdfast.VolumeID) (holdfast.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.RecordTimeout)
+	defer cancel()
+	return p.cfg.Volumes.Volume(ctx, string(id))
+}
+
+func (p *Plane) swapRecord(ctx context.Context, next holdfast.Record) (holdfast.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.RecordTimeout)
+	defer cancel()
+	return p.cfg.Volumes.SwapVolume(ctx, next)
+}

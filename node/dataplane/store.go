@@ -1,0 +1,177 @@
+package dataplane
+
+import (
+	"sync"
+	"time"
+
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// backing does a store's tasks; an engine replica behind engineBacking. Its
+// methods are called from several goroutines at once.
+type backing interface {
+	// State is in memory and does not block.
+	State() replication.StoreState
+	// Do carries out one task and fills in its answer.
+	Do(t *replication.Task)
+	Close() error
+}
+
+// store runs tasks on workers, which start when there is work and end when there
+// has been none for a while. It implements replication.Store.
+type store struct {
+	v       *volume
+	back    backing
+	done1   func(t *replication.Task) // the machine's OnDone
+	max     int
+	idleFor time.Duration
+
+	mu      sync.Mutex // a leaf
+	queue   []*replication.Task
+	head    int
+	workers int
+	idle    int
+	open    int // submitted and not yet reported
+	done    []*replication.Task
+	// delivering: one worker is reporting done tasks; the others leave theirs to it.
+	delivering bool
+	stopping   bool
+
+	wake chan struct{} // of capacity max: one token per idle worker that is to go on
+	stop chan struct{} // closed by drain
+	gone chan struct{} // closed when stopping and nothing is left
+}
+
+func newStore(v *volume, back backing) *store {
+	cfg := v.plane.cfg
+	return &store{v: v, back: back, max: cfg.Workers, idleFor: cfg.WorkerIdle,
+		wake: make(chan struct{}, cfg.Workers), stop: make(chan struct{}), gone: make(chan struct{})}
+}
+
+// State implements replication.Store.
+func (s *store) State() replication.StoreState { return s.back.State() }
+
+// Submit implements replication.Store.
+func (s *store) Submit(t *replication.Task) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queue = append(s.queue, t)
+	s.open++
+	switch {
+	case s.idle > 0:
+		s.idle--
+		s.wake <- struct{}{} // never blocks: at most one token per worker
+	case s.workers < s.max:
+		s.workers++
+		go s.worker()
+	}
+}
+
+// drain makes the workers end when all tasks are done; wait for gone.
+func (s *store) drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopping {
+		s.stopping = true
+		close(s.stop)
+		s.leaveIfEmpty()
+	}
+}
+
+// leaveIfEmpty is called under the mutex.
+func (s *store) leaveIfEmpty() {
+	if s.stopping && s.workers == 0 && s.open == 0 {
+		close(s.gone)
+	}
+}
+
+func (s *store) worker() {
+	timer := time.NewTimer(s.idleFor)
+	defer timer.Stop()
+	for {
+		t := s.next()
+		if t != nil {
+			s.back.Do(t)
+			s.finished(t)
+			continue
+		}
+		timer.Reset(s.idleFor)
+		select {
+		case <-s.wake:
+			continue
+		case <-timer.C:
+		case <-s.stop:
+		}
+		if s.leave() {
+			return
+		}
+	}
+}
+
+// next takes a task; nil makes the caller idle.
+func (s *store) next() *replication.Task {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.head == len(s.queue) {
+		s.queue, s.head = s.queue[:0], 0
+		if cap(s.queue) > 1024 {
+			s.queue = nil
+		}
+		s.idle++
+		return nil
+	}
+	t := s.queue[s.head]
+	s.queue[s.head] = nil
+	s.head++
+	return t
+}
+
+// leave ends a worker that was idle, unless a token says that it is to go on.
+func (s *store) leave() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.wake:
+		return false
+	default:
+	}
+	s.idle--
+	s.workers--
+	s.leaveIfEmpty()
+	return true
+}
+
+// finished reports a task, or leaves that to the worker that is at it already:
+// one step then reports several.
+func (s *store) finished(t *replication.Task) {
+	s.mu.Lock()
+	s.done = append(s.done, t)
+	if s.delivering {
+		s.mu.Unlock()
+		return
+	}
+	s.delivering = true
+	s.mu.Unlock()
+	var spare []*replication.Task
+	for {
+		s.v.lock()
+		s.mu.Lock()
+		batch := s.done
+		s.done = spare
+		s.mu.Unlock()
+		for i, t := range batch {
+			s.done1(t)
+			batch[i] = nil
+		}
+		s.v.unlock()
+		s.mu.Lock()
+		s.open -= len(batch)
+		spare = batch[:0]
+		if len(s.done) == 0 {
+			s.delivering = false
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+	}
+}
