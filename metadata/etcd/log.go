@@ -1,0 +1,54 @@
+package etcd
+
+import (
+	"context"
+	"log/slog"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// zapTo makes the logger that etcd wants write warnings and worse to a slog.
+func zapTo(l *slog.Logger) *zap.Logger { return zap.New(slogCore{l}) }
+
+// slogCore is a zapcore.Core over a slog.Logger.
+type slogCore struct{ l *slog.Logger }
+
+func (c slogCore) Enabled(level zapcore.Level) bool { return level >= zapcore.WarnLevel }
+
+func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
+	return slogCore{c.l.With(attrs(fields)...)}
+}
+
+func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	level := slog.LevelWarn
+	if e.Level > zapcore.WarnLevel {
+		level = slog.LevelError
+	}
+	c.l.Log(context.Background(), level, "etcd: "+e.Message, attrs(fields)...)
+	return nil
+}
+
+func (c slogCore) Sync() error { return nil }
+
+func attrs(fields []zapcore.Field) []any {
+	m := zapcore.NewMapObjectEncoder()
+	for _, f := range fields {
+		f.AddTo(m)
+	}
+	var as []any
+	for _, f := range fields { // in the order in which they came
+		if v, ok := m.Fields[f.Key]; ok {
+			as = append(as, slog.Any(f.Key, v))
+			delete(m.Fields, f.Key)
+		}
+	}
+	return as
+}

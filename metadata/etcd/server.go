@@ -1,0 +1,192 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// ServerConfig describes a member that runs inside this process. Name, Dir and
+// the two lists of URLs are needed.
+type ServerConfig struct {
+	Name string // of this member, unique among them
+	Dir  string // its data; made if absent, readable by the owner only
+	// ClientURLs and PeerURLs are where it listens, and nowhere else:
+	// "http://10.0.0.1:2379", or "https://…" with the fitting TLS member.
+	ClientURLs []string
+	PeerURLs   []string
+	// Members are the peer URLs by name of all first members, this one included,
+	// the same in each of them; empty for a cluster of one.
+	Members map[string]string
+	// Token keeps clusters that were made with the same addresses apart.
+	Token string
+	// ClientTLS and PeerTLS are needed for https URLs.
+	ClientTLS *ServerTLS
+	PeerTLS   *ServerTLS
+	// QuotaBytes bounds the database; default 2 GiB.
+	QuotaBytes int64
+	// StartTimeout is how long a majority may take to be there; default 60 s.
+	StartTimeout time.Duration
+	Logger       *slog.Logger // warnings and worse; default none
+}
+
+// ServerTLS are files in PEM. With a CA, clients or peers must show a
+// certificate that it signed.
+type ServerTLS struct {
+	CertFile, KeyFile, CAFile string
+}
+
+// Server is an etcd member that runs inside this process.
+type Server struct {
+	etcd *embed.Etcd
+	urls []string
+}
+
+// StartServer starts a member and waits until it is part of a majority and
+// serves: start the members of a new cluster at the same time. The errors are
+// Invalid and Unavailable. Close it.
+func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
+	op := "start etcd member " + cfg.Name
+	ec, err := cfg.embed()
+	if err != nil {
+		return nil, holdfast.WrapKind(op, holdfast.Invalid, err)
+	}
+	timeout := cfg.StartTimeout
+	if timeout <= 0 {
+		timeout = time.Minute
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	type started struct {
+		etcd *embed.Etcd
+		err  error
+	}
+	// In a goroutine: it would wait for good for a data folder that another
+	// process has open.
+	result := make(chan started, 1)
+	go func() {
+		e, err := embed.StartEtcd(ec)
+		result <- started{e, err}
+	}()
+	select {
+	case r := <-result:
+		if r.err != nil {
+			return nil, holdfast.WrapKind(op, holdfast.Unavailable, r.err)
+		}
+		return ready(ctx, op, cfg, r.etcd)
+	case <-ctx.Done():
+		go func() {
+			if r := <-result; r.err == nil {
+				r.etcd.Close()
+			}
+		}()
+		return nil, holdfast.E(op, holdfast.Unavailable, "it did not start in time; does another process use "+cfg.Dir+"?")
+	}
+}
+
+func ready(ctx context.Context, op string, cfg ServerConfig, e *embed.Etcd) (*Server, error) {
+	select {
+	case <-e.Server.ReadyNotify():
+		return &Server{etcd: e, urls: slices.Clone(cfg.ClientURLs)}, nil
+	case err := <-e.Err():
+		e.Close()
+		return nil, holdfast.WrapKind(op, holdfast.Unavailable, err)
+	case <-ctx.Done():
+		e.Close()
+		return nil, holdfast.E(op, holdfast.Unavailable, fmt.Sprintf("no majority of the members %v was there in time", slices.Sorted(maps.Keys(cfg.Members))))
+	}
+}
+
+// Endpoints are for Config.Endpoints.
+func (s *Server) Endpoints() []string { return slices.Clone(s.urls) }
+
+// Failed delivers the error with which the member stopped by itself.
+func (s *Server) Failed() <-chan error { return s.etcd.Err() }
+
+// Close stops the member; its data stays.
+func (s *Server) Close() error {
+	s.etcd.Close()
+	return nil
+}
+
+// embed is the configuration as the etcd server takes it. Everything is synced
+// to disk before it is acknowledged: UnsafeNoFsync stays off.
+func (c ServerConfig) embed() (*embed.Config, error) {
+	ec := embed.NewConfig()
+	if c.Name == "" || c.Dir == "" || len(c.ClientURLs) == 0 || len(c.PeerURLs) == 0 {
+		return nil, holdfast.E("", holdfast.Invalid, "a name, a folder, client URLs and peer URLs are needed")
+	}
+	clients, err := parseURLs(c.ClientURLs, c.ClientTLS)
+	if err != nil {
+		return nil, err
+	}
+	peers, err := parseURLs(c.PeerURLs, c.PeerTLS)
+	if err != nil {
+		return nil, err
+	}
+	ec.Name, ec.Dir = c.Name, c.Dir
+	ec.ListenClientUrls, ec.AdvertiseClientUrls = clients, clients
+	ec.ListenPeerUrls, ec.AdvertisePeerUrls = peers, peers
+	members := c.Members
+	if len(members) == 0 {
+		members = map[string]string{c.Name: c.PeerURLs[0]}
+	}
+	var initial []string
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		initial = append(initial, name+"="+members[name])
+	}
+	ec.InitialCluster = strings.Join(initial, ",")
+	if c.Token != "" {
+		ec.InitialClusterToken = c.Token
+	}
+	ec.ClientTLSInfo, ec.PeerTLSInfo = c.ClientTLS.info(), c.PeerTLS.info()
+	ec.QuotaBackendBytes = c.QuotaBytes
+	if c.QuotaBytes <= 0 {
+		ec.QuotaBackendBytes = 2 << 30
+	}
+	// An hour of history is more than any watch needs to catch up.
+	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, "1h"
+	ec.EnableGRPCGateway, ec.EnablePprof = false, false
+	log := c.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(log))
+	return ec, nil
+}
+
+func (t *ServerTLS) info() transport.TLSInfo {
+	if t == nil {
+		return transport.TLSInfo{}
+	}
+	return transport.TLSInfo{CertFile: t.CertFile, KeyFile: t.KeyFile, TrustedCAFile: t.CAFile, ClientCertAuth: t.CAFile != ""}
+}
+
+func parseURLs(list []string, t *ServerTLS) ([]url.URL, error) {
+	var out []url.URL
+	for _, text := range list {
+		u, err := url.Parse(text)
+		switch {
+		case err != nil || u.Host == "":
+			return nil, holdfast.E("", holdfast.Invalid, fmt.Sprintf("%q is no URL with a host and a port", text))
+		case u.Scheme != "http" && u.Scheme != "https":
+			return nil, holdfast.E("", holdfast.Invalid, fmt.Sprintf("the URL %q must begin with http:// or https://", text))
+		case u.Scheme == "https" && t == nil:
+			return nil, holdfast.E("", holdfast.Invalid, fmt.Sprintf("the URL %q needs a certificate and a key", text))
+		case u.Scheme == "http" && t != nil:
+			return nil, holdfast.E("", holdfast.Invalid, fmt.Sprintf("a certificate is given, but the URL %q is not https://", text))
+		}
+		out = append(out, *u)
+	}
+	return out, nil
+}
