@@ -148,52 +148,37 @@ func (s *Server) GetNode(ctx context.Context, q *holdfastv1.GetNodeRequest) (*ho
 
 // DrainNode implements the service; see api.proto.
 func (s *Server) DrainNode(ctx context.Context, q *holdfastv1.DrainNodeRequest) (*holdfastv1.Node, error) {
-	return s.setDraining(ctx, "drain node "+q.GetNode(), q.GetNode(), true)
+	if _, err := s.cfg.Admin.Drain(ctx, holdfast.NodeID(q.GetNode())); err != nil {
+		return nil, s.unknownNode(ctx, "drain node "+q.GetNode(), err)
+	}
+	return s.GetNode(ctx, &holdfastv1.GetNodeRequest{Node: q.GetNode()})
 }
 
 // UndrainNode implements the service; see api.proto.
 func (s *Server) UndrainNode(ctx context.Context, q *holdfastv1.UndrainNodeRequest) (*holdfastv1.Node, error) {
-	return s.setDraining(ctx, "undrain node "+q.GetNode(), q.GetNode(), false)
-}
-
-// setDraining changes the registration; one changed meanwhile is read again.
-func (s *Server) setDraining(ctx context.Context, op, id string, on bool) (*holdfastv1.Node, error) {
-	for {
-		n, err := s.cfg.Store.Node(ctx, holdfast.NodeID(id))
-		if err != nil {
-			return nil, s.unknownNode(ctx, op, err)
-		}
-		if n.Draining == on && n.Cordoned == on {
-			return s.GetNode(ctx, &holdfastv1.GetNodeRequest{Node: id})
-		}
-		n.Draining, n.Cordoned = on, on
-		_, err = s.cfg.Store.PutNode(ctx, n)
-		if err == nil {
-			return s.GetNode(ctx, &holdfastv1.GetNodeRequest{Node: id})
-		}
-		if !errors.Is(err, holdfast.Busy) || ctx.Err() != nil {
-			return nil, holdfast.Wrap(op, err)
-		}
+	if _, err := s.cfg.Admin.Undrain(ctx, holdfast.NodeID(q.GetNode())); err != nil {
+		return nil, s.unknownNode(ctx, "undrain node "+q.GetNode(), err)
 	}
+	return s.GetNode(ctx, &holdfastv1.GetNodeRequest{Node: q.GetNode()})
 }
 
 // ForgetNode implements the service; see api.proto.
 func (s *Server) ForgetNode(ctx context.Context, q *holdfastv1.ForgetNodeRequest) (*holdfastv1.ForgetNodeResponse, error) {
-	op := "forget node " + q.GetNode()
-	err := s.cfg.Store.DropNode(ctx, holdfast.NodeID(q.GetNode()))
-	if errors.Is(err, holdfast.InUse) {
-		return nil, holdfast.E(op, holdfast.InUse, "the node is alive; stop its daemon first, or move its replicas away with: holdfast node drain "+q.GetNode())
-	}
+	f, err := s.cfg.Admin.Forget(ctx, holdfast.NodeID(q.GetNode()))
 	if err != nil {
-		return nil, s.unknownNode(ctx, op, err)
+		return nil, s.unknownNode(ctx, "forget node "+q.GetNode(), err)
 	}
-	return &holdfastv1.ForgetNodeResponse{}, nil
+	out := &holdfastv1.ForgetNodeResponse{Removed: int32(f.Removed), Leaving: int32(f.Leaving)}
+	for _, v := range f.Only {
+		out.Only = append(out.Only, string(v))
+	}
+	return out, nil
 }
 
 // unknownNode makes a NotFound name the nodes there are.
 func (s *Server) unknownNode(ctx context.Context, op string, err error) error {
 	if !errors.Is(err, holdfast.NotFound) {
-		return holdfast.Wrap(op, err)
+		return err
 	}
 	msg := "there is no such node"
 	if ns, lerr := s.cfg.Store.Nodes(ctx); lerr == nil && len(ns) > 0 {

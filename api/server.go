@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/metadata"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
@@ -37,6 +38,13 @@ type Lifecycle interface {
 	Delete(ctx context.Context, volume string) error
 }
 
+// NodeAdmin carries out what users ask of nodes.
+type NodeAdmin interface {
+	Drain(ctx context.Context, node holdfast.NodeID) (holdfast.Node, error)
+	Undrain(ctx context.Context, node holdfast.NodeID) (holdfast.Node, error)
+	Forget(ctx context.Context, node holdfast.NodeID) (lifecycle.Forgotten, error)
+}
+
 // NodeClients finds a node's services. Errors: NotFound for an unknown node.
 type NodeClients interface {
 	Client(ctx context.Context, node holdfast.NodeID) (holdfastv1.NodeServiceClient, error)
@@ -48,6 +56,7 @@ type Config struct {
 	Release   string
 	Store     metadata.Store
 	Lifecycle Lifecycle
+	Admin     NodeAdmin
 	Nodes     NodeClients
 	RPC       rpc.Config
 	Log       *slog.Logger
@@ -68,8 +77,8 @@ type Server struct {
 
 // New checks the configuration and makes a server that does not listen yet.
 func New(cfg Config) (*Server, error) {
-	if cfg.Store == nil || cfg.Lifecycle == nil || cfg.Nodes == nil {
-		return nil, holdfast.E("make API server", holdfast.Invalid, "a metadata store, a lifecycle and node clients are needed")
+	if cfg.Store == nil || cfg.Lifecycle == nil || cfg.Admin == nil || cfg.Nodes == nil {
+		return nil, holdfast.E("make API server", holdfast.Invalid, "a metadata store, a lifecycle, an admin of nodes and node clients are needed")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

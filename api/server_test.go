@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/api"
+	control "github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/metadata"
 	"github.com/holdfast-storage/holdfast/metadata/memory"
@@ -133,7 +134,12 @@ func newCluster(t *testing.T) *cluster {
 	for i := range 3 {
 		c.startNode(t, cfg, nodeID(i))
 	}
-	srv, err := api.New(api.Config{Self: "n1", Release: "test", Store: c.store, Lifecycle: lifecycle{c.store}, Nodes: c, RPC: cfg, NodeTimeout: 300 * time.Millisecond})
+	admin, err := control.New(control.Config{Store: c.store, Nodes: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(admin.Close)
+	srv, err := api.New(api.Config{Self: "n1", Release: "test", Store: c.store, Lifecycle: lifecycle{c.store}, Admin: admin, Nodes: c, RPC: cfg, NodeTimeout: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1498,6 +1498,9 @@ func (x *ForgetNodeRequest) GetNode() string {
 
 type ForgetNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Removed       int32                  `protobuf:"varint,1,opt,name=removed,proto3" json:"removed,omitempty"` // replicas taken out of their volumes
+	Leaving       int32                  `protobuf:"varint,2,opt,name=leaving,proto3" json:"leaving,omitempty"` // replicas that leave when their volume is served next
+	Only          []string               `protobuf:"bytes,3,rep,name=only,proto3" json:"only,omitempty"`        // volumes whose only good copy is there: it stays named, should the node return
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1530,6 +1533,27 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ForgetNodeResponse) GetRemoved() int32 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *ForgetNodeResponse) GetLeaving() int32 {
+	if x != nil {
+		return x.Leaving
+	}
+	return 0
+}
+
+func (x *ForgetNodeResponse) GetOnly() []string {
+	if x != nil {
+		return x.Only
+	}
+	return nil
 }
 
 // Node is a node's registration and what is on it.
@@ -2314,8 +2338,11 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x12UndrainNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"'\n" +
 	"\x11ForgetNodeRequest\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\"\x14\n" +
-	"\x12ForgetNodeResponse\"\x8d\x03\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\\\n" +
+	"\x12ForgetNodeResponse\x12\x18\n" +
+	"\aremoved\x18\x01 \x01(\x05R\aremoved\x12\x18\n" +
+	"\aleaving\x18\x02 \x01(\x05R\aleaving\x12\x12\n" +
+	"\x04only\x18\x03 \x03(\tR\x04only\"\x8d\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05alive\x18\x02 \x01(\bR\x05alive\x12\x14\n" +
