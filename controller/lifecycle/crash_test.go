@@ -1,0 +1,244 @@
+package lifecycle_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/controller/internal/fakes"
+	"github.com/holdfast-storage/holdfast/controller/lifecycle"
+	"github.com/holdfast-storage/holdfast/metadata/memory"
+)
+
+// death ends a controller at its n-th step, a call to the store or to a node.
+type death struct {
+	mu    sync.Mutex
+	step  int
+	at    int
+	after bool // the call at is carried out, but its answer is lost
+	once  bool // only that call fails: the controller lives on
+}
+
+func (d *death) strike() (fails, carriedOut bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.step++
+	switch {
+	case d.step == d.at:
+		return true, d.after
+	case d.step > d.at && !d.once:
+		return true, false
+	}
+	return false, false
+}
+
+func (d *death) struck() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.step >= d.at
+}
+
+// on puts the faults on a store client and on the cluster's nodes.
+func (d *death) on(c *fakes.Cluster, store *memory.Store) {
+	store.Inject(func(op memory.Op) memory.Fault {
+		switch fails, done := d.strike(); {
+		case fails && done:
+			return memory.Fault{Lose: memory.Lost()}
+		case fails:
+			return memory.Fault{Refuse: memory.Lost()}
+		}
+		return memory.Fault{}
+	})
+	var mu sync.Mutex
+	lost := map[string]bool{}
+	c.SetFault(func(n holdfast.NodeID, method string, after bool) error {
+		key := fmt.Sprint(n, method)
+		mu.Lock()
+		defer mu.Unlock()
+		if after {
+			if lost[key] {
+				delete(lost, key)
+				return memory.Lost()
+			}
+			return nil
+		}
+		fails, done := d.strike()
+		if fails && done {
+			lost[key] = true
+			return nil
+		}
+		if fails {
+			return memory.Lost()
+		}
+		return nil
+	})
+}
+
+// operation is one that is killed at every step.
+type operation struct {
+	setup func(*testing.T, *fakes.Cluster, *lifecycle.Service)
+	run   func(context.Context, *lifecycle.Service) error
+	// check looks at the end state after a repeated call.
+	check func(*testing.T, *fakes.Cluster, *lifecycle.Service)
+}
+
+func operations() map[string]operation {
+	with := func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) { mustCreate(t, s, "db", size(gib)) }
+	attached := func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) {
+		with(t, c, s)
+		if _, _, err := s.Attach(t.Context(), "db", "n1", false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dead := func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) { attached(t, c, s); c.Node("n1").Kill() }
+	record := func(want func(holdfast.Record) bool) func(*testing.T, *fakes.Cluster, *lifecycle.Service) {
+		return func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) {
+			if rec, err := s.Get(t.Context(), "db"); err != nil || !want(rec) {
+				t.Errorf("ends as %+v, %v", rec, err)
+			}
+		}
+	}
+	return map[string]operation{
+		"create": {
+			setup: func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) { c.Add("n4", holdfast.Domain{}, 100*gib) },
+			run: func(ctx context.Context, s *lifecycle.Service) error {
+				_, err := s.Create(ctx, "db", size(gib))
+				return err
+			},
+			check: record(func(r holdfast.Record) bool {
+				return r.Phase == holdfast.PhaseReady && r.Epoch == 1 && len(r.InSyncReplicas()) == 3
+			}),
+		},
+		"create with no node to spare": {
+			run: func(ctx context.Context, s *lifecycle.Service) error {
+				_, err := s.Create(ctx, "db", size(gib))
+				return err
+			},
+			check: record(func(r holdfast.Record) bool {
+				return r.Phase == holdfast.PhaseReady && r.Epoch == 1 && len(r.InSyncReplicas()) == 3
+			}),
+		},
+		"delete": {setup: with,
+			run: func(ctx context.Context, s *lifecycle.Service) error { return s.Delete(ctx, "db") },
+			check: func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) {
+				if _, err := s.Get(t.Context(), "db"); !errors.Is(err, holdfast.NotFound) {
+					t.Errorf("still there: %v", err)
+				}
+			}},
+		"attach": {setup: with,
+			run: func(ctx context.Context, s *lifecycle.Service) error {
+				_, _, err := s.Attach(ctx, "db", "n2", false)
+				return err
+			},
+			check: record(func(r holdfast.Record) bool { return r.AttachedTo() == "n2" && r.Epoch == 2 })},
+		"detach": {setup: attached,
+			run: func(ctx context.Context, s *lifecycle.Service) error {
+				_, err := s.Detach(ctx, "db", false)
+				return err
+			},
+			check: record(func(r holdfast.Record) bool { return r.Primary == nil })},
+		"detach from a dead node": {setup: dead,
+			run: func(ctx context.Context, s *lifecycle.Service) error {
+				_, err := s.Detach(ctx, "db", false)
+				return err
+			},
+			check: record(func(r holdfast.Record) bool { return r.Primary == nil && r.Epoch == 2 })},
+		"expand": {setup: with,
+			run: func(ctx context.Context, s *lifecycle.Service) error {
+				_, err := s.Expand(ctx, "db", 2*gib)
+				return err
+			},
+			check: record(func(r holdfast.Record) bool { return r.Spec.SizeBytes == 2*gib })},
+		"drain": {setup: with,
+			run: func(ctx context.Context, s *lifecycle.Service) error { _, err := s.Drain(ctx, "n1"); return err },
+			check: func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) {
+				if n, err := c.Store.Node(t.Context(), "n1"); err != nil || !n.Draining {
+					t.Errorf("ends as %+v, %v", n, err)
+				}
+			}},
+		"forget": {setup: dead,
+			run: func(ctx context.Context, s *lifecycle.Service) error {
+				_, err := s.Forget(ctx, "n1")
+				if errors.Is(err, holdfast.NotFound) {
+					err = nil // it was done, and its answer lost
+				}
+				return err
+			},
+			check: record(func(r holdfast.Record) bool { return r.Primary == nil && r.On("n1").Leaving })},
+	}
+}
+
+// Every operation is killed at every step, before the step and after it, or only
+// that step fails; then it is repeated, or only finished by reconcile. It must end
+// in the same place, with nothing leaked.
+func TestOperationsKilledAtEveryStep(t *testing.T) {
+	for name, op := range operations() {
+		for _, mode := range []struct{ after, once bool }{{}, {after: true}, {once: true}, {once: true, after: true}} {
+			for _, repeat := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s/after=%v/once=%v/repeat=%v", name, mode.after, mode.once, repeat), func(t *testing.T) {
+					for at := 1; ; at++ {
+						if at > 100 {
+							t.Fatal("it never ends")
+						}
+						d := death{at: at, after: mode.after, once: mode.once}
+						if !killAt(t, op, &d, repeat) {
+							return
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// killAt runs an operation with one death and says whether that was reached.
+func killAt(t *testing.T, op operation, d *death, repeat bool) bool {
+	c, healthy := three(t)
+	if op.setup != nil {
+		op.setup(t, c, healthy)
+	}
+	store := c.Store.Client()
+	doomed := newService(t, c, store)
+	d.on(c, store)
+	err := op.run(t.Context(), doomed)
+	doomed.Close()
+	reached := d.struck()
+	if !reached && err != nil {
+		t.Fatalf("without a fault it fails: %v", err)
+	}
+	c.SetFault(nil)
+	c.Check()
+	if repeat {
+		if err := op.run(t.Context(), healthy); err != nil {
+			t.Fatalf("step %d: repeated after %v, it fails: %v", d.at, err, err)
+		}
+		op.check(t, c, healthy)
+	} else {
+		recs, _ := healthy.List(t.Context())
+		for _, r := range recs {
+			if err := healthy.Finish(t.Context(), r.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		recs, _ = healthy.List(t.Context())
+		for _, r := range recs {
+			if r.Phase != holdfast.PhaseReady {
+				t.Errorf("step %d: ends %s", d.at, r.Phase)
+			}
+		}
+	}
+	for _, n := range []holdfast.NodeID{"n1", "n2", "n3"} {
+		_ = healthy.Purge(t.Context(), n) // fails for a dead one
+	}
+	if c.Node("n4") != nil {
+		_ = healthy.Purge(t.Context(), "n4")
+	}
+	c.CheckClean()
+	if t.Failed() {
+		t.Fatalf("killed at step %d", d.at)
+	}
+	return reached
+}
