@@ -24,6 +24,9 @@ type Agent struct {
 	instance string // of this process: tells it from a predecessor with the same node id
 	started  time.Time
 
+	registered     chan struct{} // closed after the first registration
+	registeredOnce sync.Once
+
 	// ops ends when the agent closes: operations that outlive their callers
 	// live as long as this.
 	ops    context.Context
@@ -64,6 +67,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, deps: deps, log: deps.Log.With("node", string(cfg.ID)), events: newEvents(),
 		instance: string(holdfast.NewReplicaID()), started: time.Now().UTC(),
+		registered:  make(chan struct{}),
 		refreshSoon: make(chan struct{}, 1), purgeSoon: make(chan struct{}, 1), checkSoon: make(chan struct{}, 1),
 		volumes: map[holdfast.VolumeID]*slot{}, upkeep: map[holdfast.VolumeID]*upkeep{},
 		records: map[holdfast.VolumeID]holdfast.Record{}, creations: map[holdfast.ReplicaID]*turn{},

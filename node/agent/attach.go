@@ -101,16 +101,19 @@ func (a *Agent) attachNow(ctx context.Context, id holdfast.VolumeID, mode attach
 	if mode == attachAgain && rec.AttachedTo() != a.cfg.ID {
 		return "", holdfast.E("", holdfast.Fenced, "it is not attached to this node any more")
 	}
-	if s.vol == nil {
-		a.stopUpkeep(id)
-		start := time.Now()
-		vol, err := a.deps.Plane.Open(ctx, id, OpenOptions{Kind: holdfast.ClientPrimary, Force: mode == attachForced})
-		if err != nil {
+	if s.vol != nil { // a release that did not finish; it takes no more I/O
+		if err := a.release(ctx, s); err != nil {
 			return "", err
 		}
-		a.set(s, func() { s.vol = vol })
-		a.note(id, fmt.Sprintf("serving after %v", time.Since(start).Round(time.Millisecond)))
 	}
+	a.stopUpkeep(id)
+	start := time.Now()
+	vol, err := a.deps.Plane.Open(ctx, id, OpenOptions{Kind: holdfast.ClientPrimary, Force: mode == attachForced})
+	if err != nil {
+		return "", err
+	}
+	a.set(s, func() { s.vol = vol })
+	a.note(id, fmt.Sprintf("serving after %v", time.Since(start).Round(time.Millisecond)))
 	return a.openDevice(ctx, s, rec.Spec)
 }
 
@@ -153,7 +156,7 @@ func (a *Agent) tend(s *slot, vol Volume, dev device.Device, resized <-chan stru
 		case <-resized:
 		case <-retry:
 		case <-vol.Ended():
-			if err := vol.Err(); err != nil {
+			if err := vol.Err(); err != nil && a.ops.Err() == nil { // else Close removes it
 				a.abandon(s, vol, dev, err)
 			}
 			return

@@ -143,6 +143,7 @@ type Pool interface {
 
 // Stored is one replica as a pool holds it.
 type Stored struct {
+	// Volume is empty when the replica is too damaged to tell.
 	Volume         holdfast.VolumeID
 	Replica        holdfast.ReplicaID
 	SizeBytes      int64

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -123,12 +124,16 @@ func (a *Agent) closeVolumes(ctx context.Context) error {
 		ids = append(ids, id)
 	}
 	a.mu.Unlock()
-	var errs []error
-	for _, id := range ids {
-		if err := a.closeVolume(ctx, id); err != nil {
-			errs = append(errs, fmt.Errorf("volume %s: %w", id, err))
-		}
+	errs := make([]error, len(ids))
+	var wg sync.WaitGroup
+	for i, id := range ids { // all at once: each may wait for as long as ctx allows
+		wg.Go(func() {
+			if err := a.closeVolume(ctx, id); err != nil {
+				errs[i] = fmt.Errorf("volume %s: %w", id, err)
+			}
+		})
 	}
+	wg.Wait()
 	return errors.Join(errs...)
 }
 

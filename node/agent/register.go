@@ -47,6 +47,7 @@ func (a *Agent) register(ctx context.Context) error {
 		a.mu.Lock()
 		a.node = next
 		a.mu.Unlock()
+		a.registeredOnce.Do(func() { close(a.registered) })
 		return nil
 	}
 }
@@ -65,3 +66,6 @@ func (a *Agent) Node() holdfast.Node {
 	defer a.mu.Unlock()
 	return a.node
 }
+
+// Registered is closed when the registration has been written for the first time.
+func (a *Agent) Registered() <-chan struct{} { return a.registered }

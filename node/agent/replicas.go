@@ -65,7 +65,7 @@ func (a *Agent) create(ctx context.Context, p Pool, r Stored) error {
 		if s.Replica != r.Replica {
 			continue
 		}
-		if s.Volume != r.Volume {
+		if s.Volume != "" && s.Volume != r.Volume {
 			return holdfast.E("", holdfast.Exists, "a replica of volume "+string(s.Volume)+" has this id")
 		}
 		there = true
@@ -160,7 +160,7 @@ func (a *Agent) poolOf(t holdfast.Tombstone) (Pool, error) {
 			return nil, err
 		}
 		for _, s := range stored {
-			if s.Replica == t.Replica && s.Volume != t.Volume {
+			if s.Replica == t.Replica && s.Volume != "" && s.Volume != t.Volume {
 				return nil, holdfast.E("", holdfast.Corrupt, fmt.Sprintf("its tombstone says volume %s, the pool says %s; leaving it", t.Volume, s.Volume))
 			}
 		}

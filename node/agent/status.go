@@ -9,8 +9,9 @@ import (
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
-// NodeVolumes says how the volumes served or stored here are, ordered by id; an
-// empty id means all. A volume that is neither is left out.
+// NodeVolumes says how the volumes served or stored here are, and what lately
+// happened to them here, ordered by id; an empty id means all. A volume that is
+// neither is shown only if asked for by its id, for what happened.
 func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, error) {
 	byID := map[holdfast.VolumeID]*holdfastv1.NodeVolume{}
 	get := func(id holdfast.VolumeID) *holdfastv1.NodeVolume {
@@ -32,7 +33,7 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 			return nil, holdfast.Wrap("list replicas of pool "+string(p.Info().ID), err)
 		}
 		for _, r := range stored {
-			if only == "" || only == r.Volume {
+			if r.Volume != "" && (only == "" || only == r.Volume) {
 				get(r.Volume).Replica = &holdfastv1.ReplicaStatus{
 					ReplicaId: string(r.Replica), PoolId: string(p.Info().ID),
 					AllocatedBytes: r.AllocatedBytes, PromisedEpoch: uint64(r.Promised),
@@ -40,8 +41,14 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 			}
 		}
 	}
+	if only != "" && len(a.Events(only)) > 0 {
+		get(only)
+	}
 	all := make([]*holdfastv1.NodeVolume, 0, len(byID))
-	for _, v := range byID {
+	for id, v := range byID {
+		for _, e := range a.Events(id) {
+			v.Events = append(v.Events, &holdfastv1.NodeEvent{UnixNanos: e.At.UnixNano(), What: e.What})
+		}
 		all = append(all, v)
 	}
 	slices.SortFunc(all, func(x, y *holdfastv1.NodeVolume) int { return strings.Compare(x.GetVolumeId(), y.GetVolumeId()) })

@@ -74,7 +74,7 @@ func TestMaintenanceBeginsAndEndsWithTheNeed(t *testing.T) {
 		p := read(t, db, rec.ID).Primary
 		return p != nil && p.Node == "b" && p.Kind == holdfast.MaintenancePrimary
 	})
-	if vs, err := b.NodeVolumes(rec.ID); err != nil || len(vs) != 1 || vs[0].GetPrimary().GetKind() != "maintenance" {
+	if vs, err := b.NodeVolumes(rec.ID); err != nil || len(vs) != 1 || vs[0].GetPrimary().GetKind() != "maintenance" || len(vs[0].GetEvents()) == 0 {
 		t.Errorf("status %v, %v", vs, err)
 	}
 	change(t, db, rec.ID, func(r *holdfast.Record) { r.Replicas[0].State = holdfast.InSync })

@@ -493,6 +493,7 @@ type NodeVolume struct {
 	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	Primary       *PrimaryStatus         `protobuf:"bytes,2,opt,name=primary,proto3" json:"primary,omitempty"` // unset when not served here
 	Replica       *ReplicaStatus         `protobuf:"bytes,3,opt,name=replica,proto3" json:"replica,omitempty"` // unset when no replica is here
+	Events        []*NodeEvent           `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"`   // the last ones here, oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -548,6 +549,66 @@ func (x *NodeVolume) GetReplica() *ReplicaStatus {
 	return nil
 }
 
+func (x *NodeVolume) GetEvents() []*NodeEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// NodeEvent is something that happened to a volume on a node.
+type NodeEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UnixNanos     int64                  `protobuf:"varint,1,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
+	What          string                 `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeEvent) Reset() {
+	*x = NodeEvent{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeEvent) ProtoMessage() {}
+
+func (x *NodeEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeEvent.ProtoReflect.Descriptor instead.
+func (*NodeEvent) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NodeEvent) GetUnixNanos() int64 {
+	if x != nil {
+		return x.UnixNanos
+	}
+	return 0
+}
+
+func (x *NodeEvent) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
 type PrimaryStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`                               // client or maintenance
@@ -567,7 +628,7 @@ type PrimaryStatus struct {
 
 func (x *PrimaryStatus) Reset() {
 	*x = PrimaryStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[11]
+	mi := &file_holdfast_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +640,7 @@ func (x *PrimaryStatus) String() string {
 func (*PrimaryStatus) ProtoMessage() {}
 
 func (x *PrimaryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[11]
+	mi := &file_holdfast_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +653,7 @@ func (x *PrimaryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrimaryStatus.ProtoReflect.Descriptor instead.
 func (*PrimaryStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PrimaryStatus) GetKind() string {
@@ -688,7 +749,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[12]
+	mi := &file_holdfast_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +761,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[12]
+	mi := &file_holdfast_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +774,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PeerStatus) GetReplicaId() string {
@@ -784,7 +845,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[13]
+	mi := &file_holdfast_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +857,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[13]
+	mi := &file_holdfast_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +870,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReplicaStatus) GetReplicaId() string {
@@ -849,7 +910,7 @@ type CheckPoolRequest struct {
 
 func (x *CheckPoolRequest) Reset() {
 	*x = CheckPoolRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	mi := &file_holdfast_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +922,7 @@ func (x *CheckPoolRequest) String() string {
 func (*CheckPoolRequest) ProtoMessage() {}
 
 func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	mi := &file_holdfast_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +935,7 @@ func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolRequest.ProtoReflect.Descriptor instead.
 func (*CheckPoolRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CheckPoolRequest) GetPoolId() string {
@@ -896,7 +957,7 @@ type CheckPoolResponse struct {
 
 func (x *CheckPoolResponse) Reset() {
 	*x = CheckPoolResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[15]
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +969,7 @@ func (x *CheckPoolResponse) String() string {
 func (*CheckPoolResponse) ProtoMessage() {}
 
 func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[15]
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +982,7 @@ func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolResponse.ProtoReflect.Descriptor instead.
 func (*CheckPoolResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CheckPoolResponse) GetDone() int64 {
@@ -982,12 +1043,17 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\x12NodeVolumesRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\"H\n" +
 	"\x13NodeVolumesResponse\x121\n" +
-	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.v1.NodeVolumeR\avolumes\"\x95\x01\n" +
+	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.v1.NodeVolumeR\avolumes\"\xc5\x01\n" +
 	"\n" +
 	"NodeVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x124\n" +
 	"\aprimary\x18\x02 \x01(\v2\x1a.holdfast.v1.PrimaryStatusR\aprimary\x124\n" +
-	"\areplica\x18\x03 \x01(\v2\x1a.holdfast.v1.ReplicaStatusR\areplica\"\xd5\x02\n" +
+	"\areplica\x18\x03 \x01(\v2\x1a.holdfast.v1.ReplicaStatusR\areplica\x12.\n" +
+	"\x06events\x18\x04 \x03(\v2\x16.holdfast.v1.NodeEventR\x06events\">\n" +
+	"\tNodeEvent\x12\x1d\n" +
+	"\n" +
+	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\"\xd5\x02\n" +
 	"\rPrimaryStatus\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1f\n" +
@@ -1051,7 +1117,7 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_holdfast_v1_node_proto_goTypes = []any{
 	(*CreateReplicaRequest)(nil),    // 0: holdfast.v1.CreateReplicaRequest
 	(*CreateReplicaResponse)(nil),   // 1: holdfast.v1.CreateReplicaResponse
@@ -1064,34 +1130,36 @@ var file_holdfast_v1_node_proto_goTypes = []any{
 	(*NodeVolumesRequest)(nil),      // 8: holdfast.v1.NodeVolumesRequest
 	(*NodeVolumesResponse)(nil),     // 9: holdfast.v1.NodeVolumesResponse
 	(*NodeVolume)(nil),              // 10: holdfast.v1.NodeVolume
-	(*PrimaryStatus)(nil),           // 11: holdfast.v1.PrimaryStatus
-	(*PeerStatus)(nil),              // 12: holdfast.v1.PeerStatus
-	(*ReplicaStatus)(nil),           // 13: holdfast.v1.ReplicaStatus
-	(*CheckPoolRequest)(nil),        // 14: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),       // 15: holdfast.v1.CheckPoolResponse
+	(*NodeEvent)(nil),               // 11: holdfast.v1.NodeEvent
+	(*PrimaryStatus)(nil),           // 12: holdfast.v1.PrimaryStatus
+	(*PeerStatus)(nil),              // 13: holdfast.v1.PeerStatus
+	(*ReplicaStatus)(nil),           // 14: holdfast.v1.ReplicaStatus
+	(*CheckPoolRequest)(nil),        // 15: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),       // 16: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
 	10, // 0: holdfast.v1.NodeVolumesResponse.volumes:type_name -> holdfast.v1.NodeVolume
-	11, // 1: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
-	13, // 2: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
-	12, // 3: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
-	0,  // 4: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
-	2,  // 5: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
-	4,  // 6: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
-	6,  // 7: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
-	8,  // 8: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	14, // 9: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	1,  // 10: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	3,  // 11: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	5,  // 12: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	7,  // 13: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	9,  // 14: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	15, // 15: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	10, // [10:16] is the sub-list for method output_type
-	4,  // [4:10] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	12, // 1: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
+	14, // 2: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
+	11, // 3: holdfast.v1.NodeVolume.events:type_name -> holdfast.v1.NodeEvent
+	13, // 4: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
+	0,  // 5: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
+	2,  // 6: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
+	4,  // 7: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
+	6,  // 8: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
+	8,  // 9: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
+	15, // 10: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	1,  // 11: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	3,  // 12: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	5,  // 13: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	7,  // 14: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	9,  // 15: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	16, // 16: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_node_proto_init() }
@@ -1105,7 +1173,7 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
