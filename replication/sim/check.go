@@ -1,0 +1,151 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// A block is a register whose state is the list of values it may fall back to in
+// a power loss: the first is durable, the last is what reads see. A flush leaves
+// the last; a loss leaves any one.
+
+type step struct {
+	kind  opKind
+	value value
+	maybe bool // never answered: it may not have happened
+}
+
+var model = porcupine.NondeterministicModel{
+	Init: func() []any { return []any{"0"} },
+	Step: func(state, input, output any) []any {
+		all := state.(string)
+		last := all[strings.LastIndexByte(all, ',')+1:]
+		switch in := input.(step); in.kind {
+		case opRead:
+			if strconv.FormatUint(output.(value), 10) != last {
+				return nil
+			}
+			return []any{state}
+		case opWrite, opTrim:
+			after := state.(string) + "," + strconv.FormatUint(in.value, 10)
+			if in.maybe {
+				return []any{state, after}
+			}
+			return []any{after}
+		case opFlush:
+			return []any{last}
+		default:
+			var out []any
+			for _, v := range strings.Split(all, ",") {
+				if !slices.Contains(out, any(v)) {
+					out = append(out, v)
+				}
+			}
+			return out
+		}
+	},
+	Equal: func(a, b any) bool { return a == b },
+	DescribeOperation: func(input, output any) string {
+		in := input.(step)
+		name := [...]string{"read", "write", "trim", "flush", "loss"}[in.kind]
+		if in.maybe {
+			name += "?"
+		}
+		return fmt.Sprintf("%s(%v) -> %v", name, in.value, output)
+	},
+}
+
+// check verifies the history block by block.
+func (c *cluster) check() error {
+	m := model.ToModel()
+	for b := range c.cfg.HotBlocks + 4 {
+		ops := c.blockHistory(b)
+		if len(ops) == 0 {
+			continue
+		}
+		if res := porcupine.CheckOperationsTimeout(m, ops, time.Minute); res != porcupine.Ok {
+			return fmt.Errorf("block %d is not a linearizable register (%s):\n%s", b, res, describe(ops))
+		}
+	}
+	return nil
+}
+
+// blockHistory is what happened to one block. What was never answered may have
+// happened until the next primary served, or not at all; if nobody has read it,
+// it need not be looked at.
+func (c *cluster) blockHistory(b int64) []porcupine.Operation {
+	var ops []porcupine.Operation
+	touched := false
+	seen := map[value]bool{}
+	for _, o := range c.history {
+		if o.kind == opRead && o.ok && b >= o.first && b < o.first+o.blocks {
+			seen[o.got[b-o.first]] = true
+		}
+	}
+	for i, o := range c.history {
+		all := o.kind == opFlush || o.kind == opLoss
+		if !all && (b < o.first || b >= o.first+o.blocks) || o.open && (o.kind == opRead || o.kind == opFlush) {
+			continue
+		}
+		touched = touched || !all
+		in := step{kind: o.kind}
+		var out any
+		switch o.kind {
+		case opRead:
+			out = o.got[b-o.first]
+		case opWrite:
+			in.value = o.value + value(b-o.first)
+		}
+		ret := int64(o.ret)
+		if o.open {
+			if !seen[in.value] {
+				continue
+			}
+			in.maybe = true
+			if o.ret == 0 {
+				ret = int64(1000 * time.Hour)
+			}
+		}
+		ops = append(ops, porcupine.Operation{ClientId: i, Input: in, Output: out, Call: int64(o.call), Return: ret})
+	}
+	if !touched {
+		return nil
+	}
+	return ops
+}
+
+func describe(ops []porcupine.Operation) string {
+	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return int(a.Call - b.Call) })
+	var s strings.Builder
+	for _, o := range ops {
+		ret := fmt.Sprintf("%9.4f", time.Duration(o.Return).Seconds())
+		if o.Return >= int64(999*time.Hour) {
+			ret = "     open"
+		}
+		fmt.Fprintf(&s, "  %9.4f %s %s\n", time.Duration(o.Call).Seconds(), ret, model.DescribeOperation(o.Input, o.Output))
+	}
+	return s.String()
+}
+
+// equal verifies that the in-sync replicas hold the same.
+func (c *cluster) equal() error {
+	var first *host
+	for _, rep := range c.meta.rec.InSyncReplicas() {
+		h := c.host(rep.Node)
+		if first == nil {
+			first = h
+			continue
+		}
+		for b := range h.disk.live {
+			if h.disk.live[b] != first.disk.live[b] {
+				return fmt.Errorf("block %d differs: %d on %s, %d on %s", b, first.disk.live[b], first.id, h.disk.live[b], h.id)
+			}
+		}
+	}
+	return nil
+}

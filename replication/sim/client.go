@@ -1,0 +1,150 @@
+package sim
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/buf"
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// device is an attached volume in one life of its primary.
+type device struct {
+	c    *cluster
+	h    *host
+	p    *replication.Primary
+	gone bool
+	ops  []*op // not yet answered
+}
+
+// op is one entry of the history.
+type op struct {
+	kind   opKind
+	first  int64 // block
+	blocks int64
+	value  value   // written to every block of it: value+index
+	got    []value // read
+	call   time.Duration
+	ret    time.Duration
+	ok     bool // answered without error
+	open   bool // not answered
+}
+
+type opKind uint8
+
+const (
+	opRead opKind = iota
+	opWrite
+	opTrim
+	opFlush
+	opLoss // power loss may have undone what was not flushed
+)
+
+// lost marks everything open as never answered: it may have happened or not.
+func (d *device) lost() {
+	if d.gone {
+		return
+	}
+	d.gone = true
+	d.ops = nil
+	d.c.devs = slices.DeleteFunc(d.c.devs, func(x *device) bool { return x == d })
+}
+
+// issue starts a random operation.
+func (d *device) issue() {
+	w := d.c.w
+	blocks := int64(len(d.c.meta.hosts[0].disk.live))
+	o := &op{first: w.rng.Int64N(min(blocks, d.c.cfg.HotBlocks)), blocks: 1, call: w.now, open: true}
+	if w.chance(0.2) {
+		o.blocks = 1 + w.rng.Int64N(min(4, blocks-o.first))
+	}
+	r := &replication.Request{Offset: o.first * holdfast.BlockSize, Length: o.blocks * holdfast.BlockSize}
+	switch x := w.rng.Float64(); {
+	case x < 0.40:
+		o.kind, r.Op, r.Buf = opRead, replication.OpRead, buf.Get(int(r.Length))
+	case x < 0.80:
+		o.kind, r.Op, r.Buf = opWrite, replication.OpWrite, buf.Get(int(r.Length))
+		r.FUA = false
+		d.c.values += 8
+		o.value = d.c.values
+		for i := range o.blocks {
+			blk := r.Buf.B[i*holdfast.BlockSize:][:holdfast.BlockSize]
+			clear(blk)
+			binary.LittleEndian.PutUint64(blk, o.value+value(i))
+		}
+	case x < 0.88:
+		o.kind, r.Op = opTrim, replication.OpTrim
+	default:
+		o.kind, r.Op = opFlush, replication.OpFlush
+		o.first, o.blocks = 0, 0
+	}
+	r.Done = func(r *replication.Request, err error) { d.answered(o, r, err) }
+	d.c.history = append(d.c.history, o)
+	d.ops = append(d.ops, o)
+	d.p.Submit(r)
+}
+
+func (d *device) answered(o *op, r *replication.Request, err error) {
+	if d.gone {
+		r.Buf.Release()
+		return // the process that asked is gone too
+	}
+	for i, x := range d.ops {
+		if x == o {
+			d.ops = append(d.ops[:i], d.ops[i+1:]...)
+			break
+		}
+	}
+	if err == nil {
+		o.ok, o.open, o.ret = true, false, d.c.w.now
+		if o.kind == opRead {
+			for i := range o.blocks {
+				o.got = append(o.got, binary.LittleEndian.Uint64(r.Buf.B[i*holdfast.BlockSize:]))
+			}
+		}
+	}
+	r.Buf.Release()
+}
+
+// drive keeps operations going on whatever devices there are (a cut-off one goes
+// on as long as it thinks it may), and moves the attachment about.
+func (c *cluster) drive() {
+	w := c.w
+	if !c.attaching && (len(c.devs) == 0 || !c.quiet && w.chance(0.004)) {
+		c.moveTo(c.meta.hosts[w.rng.IntN(len(c.meta.hosts))])
+	}
+	if len(c.devs) > 0 && !c.quiet {
+		d := c.devs[w.rng.IntN(len(c.devs))]
+		if d.h.up && d.h.pausedUntil <= w.now && len(d.ops) < c.cfg.Depth {
+			d.issue()
+		}
+	}
+	pause := w.between(0, 60*time.Millisecond)
+	if len(c.devs) == 0 {
+		pause = w.between(10*time.Millisecond, 500*time.Millisecond)
+	}
+	w.after(pause, c.drive)
+}
+
+// moveTo attaches the volume to a host, as an orchestrator would that believes
+// it is free there; one in ten times by force.
+func (c *cluster) moveTo(h *host) {
+	w := c.w
+	c.attaching = true
+	h.attach(w.chance(0.1), func(d *device) {
+		c.attaching = false
+		if d == nil || d.gone {
+			return
+		}
+		c.devs = append(c.devs, d)
+		c.attached++
+	})
+	life := h.life
+	w.after(20*time.Second, func() { // the process that attached may have died
+		if c.attaching && (h.life != life || h.primary == nil) {
+			c.attaching = false
+		}
+	})
+}

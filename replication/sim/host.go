@@ -1,0 +1,243 @@
+package sim
+
+import (
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// host is one node: a process that lives or not, a disk that stays, links.
+type host struct {
+	c           *cluster
+	id          holdfast.NodeID
+	up          bool
+	life        int
+	leaseAt     time.Duration
+	pausedUntil time.Duration
+	slowUntil   time.Duration
+	noMeta      bool
+	cutTo       map[*host]bool // messages from here to there do not arrive
+
+	disk    *disk // nil: no replica here
+	store   *store
+	replica *replication.Replica
+	primary *replication.Primary
+	device  *device
+	opening bool
+}
+
+// cut says whether messages from h to o are lost on the way.
+func (h *host) cut(o *host) bool { return h != o && (h.cutTo[o] || !o.up || !h.up) }
+
+// run does f in the process's present life, when it is not paused.
+func (h *host) run(life int, f func()) {
+	switch {
+	case h.life != life || !h.up:
+	case h.pausedUntil > h.c.w.now:
+		h.c.w.after(h.pausedUntil-h.c.w.now, func() { h.run(life, f) })
+	default:
+		f()
+	}
+}
+
+// start begins a new life of the process.
+func (h *host) start() {
+	h.up = true
+	h.life++
+	if h.disk != nil {
+		life := h.life
+		h.store = &store{w: h.c.w, d: h.disk, host: h, boot: strconv.Itoa(h.disk.boot)}
+		h.store.done = func(t *replication.Task) { h.run(life, func() { h.replica.OnDone(t) }) }
+		h.replica = replication.NewReplica(h.replicaConfig(), h.store)
+	}
+	h.heartbeat(h.life)
+	h.ticker(h.life)
+}
+
+func (h *host) replicaConfig() replication.ReplicaConfig {
+	cfg := replication.ReplicaConfig{Cluster: clusterID, Volume: volumeID, Clock: h.c.w}
+	if rep := h.c.meta.rec.On(h.id); rep != nil {
+		cfg.Replica = rep.ID
+	}
+	return cfg
+}
+
+// heartbeat keeps the lease.
+func (h *host) heartbeat(life int) {
+	if h.life != life || !h.up {
+		return
+	}
+	if h.c.meta.reach(h) && h.pausedUntil <= h.c.w.now {
+		h.leaseAt = h.c.w.now
+	}
+	h.c.w.after(time.Second, func() { h.heartbeat(life) })
+}
+
+func (h *host) ticker(life int) {
+	h.run(life, func() {
+		if h.primary != nil {
+			h.primary.Tick()
+		}
+	})
+	if h.life == life && h.up {
+		h.c.w.after(50*time.Millisecond, func() { h.ticker(life) })
+	}
+}
+
+// kill ends the process; with power, what was not flushed goes too.
+func (h *host) kill(power bool) {
+	if !h.up {
+		return
+	}
+	h.c.w.logf("%s: killed, power loss %v", h.id, power)
+	h.up = false
+	h.life++
+	h.pausedUntil, h.slowUntil = 0, 0
+	if h.disk != nil {
+		h.store.kill()
+		if power {
+			h.disk.powerLoss(h.c.w)
+			h.c.losses++
+		}
+	}
+	if h.device != nil {
+		h.device.lost()
+		h.device = nil
+	}
+	h.primary, h.replica, h.opening = nil, nil, false
+}
+
+// onRecord is the watch.
+func (h *host) onRecord(rec holdfast.Record) {
+	if h.primary != nil {
+		h.primary.OnRecord(rec)
+	}
+}
+
+// Dial makes host a replication.Dialer.
+func (h *host) Dial(to holdfast.Replica, attempt uint64) {
+	life, primary := h.life, h.primary
+	o := h.c.host(to.Node)
+	fail := func(after time.Duration, why string) {
+		h.c.w.after(after, func() {
+			h.run(life, func() {
+				if h.primary == primary {
+					primary.OnDialFailed(attempt, holdfast.E("dial", holdfast.Unavailable, why))
+				}
+			})
+		})
+	}
+	h.c.w.after(h.c.w.between(50*time.Microsecond, time.Millisecond), func() {
+		switch {
+		case !o.up && h.c.w.chance(0.5):
+			fail(time.Millisecond, "refused")
+		case h.cut(o) || o.cut(h):
+			fail(time.Second, "no answer")
+		case o.replica == nil:
+			fail(time.Millisecond, "refused")
+		default:
+			h.connected(life, primary, o, attempt)
+		}
+	})
+}
+
+func (h *host) connected(life int, primary *replication.Primary, o *host, attempt uint64) {
+	mine, theirs := connect(h.c.w, h, o)
+	olife, replica := o.life, o.replica
+	mine.onClosed = func() { h.run(life, func() { primary.OnClosed(mine) }) }
+	theirs.onClosed = func() { o.run(olife, func() { replica.OnClosed(theirs) }) }
+	mine.in.deliver = func(m *replication.Message) {
+		if h.life == life && h.primary == primary {
+			primary.OnMessage(mine, m)
+		}
+	}
+	mine.out.deliver = func(m *replication.Message) {
+		if o.life == olife {
+			if m.Type == replication.MsgRead && h != o {
+				m.Buf.Release() // the wire does not carry it
+				m.Buf = nil
+			}
+			replica.OnMessage(theirs, m)
+		}
+	}
+	h.run(life, func() {
+		if h.primary == primary {
+			primary.OnConnected(attempt, mine)
+		}
+	})
+}
+
+// swapper is a replication.Records for one primary.
+type swapper struct {
+	h *host
+	p *replication.Primary
+}
+
+func (s *swapper) Swap(want holdfast.Record) {
+	s.h.c.meta.swap(s.h, want, func(r holdfast.Record, err error) { s.p.OnSwap(r, err) })
+}
+
+func (s *swapper) Read() {
+	s.h.c.meta.read(s.h, func(r holdfast.Record, err error) { s.p.OnRead(r, err) })
+}
+
+// attach tries to become the primary once; done says whether it serves.
+func (h *host) attach(force bool, done func(*device)) {
+	if h.opening || h.primary != nil || !h.up {
+		done(nil)
+		return
+	}
+	h.opening = true
+	life := h.life
+	fail := func() { h.opening = false; done(nil) }
+	h.c.meta.read(h, func(rec holdfast.Record, err error) {
+		if err != nil {
+			fail()
+			return
+		}
+		alive := rec.Primary != nil && h.c.meta.alive(rec.Primary.Node)
+		next, err := replication.Grant(rec, replication.GrantRequest{Self: h.id, Kind: holdfast.ClientPrimary, HolderAlive: alive, Force: force})
+		if err != nil {
+			if !errors.Is(err, holdfast.InUse) {
+				panic(err)
+			}
+			fail()
+			return
+		}
+		h.c.meta.swap(h, next, func(got holdfast.Record, err error) {
+			if err != nil || h.life != life {
+				fail()
+				return
+			}
+			h.serve(got, rec.Primary, done)
+		})
+	})
+}
+
+func (h *host) serve(rec holdfast.Record, old *holdfast.Primary, done func(*device)) {
+	h.opening = false
+	rs := &swapper{h: h}
+	cfg := h.c.cfg.Protocol
+	cfg.Cluster, cfg.Self, cfg.Record, cfg.Predecessor = clusterID, h.id, rec, old
+	var p *replication.Primary
+	dev := &device{c: h.c, h: h}
+	p = replication.NewPrimary(cfg, replication.Ports{Clock: h.c.w, Dialer: h, Records: rs, Events: replication.Events{
+		Serving: func() { h.c.w.logf("%s: serving", h.id); h.c.lossAt(dev); done(dev) },
+		Ended: func(err error) {
+			h.c.w.logf("%s: ended: %v", h.id, err)
+			h.c.w.after(0, func() {
+				if h.primary == p {
+					h.primary, h.device = nil, nil
+				}
+				dev.lost()
+			})
+		},
+		Changed: func(what string) { h.c.w.logf("%s: %s", h.id, what) },
+	}})
+	rs.p, dev.p, h.primary, h.device = p, p, p, dev
+	h.c.w.logf("%s: granted epoch %d", h.id, rec.Epoch)
+	p.Start()
+}

@@ -1,0 +1,112 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// leaseTTL is how long a node counts as alive after it was last heard.
+const leaseTTL = 5 * time.Second
+
+// meta is the metadata store: one record, linearizable, sometimes away. A swap
+// that times out may take effect, before or after its caller is told.
+type meta struct {
+	w     *world
+	rec   holdfast.Record
+	out   bool // an outage for everybody
+	hosts []*host
+	watch []func(holdfast.Record)
+}
+
+// reach says whether a host can talk to the store.
+func (m *meta) reach(h *host) bool { return !m.out && !h.noMeta && h.up }
+
+// alive says whether a host's lease is there.
+func (m *meta) alive(id holdfast.NodeID) bool {
+	for _, h := range m.hosts {
+		if h.id == id {
+			return m.w.now-h.leaseAt < leaseTTL
+		}
+	}
+	return false
+}
+
+// swap is compare-and-swap; done gets the outcome while the caller's life lasts.
+func (m *meta) swap(h *host, want holdfast.Record, done func(holdfast.Record, error)) {
+	life := h.life
+	answer := func(r holdfast.Record, err error) {
+		m.w.after(m.w.between(200*time.Microsecond, 3*time.Millisecond), func() { h.run(life, func() { done(r, err) }) })
+	}
+	lost := holdfast.E("swap", holdfast.Unavailable, "no answer")
+	m.w.after(m.w.between(200*time.Microsecond, 3*time.Millisecond), func() {
+		switch {
+		case !m.reach(h):
+			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
+			if m.w.chance(0.2) { // it was on its way, and arrives late
+				m.w.after(m.w.between(0, 4*time.Second), func() { m.apply(want) })
+			}
+		case m.w.chance(0.02): // the answer is lost
+			m.apply(want)
+			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
+		default:
+			if m.apply(want) {
+				answer(m.rec.Clone(), nil)
+				return
+			}
+			answer(m.rec.Clone(), holdfast.E("swap", holdfast.Busy, "changed meanwhile"))
+		}
+	})
+}
+
+func (m *meta) apply(want holdfast.Record) bool {
+	if want.Revision != m.rec.Revision {
+		return false
+	}
+	if err := want.Validate(); err != nil {
+		panic(err)
+	}
+	want = want.Clone()
+	want.Revision = m.rec.Revision + 1
+	m.rec = want
+	m.w.logf("meta: revision %d epoch %d primary %v %s", want.Revision, want.Epoch, primaryName(want), states(want))
+	rec := want.Clone()
+	for _, h := range m.hosts {
+		life := h.life
+		m.w.after(m.w.between(time.Millisecond, 40*time.Millisecond), func() {
+			if m.reach(h) {
+				h.run(life, func() { h.onRecord(rec) })
+			}
+		})
+	}
+	return true
+}
+
+func (m *meta) read(h *host, done func(holdfast.Record, error)) {
+	life := h.life
+	m.w.after(m.w.between(200*time.Microsecond, 3*time.Millisecond), func() {
+		if !m.reach(h) {
+			m.w.after(time.Second, func() {
+				h.run(life, func() { done(holdfast.Record{}, holdfast.E("read", holdfast.Unavailable, "no answer")) })
+			})
+			return
+		}
+		rec := m.rec.Clone()
+		m.w.after(m.w.between(200*time.Microsecond, 3*time.Millisecond), func() { h.run(life, func() { done(rec, nil) }) })
+	})
+}
+
+func primaryName(r holdfast.Record) string {
+	if r.Primary == nil {
+		return "-"
+	}
+	return string(r.Primary.Node)
+}
+
+func states(r holdfast.Record) string {
+	s := ""
+	for _, x := range r.Replicas {
+		s += string(x.Node) + "=" + string(x.State) + " "
+	}
+	return s
+}

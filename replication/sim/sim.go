@@ -1,0 +1,183 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+const (
+	clusterID = holdfast.ClusterID("sim")
+	volumeID  = holdfast.VolumeID("vol")
+)
+
+// Config describes a run.
+type Config struct {
+	Seed      uint64
+	Hosts     int           // 3 to 7
+	Replicas  int           // on the first hosts
+	Blocks    int64         // size of the volume
+	HotBlocks int64         // that are written
+	Depth     int           // operations at once
+	Faults    time.Duration // how long faults happen
+	Heal      time.Duration // how long afterwards everything must be well again
+	Protocol  replication.Config
+	Trace     bool
+	// Kinds names the faults; empty: all.
+	Kinds []string
+}
+
+// Default is a run of a virtual minute, its shape drawn from the seed.
+func Default(seed uint64) Config {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	hosts := 3 + rng.IntN(3)
+	return Config{Seed: seed, Hosts: hosts, Replicas: 2 + rng.IntN(2), Blocks: 64, HotBlocks: 8 + rng.Int64N(24),
+		Depth: 1 + rng.IntN(8), Faults: 45 * time.Second, Heal: 60 * time.Second}
+}
+
+// Result is what a run did.
+type Result struct {
+	Operations int
+	Attached   int
+	Faults     map[string]int
+	Epochs     holdfast.Epoch
+	Trace      []string
+	Err        error
+}
+
+// cluster is one run.
+type cluster struct {
+	cfg       Config
+	w         *world
+	meta      *meta
+	devs      []*device // attached, as far as their users know
+	attaching bool
+	attached  int
+	history   []*op
+	values    value
+	losses    int // power losses so far
+	bounded   int // operations before this one belong to earlier primaries
+	lossSeen  int // of which the history knows
+	quiet     bool
+	faults    map[string]int
+}
+
+// Run runs one seed.
+func Run(cfg Config) Result {
+	w := &world{rng: rand.New(rand.NewPCG(cfg.Seed, 1)), keep: cfg.Trace}
+	c := &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}}
+	c.build()
+	w.after(0, c.drive)
+	w.after(w.between(500*time.Millisecond, 3*time.Second), c.fault)
+	w.runUntil(cfg.Faults, nil)
+	err := c.healed()
+	if err == nil {
+		err = c.check()
+	}
+	if err == nil {
+		err = c.equal()
+	}
+	return Result{Operations: len(c.history), Attached: c.attached, Faults: c.faults, Epochs: c.meta.rec.Epoch, Trace: w.trace, Err: err}
+}
+
+func (c *cluster) build() {
+	size := c.cfg.Blocks * holdfast.BlockSize
+	rec := holdfast.Record{Version: holdfast.RecordVersion, ID: volumeID, Name: "vol", Phase: holdfast.PhaseReady, SizeBytes: size, Epoch: 1, Revision: 1,
+		Spec: holdfast.Spec{SizeBytes: size, Replicas: c.cfg.Replicas}.WithDefaults()}
+	for i := range c.cfg.Hosts {
+		h := &host{c: c, id: holdfast.NodeID(fmt.Sprintf("n%d", i)), cutTo: map[*host]bool{}}
+		if i < c.cfg.Replicas {
+			h.disk = newDisk(size)
+			rec.Replicas = append(rec.Replicas, holdfast.Replica{ID: holdfast.ReplicaID(fmt.Sprintf("r%d", i)), Node: h.id, Pool: "p", State: holdfast.InSync, Since: 1})
+		}
+		c.meta.hosts = append(c.meta.hosts, h)
+	}
+	c.meta.rec = rec
+	for _, h := range c.meta.hosts {
+		h.start()
+	}
+}
+
+func (c *cluster) host(id holdfast.NodeID) *host {
+	for _, h := range c.meta.hosts {
+		if h.id == id {
+			return h
+		}
+	}
+	return nil
+}
+
+// lossAt notes in the history, when a new primary begins to serve, that power
+// was lost since the last one: what was not flushed may be gone. A live primary
+// never gets such a note (invariant 9).
+func (c *cluster) lossAt(*device) {
+	for _, o := range c.history[c.bounded:] {
+		if o.open {
+			o.ret = c.w.now // its primary is fenced: it can not happen any more
+		}
+	}
+	c.bounded = len(c.history)
+	if c.losses == c.lossSeen {
+		return
+	}
+	c.lossSeen = c.losses
+	c.history = append(c.history, &op{kind: opLoss, call: c.w.now, ret: c.w.now, ok: true})
+}
+
+// healed ends all faults and waits until everything is well: the volume serves,
+// all replicas are in sync, nothing is open.
+func (c *cluster) healed() error {
+	c.w.logf("--- faults end")
+	c.cfg.Kinds = []string{"none"}
+	c.meta.out = false
+	for _, h := range c.meta.hosts {
+		h.noMeta, h.cutTo, h.slowUntil = false, map[*host]bool{}, 0
+		if h.disk != nil {
+			h.disk.full = false
+		}
+		if !h.up {
+			h.start()
+		}
+	}
+	start := c.w.now
+	well := func() bool {
+		rec := c.meta.rec
+		return len(c.devs) == 1 && rec.Healthy() && c.devs[0].p.Status().State == "serving"
+	}
+	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > start+2*time.Second })
+	if !well() {
+		return fmt.Errorf("not well %v after the faults ended: %s", c.cfg.Heal, c.stuck())
+	}
+	c.quiet = true
+	c.w.runUntil(c.w.now+5*time.Second, c.idle)
+	if !c.idle() {
+		return fmt.Errorf("operations are never answered: %s", c.stuck())
+	}
+	c.w.runUntil(c.w.now+3*time.Second, nil)
+	return nil
+}
+
+// idle says whether every operation was answered.
+func (c *cluster) idle() bool {
+	for _, d := range c.devs {
+		if len(d.ops) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *cluster) stuck() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "record epoch %d primary %s %s; attaching %v\n", c.meta.rec.Epoch, primaryName(c.meta.rec), states(c.meta.rec), c.attaching)
+	for _, h := range c.meta.hosts {
+		if h.primary != nil {
+			fmt.Fprintf(&s, "  %s: %+v\n", h.id, h.primary.Status())
+		}
+	}
+	return s.String()
+}

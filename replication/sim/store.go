@@ -1,0 +1,328 @@
+package sim
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// regionBlocks is the intent region of the simulated store, in blocks: small, so
+// that small volumes have many.
+const regionBlocks = 4
+
+// value is a block's content: what was last written; 0 is a hole.
+type value = uint64
+
+// disk is a replica's durable and volatile state. A killed process leaves all
+// of it; a power loss leaves what is durable and any part of the rest.
+type disk struct {
+	size      int64
+	live      []value // as read now
+	safe      []value // as of the last flush, per block
+	dirty     []bool  // live may differ from safe
+	promise   replication.Promise
+	record    holdfast.Record
+	mapSince  holdfast.Epoch
+	maps      map[holdfast.Epoch]*bitmap
+	tail      []tailEntry // memory-mapped: gone with the power
+	intents   map[int64]bool
+	suspects  map[int64]bool
+	boot      int
+	failed    bool
+	full      bool
+	unflushed map[int64]bool // regions written since the last flush
+}
+
+type bitmap struct{ live, safe []bool }
+
+type tailEntry struct {
+	grant holdfast.Epoch
+	seq   uint64
+	ext   holdfast.Extent
+}
+
+func newDisk(size int64) *disk {
+	n := size / holdfast.BlockSize
+	return &disk{size: size, live: make([]value, n), safe: make([]value, n), dirty: make([]bool, n),
+		maps: map[holdfast.Epoch]*bitmap{}, intents: map[int64]bool{}, suspects: map[int64]bool{}, unflushed: map[int64]bool{}, boot: 1}
+}
+
+// store runs tasks on a disk for one life of a process.
+type store struct {
+	w     *world
+	d     *disk
+	host  *host
+	dead  bool
+	tasks []*running
+	done  func(*replication.Task)
+	boot  string
+}
+
+type running struct{ t *replication.Task }
+
+func (s *store) State() replication.StoreState {
+	d := s.d
+	st := replication.StoreState{Promise: d.promise, Record: d.record, SizeBytes: d.size, MapSince: d.mapSince, Boot: s.boot}
+	for _, e := range d.tail {
+		st.Tail = append(st.Tail, e.ext)
+	}
+	st.Suspects = d.regions(d.suspects)
+	return st
+}
+
+func (d *disk) regions(set map[int64]bool) []holdfast.Extent {
+	var out []holdfast.Extent
+	for _, r := range sortedKeys(set) {
+		out = append(out, holdfast.Extent{Offset: r * regionBlocks * holdfast.BlockSize,
+			Length: min(regionBlocks*holdfast.BlockSize, d.size-r*regionBlocks*holdfast.BlockSize)})
+	}
+	return out
+}
+
+func sortedKeys[K int64 | holdfast.Epoch, V any](m map[K]V) []K {
+	ks := make([]K, 0, len(m))
+	for k := range m {
+		ks = append(ks, k)
+	}
+	slices.Sort(ks)
+	return ks
+}
+
+// Submit starts a task: it takes effect at some moment, and is answered later.
+func (s *store) Submit(t *replication.Task) {
+	if s.dead {
+		return
+	}
+	r := &running{t: t}
+	s.tasks = append(s.tasks, r)
+	d := s.w.between(20*time.Microsecond, 600*time.Microsecond)
+	if s.host.slowUntil > s.w.now {
+		d += s.w.between(0, 3*time.Second)
+	}
+	if t.Kind == replication.TaskWrite || t.Kind == replication.TaskTrim {
+		s.d.begin(t) // tail and intent come first
+	}
+	s.w.after(d, func() {
+		if s.dead {
+			return
+		}
+		s.tasks = slices.DeleteFunc(s.tasks, func(x *running) bool { return x == r })
+		s.d.apply(t, nil)
+		s.w.after(s.w.between(0, 100*time.Microsecond), func() {
+			if !s.dead {
+				s.done(t)
+			}
+		})
+	})
+}
+
+// kill stops the process: what is under way is applied in part, block by block.
+func (s *store) kill() {
+	s.dead = true
+	for _, r := range s.tasks {
+		if (r.t.Kind == replication.TaskWrite || r.t.Kind == replication.TaskTrim) && s.w.chance(0.7) {
+			s.d.apply(r.t, func() bool { return s.w.chance(0.6) })
+		}
+	}
+	s.tasks = nil
+}
+
+// powerLoss forgets what was not durable: each unflushed block on its own.
+func (d *disk) powerLoss(w *world) {
+	for i := range d.live {
+		if d.dirty[i] {
+			if w.chance(0.5) {
+				d.live[i] = d.safe[i]
+			}
+			d.safe[i], d.dirty[i] = d.live[i], false
+		}
+	}
+	for _, e := range sortedKeys(d.maps) {
+		m := d.maps[e]
+		for i := range m.live {
+			if m.live[i] && !m.safe[i] && w.chance(0.5) {
+				m.live[i] = false
+			}
+			m.safe[i] = m.live[i]
+		}
+	}
+	for _, r := range sortedKeys(d.intents) {
+		d.suspects[r] = true
+	}
+	d.tail = nil
+	d.unflushed = map[int64]bool{}
+	d.boot++
+}
+
+func (d *disk) begin(t *replication.Task) {
+	d.tail = append(d.tail, tailEntry{t.Grant, t.Seq, holdfast.Extent{Offset: t.Offset, Length: t.Length}})
+	for b := t.Offset / holdfast.BlockSize; b < (t.Offset+t.Length)/holdfast.BlockSize; b++ {
+		d.intents[b/regionBlocks] = true
+		d.unflushed[b/regionBlocks] = true
+	}
+}
+
+func (d *disk) mapOf(e holdfast.Epoch) *bitmap {
+	m := d.maps[e]
+	if m == nil {
+		m = &bitmap{make([]bool, len(d.live)), make([]bool, len(d.live))}
+		d.maps[e] = m
+	}
+	for len(m.live) < len(d.live) {
+		m.live, m.safe = append(m.live, false), append(m.safe, false)
+	}
+	return m
+}
+
+// apply does a task; part says per block whether it is done, nil for all.
+func (d *disk) apply(t *replication.Task, part func() bool) {
+	first, last := t.Offset/holdfast.BlockSize, (t.Offset+t.Length)/holdfast.BlockSize
+	if d.failed {
+		t.Err = holdfast.E("store", holdfast.Corrupt, "simulated disk failure")
+		return
+	}
+	switch t.Kind {
+	case replication.TaskRead:
+		for b := first; b < last; b++ {
+			blk := t.Buf.B[(b-first)*holdfast.BlockSize:][:holdfast.BlockSize]
+			clear(blk)
+			binary.LittleEndian.PutUint64(blk, d.live[b])
+		}
+	case replication.TaskWrite, replication.TaskTrim:
+		d.write(t, first, last, part)
+	case replication.TaskFlush:
+		d.flush()
+	case replication.TaskPromise:
+		if t.Promise.Epoch < d.promise.Epoch {
+			panic("sim: a promise went back")
+		}
+		d.promise, d.record = t.Promise, t.Record
+	default:
+		d.control(t, first, last)
+	}
+}
+
+func (d *disk) write(t *replication.Task, first, last int64, part func() bool) {
+	if d.full && t.Kind == replication.TaskWrite {
+		t.Err = holdfast.E("store", holdfast.NoSpace, "simulated full pool")
+		return
+	}
+	m := d.mapOf(t.Epoch)
+	for b := first; b < last; b++ {
+		if part != nil && !part() {
+			continue
+		}
+		var v value
+		if t.Kind == replication.TaskWrite {
+			v = binary.LittleEndian.Uint64(t.Buf.B[(b-first)*holdfast.BlockSize:])
+		}
+		d.live[b], m.live[b] = v, true
+		d.dirty[b] = true
+		if t.FUA && part == nil {
+			d.safe[b], d.dirty[b] = v, false
+		}
+	}
+	d.commit(t.Grant, t.Committed)
+}
+
+func (d *disk) commit(grant holdfast.Epoch, upTo uint64) {
+	d.tail = slices.DeleteFunc(d.tail, func(e tailEntry) bool { return e.grant == grant && e.seq <= upTo })
+}
+
+// flush makes all durable, and clears the intents that nothing needs.
+func (d *disk) flush() {
+	copy(d.safe, d.live)
+	clear(d.dirty)
+	for _, m := range d.maps {
+		copy(m.safe, m.live)
+	}
+	needed := map[int64]bool{}
+	for _, e := range d.tail {
+		for b := e.ext.Offset / holdfast.BlockSize; b < e.ext.End()/holdfast.BlockSize; b++ {
+			needed[b/regionBlocks] = true
+		}
+	}
+	for r := range d.intents {
+		if !needed[r] && !d.suspects[r] {
+			delete(d.intents, r)
+		}
+	}
+	d.unflushed = needed
+}
+
+func (d *disk) control(t *replication.Task, first, last int64) {
+	switch t.Kind {
+	case replication.TaskMark:
+		m := d.mapOf(t.Epoch)
+		for _, e := range t.Extents {
+			for b := e.Offset / holdfast.BlockSize; b < e.End()/holdfast.BlockSize; b++ {
+				m.live[b], m.safe[b] = true, true
+			}
+		}
+	case replication.TaskChanged:
+		if t.Since < d.mapSince {
+			t.Err = holdfast.E("store", holdfast.NotFound, "no map")
+			return
+		}
+		t.Extents = d.extents(func(b int64) bool {
+			for e, m := range d.maps {
+				if e >= t.Since && b < int64(len(m.live)) && m.live[b] {
+					return true
+				}
+			}
+			return false
+		}, 0, int64(len(d.live)))
+	case replication.TaskAllocated:
+		t.Extents = d.extents(func(b int64) bool { return d.live[b] != 0 }, first, last)
+	case replication.TaskHash:
+		for b := first; b < last; b += replication.HashBlock / holdfast.BlockSize {
+			var h replication.Hash
+			var x uint64 = 1469598103934665603
+			for i := b; i < min(b+replication.HashBlock/holdfast.BlockSize, last); i++ {
+				x = (x ^ d.live[i]) * 1099511628211
+				x ^= x >> 29
+			}
+			binary.LittleEndian.PutUint64(h[:], x)
+			t.Hashes = append(t.Hashes, h)
+		}
+	case replication.TaskGrow:
+		for d.size < t.Length {
+			d.size += holdfast.BlockSize
+			d.live, d.safe, d.dirty = append(d.live, 0), append(d.safe, 0), append(d.dirty, false)
+		}
+	case replication.TaskSettle:
+		d.tail = slices.DeleteFunc(d.tail, func(e tailEntry) bool { return e.grant != t.Grant })
+		for r := range d.suspects {
+			if !d.unflushed[r] {
+				delete(d.intents, r)
+			}
+		}
+		d.suspects = map[int64]bool{}
+		for _, e := range sortedKeys(d.maps) {
+			if e < t.Since {
+				delete(d.maps, e)
+			}
+		}
+		d.mapSince = max(d.mapSince, t.Since)
+	case replication.TaskCommit:
+		d.commit(t.Grant, t.Committed)
+	}
+}
+
+func (d *disk) extents(in func(int64) bool, first, last int64) []holdfast.Extent {
+	var out []holdfast.Extent
+	for b := first; b < last; b++ {
+		if !in(b) {
+			continue
+		}
+		if n := len(out); n > 0 && out[n-1].End() == b*holdfast.BlockSize {
+			out[n-1].Length += holdfast.BlockSize
+			continue
+		}
+		out = append(out, holdfast.Extent{Offset: b * holdfast.BlockSize, Length: holdfast.BlockSize})
+	}
+	return out
+}
