@@ -247,6 +247,10 @@ func (r *Replica) serve(s *session, m *Message) {
 		r.refuse(s.conn, m, StatusFailed)
 		return
 	}
+	if m.Type == MsgRecord {
+		r.onRecord(s, m)
+		return
+	}
 	t := r.task(s, m)
 	if t == nil { // a ping
 		r.commit(s, m)
@@ -318,12 +322,18 @@ func (r *Replica) task(s *session, m *Message) *Task {
 		t.Kind = TaskGrow
 	case MsgSettle:
 		t.Kind = TaskSettle
-	case MsgRecord:
-		t.Kind, t.Promise, t.Record = TaskPromise, r.promise, *m.Record
 	default:
 		return nil
 	}
 	return t
+}
+
+// onRecord keeps a newer record of the same epoch. What comes after waits, since
+// only one promise may be on its way to the disk at a time.
+func (r *Replica) onRecord(s *session, m *Message) {
+	s.promising = true
+	done := func(t *Task) { r.entered(s, m, s.epoch, t.Err) }
+	r.submit(&Task{Kind: TaskPromise, Promise: r.promise, Record: *m.Record}, job{then: done})
 }
 
 // onEpoch follows the session's primary into a new epoch: the promise and the
@@ -343,17 +353,17 @@ func (r *Replica) onEpoch(s *session, m *Message) {
 		if t.Err == nil {
 			r.promise = t.Promise
 			if len(m.Extents) > 0 {
-				r.submit(&Task{Kind: TaskMark, Epoch: m.Epoch, Extents: m.Extents}, job{then: func(t *Task) { r.entered(s, m, t.Err) }})
+				r.submit(&Task{Kind: TaskMark, Epoch: m.Epoch, Extents: m.Extents}, job{then: func(t *Task) { r.entered(s, m, m.Epoch, t.Err) }})
 				return
 			}
 		}
-		r.entered(s, m, t.Err)
+		r.entered(s, m, m.Epoch, t.Err)
 	}
 	r.submit(&Task{Kind: TaskPromise, Promise: p, Record: *m.Record}, job{then: mark})
 }
 
 // entered answers a new epoch and then serves what was held.
-func (r *Replica) entered(s *session, m *Message, err error) {
+func (r *Replica) entered(s *session, m *Message, epoch holdfast.Epoch, err error) {
 	if err != nil {
 		r.fail(err)
 	}
@@ -364,7 +374,7 @@ func (r *Replica) entered(s *session, m *Message, err error) {
 	if err != nil {
 		r.refuse(s.conn, m, StatusFailed)
 	} else {
-		s.epoch = m.Epoch
+		s.epoch = epoch
 		r.answer(s, &Message{Type: m.Type, ID: m.ID})
 	}
 	held := s.held

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -11,8 +12,8 @@ import (
 )
 
 // A block is a register whose state is the list of values it may fall back to in
-// a power loss: the first is durable, the last is what reads see. A flush leaves
-// the last; a loss leaves any one.
+// a power loss, and the last of them is what reads see. A flush leaves the last
+// alone; a loss makes any of them the last.
 
 type step struct {
 	kind  opKind
@@ -41,9 +42,14 @@ var model = porcupine.NondeterministicModel{
 			return []any{last}
 		default:
 			var out []any
-			for _, v := range strings.Split(all, ",") {
-				if !slices.Contains(out, any(v)) {
-					out = append(out, v)
+			values := strings.Split(all, ",")
+			for i, v := range values {
+				// The others stay possible: this loss may not have reached every
+				// replica, and a later one may take more.
+				rest := append(slices.Delete(slices.Clone(values), i, i+1), v)
+				slices.Sort(rest[:len(rest)-1])
+				if after := strings.Join(rest, ","); !slices.Contains(out, any(after)) {
+					out = append(out, after)
 				}
 			}
 			return out
@@ -69,10 +75,26 @@ func (c *cluster) check() error {
 			continue
 		}
 		if res := porcupine.CheckOperationsTimeout(m, ops, time.Minute); res != porcupine.Ok {
-			return fmt.Errorf("block %d is not a linearizable register (%s):\n%s", b, res, describe(ops))
+			return fmt.Errorf("block %d is not a linearizable register (%s); it goes wrong at the end of:\n%s", b, res, describe(culprit(m, ops)))
 		}
 	}
 	return nil
+}
+
+// culprit cuts a history after the first answer that makes it wrong, and shows
+// what was under way within a while before.
+func culprit(m porcupine.Model, ops []porcupine.Operation) []porcupine.Operation {
+	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
+	lo, hi := 0, len(ops) // ops[:lo] is right, ops[:hi] is wrong
+	for hi-lo > 1 {
+		mid := (lo + hi) / 2
+		if porcupine.CheckOperations(m, ops[:mid]) {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return ops[max(0, hi-25):hi]
 }
 
 // blockHistory is what happened to one block. What was never answered may have
@@ -120,7 +142,7 @@ func (c *cluster) blockHistory(b int64) []porcupine.Operation {
 }
 
 func describe(ops []porcupine.Operation) string {
-	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return int(a.Call - b.Call) })
+	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
 	var s strings.Builder
 	for _, o := range ops {
 		ret := fmt.Sprintf("%9.4f", time.Duration(o.Return).Seconds())

@@ -143,6 +143,9 @@ func (c *cluster) healed() error {
 			h.start()
 		}
 	}
+	for _, h := range c.meta.hosts {
+		c.w.runUntil(max(c.w.now, h.pausedUntil), nil) // a pause ends by itself
+	}
 	start := c.w.now
 	well := func() bool {
 		rec := c.meta.rec
