@@ -37,6 +37,11 @@ type cluster struct {
 	nodes []*node
 	vol   holdfast.VolumeID
 	tune  func(c *Config)
+	// freezable connections can be made silent. They do not show their socket,
+	// as TLS does not.
+	freezable bool
+	dir       string
+	atEnd     func()
 
 	mu    sync.Mutex
 	addrs map[holdfast.NodeID]string
@@ -59,7 +64,8 @@ type node struct {
 
 // newCluster makes n nodes with a replica of one volume each, in memory.
 func newCluster(t testing.TB, n int) *cluster {
-	c := &cluster{t: t, store: memory.New(), vol: holdfast.NewVolumeID(),
+	// The directory is made first, so that it is removed last.
+	c := &cluster{t: t, dir: t.TempDir(), store: memory.New(), vol: holdfast.NewVolumeID(),
 		addrs: map[holdfast.NodeID]string{}, alive: map[holdfast.NodeID]bool{}}
 	mem := map[holdfast.ReplicaID]*memBacking{}
 	c.back = func(_ *node, rep holdfast.ReplicaID) backing {
@@ -88,6 +94,9 @@ func newCluster(t testing.TB, n int) *cluster {
 			_ = nd.store.Close()
 		}
 		_ = c.store.Close()
+		if c.atEnd != nil {
+			c.atEnd()
+		}
 	})
 	return c
 }
@@ -201,6 +210,9 @@ func (nd *node) dial(ctx context.Context, addr string) (net.Conn, error) {
 	nc, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
+	}
+	if !nd.c.freezable {
+		return nc, nil
 	}
 	return &freezable{Conn: nc, nd: nd, gone: make(chan struct{})}, nil
 }

@@ -203,7 +203,7 @@ func tcpPair(t *testing.T, rec *recorder, maxQueue int) (*tcpConn, *net.TCPConn)
 	p.keep(near)
 	p.spawn(func() {
 		defer p.drop(near)
-		c.run(bufio.NewReaderSize(near, wire.ReaderSize))
+		c.run(p.buffers.get(near))
 	})
 	t.Cleanup(func() {
 		_ = far.Close()
@@ -335,8 +335,7 @@ func TestBrokenConnectionIsReportedOnce(t *testing.T) {
 
 // TestLocalConn: order, no recursion, and both ends told once.
 func TestLocalConn(t *testing.T) {
-	p := &Plane{}
-	v := &volume{plane: p}
+	v := &volume{plane: &Plane{}}
 	x, y := newRecorder(), newRecorder()
 	a, b := v.pair(x, y)
 	depth := 0

@@ -1,12 +1,11 @@
 package dataplane
 
 import (
-	"bufio"
 	"context"
 	"net"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
-	"github.com/holdfast-storage/holdfast/replication/wire"
 )
 
 // dialer connects one primary to its replicas. It implements
@@ -49,7 +48,7 @@ func (d dialer) dial(to holdfast.Replica, attempt uint64) {
 	defer h.v.plane.drop(nc)
 	c := newTCPConn(h.v, nc, h.machine)
 	h.v.step(func() { h.machine.OnConnected(attempt, c) })
-	c.run(bufio.NewReaderSize(nc, wire.ReaderSize))
+	c.run(h.v.plane.buffers.get(nc))
 }
 
 // connect makes a connection to a node, within DialTimeout, and keeps it.
@@ -70,20 +69,36 @@ func (p *Plane) connect(node holdfast.NodeID) (net.Conn, error) {
 	return nc, nil
 }
 
+// addrFresh is how long a node's address is used without asking again: with
+// many volumes a lost node would cost the metadata store many reads.
+const addrFresh = time.Second
+
+// knownAddr is an answer of Config.Addr.
+type knownAddr struct {
+	addr  string
+	asked time.Time
+}
+
 // addr finds a node's data address. Half of the time is for asking, so that the
 // last known address is still dialled when the metadata store does not answer.
 func (p *Plane) addr(ctx context.Context, node holdfast.NodeID) (string, error) {
+	p.mu.Lock()
+	known, ok := p.addrs[node]
+	p.mu.Unlock()
+	if ok && time.Since(known.asked) < addrFresh {
+		return known.addr, nil
+	}
 	ask, cancel := context.WithTimeout(ctx, p.cfg.DialTimeout/2)
 	defer cancel()
 	addr, err := p.cfg.Addr(ask, node)
+	if err != nil {
+		if ok {
+			return known.addr, nil
+		}
+		return "", err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil {
-		p.addrs[node] = addr
-		return addr, nil
-	}
-	if known, ok := p.addrs[node]; ok {
-		return known, nil
-	}
-	return "", err
+	p.addrs[node] = knownAddr{addr, time.Now()}
+	return addr, nil
 }

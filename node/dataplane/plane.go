@@ -24,6 +24,8 @@ type Plane struct {
 	end  context.CancelFunc
 	work sync.WaitGroup // every goroutine
 
+	buffers readBuffers
+
 	mu        sync.Mutex // a leaf: see the package comment
 	closed    bool
 	volumes   map[holdfast.VolumeID]*volume
@@ -32,7 +34,7 @@ type Plane struct {
 	opening   map[holdfast.VolumeID]*opening
 	listeners map[net.Listener]struct{}
 	conns     map[net.Conn]struct{}
-	addrs     map[holdfast.NodeID]string // last good answers of Config.Addr
+	addrs     map[holdfast.NodeID]knownAddr
 }
 
 // New makes a plane and starts its ticks and its watch. Close it. The error is
@@ -45,7 +47,7 @@ func New(cfg Config) (*Plane, error) {
 		cfg: cfg.withDefaults(), log: cfg.Log, clock: sinceStart{time.Now()},
 		volumes: map[holdfast.VolumeID]*volume{}, replicas: map[holdfast.ReplicaID]*localReplica{},
 		primaries: map[*Volume]struct{}{}, opening: map[holdfast.VolumeID]*opening{},
-		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, addrs: map[holdfast.NodeID]string{},
+		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, addrs: map[holdfast.NodeID]knownAddr{},
 	}
 	p.life, p.end = context.WithCancel(context.Background())
 	p.spawn(p.tick)

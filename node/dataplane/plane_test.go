@@ -15,7 +15,7 @@ import (
 )
 
 func TestWritesReachEveryReplica(t *testing.T) {
-	c := newCluster(t, 3).start()
+	c := newCluster(t, 3).onEngine().start()
 	h := c.open(c.nodes[0], OpenOptions{})
 	m := newModel()
 	m.load(t, h, 8, 200, nil)
@@ -36,7 +36,7 @@ func TestWritesReachEveryReplica(t *testing.T) {
 }
 
 func TestLargeAndTrim(t *testing.T) {
-	c := newCluster(t, 3).start()
+	c := newCluster(t, 3).onEngine().start()
 	h := c.open(c.nodes[1], OpenOptions{})
 	data := bytes.Repeat([]byte("holdfast"), buf.Max/8)
 	if err := write(h, buf.Max, data); err != nil {
@@ -65,7 +65,7 @@ func TestLargeAndTrim(t *testing.T) {
 // TestKilledReplicaIsDroppedAndComesBack: I/O stalls for about two seconds, no
 // operation fails, and the returning replica is repaired.
 func TestKilledReplicaIsDroppedAndComesBack(t *testing.T) {
-	c := newCluster(t, 3).start()
+	c := newCluster(t, 3).onEngine().start()
 	h := c.open(c.nodes[0], OpenOptions{})
 	m := newModel()
 	m.load(t, h, 4, 50, nil)
@@ -94,6 +94,7 @@ func TestKilledReplicaIsDroppedAndComesBack(t *testing.T) {
 // TestSilentReplicaIsDropped: the connection stays, nothing comes over it.
 func TestSilentReplicaIsDropped(t *testing.T) {
 	c := newCluster(t, 2)
+	c.freezable = true
 	c.tune = func(cfg *Config) { cfg.Primary.SilentAfter = 500 * time.Millisecond }
 	c.start()
 	h := c.open(c.nodes[0], OpenOptions{})
@@ -117,7 +118,7 @@ func TestSilentReplicaIsDropped(t *testing.T) {
 }
 
 func TestTakeOverFromADeadNode(t *testing.T) {
-	c := newCluster(t, 3).start()
+	c := newCluster(t, 3).onEngine().start()
 	h := c.open(c.nodes[0], OpenOptions{})
 	m := newModel()
 	m.load(t, h, 4, 100, nil)
@@ -238,7 +239,7 @@ func TestOpenOutlivesAMetadataOutage(t *testing.T) {
 }
 
 func TestGrow(t *testing.T) {
-	c := newCluster(t, 3).start()
+	c := newCluster(t, 3).onEngine().start()
 	h := c.open(c.nodes[0], OpenOptions{})
 	sizes := make(chan int64, 8)
 	h.OnResize(func(n int64) { sizes <- n })

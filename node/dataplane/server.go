@@ -1,7 +1,6 @@
 package dataplane
 
 import (
-	"bufio"
 	"fmt"
 	"net"
 	"time"
@@ -61,7 +60,7 @@ func (p *Plane) Serve(l net.Listener) error {
 func (p *Plane) greet(nc net.Conn) {
 	defer p.drop(nc)
 	_ = nc.SetDeadline(time.Now().Add(p.cfg.HelloTimeout))
-	r := bufio.NewReaderSize(nc, wire.ReaderSize)
+	r := p.buffers.get(nc)
 	m, err := wire.Decode(r)
 	if err == nil && (m.Type != replication.MsgHello || m.Answer) {
 		m.Buf.Release()

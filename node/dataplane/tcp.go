@@ -46,8 +46,8 @@ func newTCPConn(v *volume, nc net.Conn, owner machine) *tcpConn {
 	return &tcpConn{v: v, nc: nc, owner: owner, kick: make(chan struct{}, 1)}
 }
 
-// run reads until the connection ends; r holds what was read ahead. It returns
-// when both goroutines are done and the owner knows.
+// run reads until the connection ends; r, of the plane's buffers, holds what was
+// read ahead. It returns when both goroutines are done and the owner knows.
 func (c *tcpConn) run(r *bufio.Reader) {
 	written := make(chan struct{})
 	go func() {
@@ -142,7 +142,10 @@ func (c *tcpConn) wake() {
 // read decodes messages and hands over what is there in one step.
 func (c *tcpConn) read(r *bufio.Reader) error {
 	batch := make([]*replication.Message, 0, readBatch)
+	buffers := &c.v.plane.buffers
+	defer func() { buffers.put(r) }()
 	for {
+		r = buffers.await(c.nc, r)
 		m, err := wire.Decode(r)
 		if err != nil {
 			return err

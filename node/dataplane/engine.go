@@ -1,0 +1,66 @@
+package dataplane
+
+import (
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine"
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// AddReplica serves an engine replica from now on, and owns it: RemoveReplica or
+// Close closes it. On error the caller still owns it. Errors: Exists if the
+// replica is served already, Unavailable when the plane is closing.
+func (p *Plane) AddReplica(vol holdfast.VolumeID, id holdfast.ReplicaID, r *engine.Replica) error {
+	return p.addReplica(vol, id, engineBacking{r})
+}
+
+// engineBacking translates tasks to calls of an engine replica.
+type engineBacking struct{ r *engine.Replica }
+
+func (b engineBacking) Close() error { return b.r.Close() }
+
+func (b engineBacking) State() replication.StoreState {
+	s := b.r.State()
+	return replication.StoreState{Promise: replication.Promise(s.Promise), Record: s.Record, SizeBytes: s.SizeBytes,
+		Tail: s.Tail, Suspects: s.Suspects, MapSince: s.MapSince, Boot: s.Boot}
+}
+
+func (b engineBacking) Do(t *replication.Task) {
+	r, e := b.r, engine.Entry{Epoch: t.Epoch, Grant: t.Grant, Seq: t.Seq, Committed: t.Committed}
+	switch t.Kind {
+	case replication.TaskRead:
+		t.Err = r.ReadAt(t.Buf.B, t.Offset)
+	case replication.TaskWrite:
+		t.Err = r.WriteAt(e, t.Buf.B, t.Offset, t.FUA)
+	case replication.TaskTrim:
+		t.Err = r.Trim(e, t.Offset, t.Length, t.FUA)
+	case replication.TaskFlush:
+		t.Err = r.Flush()
+	case replication.TaskPromise:
+		t.Err = r.SetPromise(t.Promise.Epoch, t.Promise.Grant, t.Record)
+	case replication.TaskMark:
+		t.Err = r.Mark(t.Epoch, t.Extents)
+	case replication.TaskChanged:
+		t.Extents, t.Err = r.Changed(t.Since)
+	case replication.TaskAllocated:
+		t.Extents, t.Err = r.Allocated(t.Offset, t.Length)
+	case replication.TaskHash:
+		t.Hashes, t.Err = b.hash(t.Offset, t.Length)
+	case replication.TaskGrow:
+		t.Err = r.Grow(t.Length)
+	case replication.TaskSettle:
+		t.Err = r.Settle(t.Grant, t.Since)
+	case replication.TaskCommit:
+		r.Commit(t.Grant, t.Committed)
+	default:
+		t.Err = holdfast.E("store task", holdfast.Unsupported, "this release does not know the task")
+	}
+}
+
+func (b engineBacking) hash(off, n int64) ([]replication.Hash, error) {
+	hs, err := b.r.Hash(off, n)
+	out := make([]replication.Hash, len(hs))
+	for i, h := range hs {
+		out[i] = replication.Hash(h)
+	}
+	return out, err
+}
