@@ -122,9 +122,7 @@ func (p *Primary) leaveOut(stay []*peer) bool {
 // that no two in-sync replicas differ (invariant 6), and marks it for those that
 // are away (invariant 7).
 func (p *Primary) reconcile() {
-	tk := &p.takeover
-	tk.run++
-	run := tk.run
+	p.takeover.run++
 	var in []*peer
 	var tails extentSet
 	for _, t := range p.peers {
@@ -140,16 +138,13 @@ func (p *Primary) reconcile() {
 		}
 	}
 	tails = clip(tails, p.rec.SizeBytes)
-	next := func(ok bool) {
-		if run != tk.run || p.phase != reconciling {
-			return
-		}
-		if !ok {
-			p.restartTakeover()
-			return
-		}
-		p.markTails(in, union(tails, source.welcome.Suspects), run)
-	}
+	mark := p.unlessRestarted(func() { p.markTails(in, union(tails, source.welcome.Suspects)) })
+	// What is undone here must stay undone: a write that nobody acknowledged may
+	// be durable on the replica that loses it now, and come back with the next
+	// power loss, after it was read as if it had never been.
+	next := p.unlessRestarted(func() {
+		p.toAll(in, func() *Message { return &Message{Type: MsgFlush} }, mark)
+	})
 	others := make([]*peer, 0, len(in))
 	for _, t := range in {
 		if t != source {
@@ -157,7 +152,7 @@ func (p *Primary) reconcile() {
 		}
 	}
 	if len(others) == 0 || len(tails) == 0 {
-		next(true)
+		mark(true)
 		return
 	}
 	p.equalize(source, others, tails, next)
@@ -268,21 +263,27 @@ func (p *Primary) toAll(targets []*peer, make func() *Message, done func(ok bool
 	}
 }
 
+// unlessRestarted goes on with f after a step that went well, and begins the
+// take-over again after one that did not. It does nothing when that has already
+// happened.
+func (p *Primary) unlessRestarted(f func()) func(ok bool) {
+	run := p.takeover.run
+	return func(ok bool) {
+		switch {
+		case run != p.takeover.run || p.phase != reconciling:
+		case !ok:
+			p.restartTakeover()
+		default:
+			f()
+		}
+	}
+}
+
 // markTails marks what was reconciled, and what the source itself may have
 // lost, for replicas that are away, then lets the tails be forgotten.
-func (p *Primary) markTails(in []*peer, set extentSet, run int) {
-	away := len(in) < len(p.peers)
-	finish := func(ok bool) {
-		if run != p.takeover.run || p.phase != reconciling {
-			return
-		}
-		if !ok {
-			p.restartTakeover()
-			return
-		}
-		p.serve(in)
-	}
-	if !away || len(set) == 0 {
+func (p *Primary) markTails(in []*peer, set extentSet) {
+	finish := p.unlessRestarted(func() { p.serve(in) })
+	if len(in) == len(p.peers) || len(set) == 0 {
 		finish(true)
 		return
 	}

@@ -98,7 +98,6 @@ func (p *Primary) wrote(t *peer, w *write, m *Message) {
 			w.waiting &^= t.bit
 			p.settleWrite(w)
 		}
-		p.unlockWrite(w)
 		p.repairProgress(t)
 	case StatusNoSpace:
 		p.noSpace(t, w)
@@ -107,6 +106,7 @@ func (p *Primary) wrote(t *peer, w *write, m *Message) {
 	default:
 		p.lose(t, "it refused a write as invalid")
 	}
+	p.unlockWrite(w)
 }
 
 // noSpace keeps the write waiting for a full pool; others' volumes go on (field
