@@ -1,0 +1,71 @@
+package engine
+
+import (
+	"crypto/sha256"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/buf"
+)
+
+// Changed lists the blocks written or marked in epochs from since on, sorted and
+// merged. Kind NotFound when the maps do not reach back so far.
+func (r *Replica) Changed(since holdfast.Epoch) ([]holdfast.Extent, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err := r.usable("list changes"); err != nil {
+		return nil, err
+	}
+	r.state.Lock()
+	oldest := r.meta.MapSince
+	r.state.Unlock()
+	if since < oldest {
+		return nil, errorf("list changes of replica "+string(r.id), holdfast.NotFound, "change maps reach back to epoch %d, not to %d", oldest, since)
+	}
+	return r.changes.since(since), nil
+}
+
+// Allocated lists where data is within [off, off+n), sorted and merged; the rest
+// reads as zeros.
+func (r *Replica) Allocated(off, n int64) ([]holdfast.Extent, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err := r.check("list allocated space", off, n); err != nil {
+		return nil, err
+	}
+	xs, err := r.data.Extents(off, n)
+	return xs, holdfast.WrapKind("list allocated space of replica "+string(r.id), holdfast.Corrupt, err)
+}
+
+// Hash gives one hash for each HashBlock of [off, off+n), where off is a
+// multiple of it; the last may be of fewer bytes. Holes count as zeros.
+func (r *Replica) Hash(off, n int64) ([]Hash, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err := r.check("hash", off, n); err != nil {
+		return nil, err
+	}
+	if off%HashBlock != 0 {
+		return nil, errorf("hash of replica "+string(r.id), holdfast.Invalid, "the offset %d is no multiple of %d", off, HashBlock)
+	}
+	data, err := r.data.Extents(off, n)
+	if err != nil {
+		return nil, holdfast.WrapKind("hash of replica "+string(r.id), holdfast.Corrupt, err)
+	}
+	b := buf.Get(HashBlock)
+	defer b.Release()
+	hashes := make([]Hash, 0, (n+HashBlock-1)/HashBlock)
+	for end := off + n; off < end; off += HashBlock {
+		p := b.B[:min(HashBlock, end-off)]
+		for len(data) > 0 && data[0].End() <= off {
+			data = data[1:]
+		}
+		if len(data) == 0 || data[0].Offset >= off+int64(len(p)) {
+			clear(p)
+		} else if _, err := r.data.ReadAt(p, off); err != nil {
+			return nil, holdfast.WrapKind("hash of replica "+string(r.id), holdfast.Corrupt, err)
+		}
+		sum := sha256.Sum256(p)
+		hashes = append(hashes, Hash(sum[:16]))
+	}
+	return hashes, nil
+}

@@ -1,0 +1,327 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine/disk"
+)
+
+// meta is the sealed file of what a replica is and what it knows of its losses.
+type meta struct {
+	Volume   holdfast.VolumeID  `json:"volume"`
+	Replica  holdfast.ReplicaID `json:"replica"`
+	MapSince holdfast.Epoch     `json:"mapSince"`
+	Suspects []holdfast.Extent  `json:"suspects,omitempty"`
+	Opens    uint64             `json:"opens"` // how often it was opened
+}
+
+// Replica is an open replica.
+type Replica struct {
+	pool *Pool
+	id   holdfast.ReplicaID
+	dir  string
+	boot string
+
+	// mu is held for reading by every operation, and for writing where nothing
+	// else may run: growing, removing maps, closing.
+	mu     sync.RWMutex
+	closed bool
+	size   atomic.Int64
+
+	data    disk.File
+	intents *intents
+	tail    *tail
+	changes *changes
+	flusher flusher
+	failed  atomic.Pointer[failure]
+	// floor is the lowest grant whose writes are taken; raised under mu, so that
+	// no write of an older one is under way afterwards.
+	floor atomic.Uint64
+
+	// durable serializes what replaces promise, record and meta; state guards
+	// their values, which are those on disk.
+	durable sync.Mutex
+	state   sync.Mutex
+	meta    meta
+	promise Promise
+	record  holdfast.Record
+}
+
+type failure struct{ err error }
+
+// openReplica opens the files and decides what may have been lost.
+func openReplica(p *Pool, id holdfast.ReplicaID) (*Replica, error) {
+	r := &Replica{pool: p, id: id, dir: replicaPath(id)}
+	r.flusher.cond.L = &r.flusher.mu
+	if err := r.readSealedFiles(); err != nil {
+		return nil, err
+	}
+	err := r.openFiles()
+	if err != nil {
+		return nil, errors.Join(err, r.closeFiles())
+	}
+	return r, nil
+}
+
+func (r *Replica) file(name string) string { return path.Join(r.dir, name) }
+
+func (r *Replica) readSealedFiles() error {
+	fs := r.pool.fs
+	if _, err := fs.List(r.dir); err != nil {
+		return err
+	}
+	if err := readSealed(fs, r.file(metaFile), "replica", &r.meta); err != nil {
+		return mustBeSound(err)
+	}
+	if r.meta.Replica != r.id {
+		return errorf(r.file(metaFile), holdfast.Corrupt, "it is of replica %q", r.meta.Replica)
+	}
+	if err := readSealed(fs, r.file(promiseFile), "promise", &r.promise); err != nil {
+		return mustBeSound(err)
+	}
+	if err := readSealed(fs, r.file(recordFile), "record", &r.record); err != nil && !errors.Is(err, holdfast.NotFound) {
+		return err
+	}
+	r.floor.Store(uint64(r.promise.Grant))
+	return nil
+}
+
+// mustBeSound makes the absence of a file that must be there kind Corrupt.
+func mustBeSound(err error) error {
+	if errors.Is(err, holdfast.NotFound) {
+		return holdfast.WrapKind("a file that every replica has is missing", holdfast.Corrupt, err)
+	}
+	return err
+}
+
+func (r *Replica) openFiles() error {
+	fs := r.pool.fs
+	var err error
+	if r.data, err = fs.Open(r.file(dataFile), disk.Direct); err != nil {
+		return mustBeSound(err)
+	}
+	info, err := r.data.Stat()
+	if err != nil {
+		return err
+	}
+	size := info.SizeBytes
+	if r.size.Store(size); size <= 0 || size%blockSize != 0 {
+		return errorf(r.file(dataFile), holdfast.Corrupt, "its size of %d bytes is no multiple of %d", size, blockSize)
+	}
+	tf, err := fs.Open(r.file(tailFile), 0)
+	if err != nil {
+		return mustBeSound(err)
+	}
+	if r.tail, err = mapTail(tf); err != nil {
+		return errors.Join(err, tf.Close())
+	}
+	if r.changes, err = openChanges(fs, r.file(changesDir), r.meta.MapSince, size); err != nil {
+		return err
+	}
+	return r.recover()
+}
+
+// recover reads intents and tail, and puts in safety what they know. After a
+// power loss, or when the tail cannot be read, the regions with an intent become
+// suspects, durably, before either is forgotten; repeating it after a crash at
+// any point does no harm.
+func (r *Replica) recover() error {
+	f, err := r.pool.fs.Open(r.file(intentFile), disk.Direct)
+	if err != nil {
+		return mustBeSound(err)
+	}
+	size := r.size.Load()
+	instance, words, damaged, err := readIntents(f, size)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	r.intents = newIntents(f, words)
+	if err := r.settleDisk(f); err != nil {
+		return err
+	}
+	lost := instance != r.pool.instance || damaged > 0
+	forget := lost || r.tail.load(size) != nil
+	if forget {
+		r.tail.reset()
+		r.meta.Suspects = merge(append(slices.Clone(r.meta.Suspects), r.intents.extents(size)...))
+	}
+	r.meta.Opens++
+	r.boot = fmt.Sprintf("%s/%d", r.pool.instance, r.meta.Opens)
+	if err := r.writeMeta(r.meta); err != nil {
+		return err
+	}
+	if err := r.remark(lost); err != nil {
+		return err
+	}
+	if forget {
+		r.tail.format()
+	}
+	if lost {
+		if err := writeIntents(f, r.pool.instance, size); err != nil {
+			return err
+		}
+		r.intents = newIntents(f, make([]uint64, len(words)))
+	}
+	return nil
+}
+
+// settleDisk makes durable what a killed process may have left visible, but not
+// durable: intents, names, sizes. What is read from them may be relied upon only
+// then.
+func (r *Replica) settleDisk(intent disk.File) error {
+	fs := r.pool.fs
+	return errors.Join(intent.Sync(), r.data.Sync(), fs.SyncDir(r.file(changesDir)), fs.SyncDir(r.dir))
+}
+
+// remark adds to the change maps what they may lack: after a power loss, bits of
+// any region with an intent; after a killed process, those of a write whose data
+// was written but whose bits were not set. No such write was of a later epoch
+// than the one promised, so that this epoch's map serves everybody who asks.
+func (r *Replica) remark(lost bool) error {
+	xs, all := r.tail.extents()
+	if lost || all {
+		xs = merge(append(xs, r.intents.extents(r.size.Load())...))
+	}
+	if len(xs) == 0 {
+		return nil
+	}
+	epoch := max(r.promise.Epoch, r.changes.newest())
+	m, err := r.changes.of(epoch)
+	if err != nil {
+		return err
+	}
+	return m.mark(xs)
+}
+
+func (r *Replica) writeMeta(m meta) error {
+	return writeSealed(r.pool.fs, r.file(metaFile), "replica", m)
+}
+
+// ID is the replica's identity.
+func (r *Replica) ID() holdfast.ReplicaID { return r.id }
+
+// Volume is the volume that it is a replica of.
+func (r *Replica) Volume() holdfast.VolumeID { return r.meta.Volume }
+
+// State is what the replica is known to hold. It does no I/O, and waits for none.
+func (r *Replica) State() State {
+	size := r.size.Load()
+	xs, all := r.tail.extents()
+	if all {
+		xs = merge(append(xs, r.intents.extents(size)...))
+	}
+	r.state.Lock()
+	defer r.state.Unlock()
+	return State{Promise: r.promise, Record: r.record.Clone(), SizeBytes: size, Tail: xs,
+		Suspects: slices.Clone(r.meta.Suspects), MapSince: r.meta.MapSince, Boot: r.boot}
+}
+
+// Err is why the replica has failed; nil if it has not.
+func (r *Replica) Err() error {
+	if f := r.failed.Load(); f != nil {
+		return f.err
+	}
+	return nil
+}
+
+// fail makes an error final, and gives it kind Corrupt: what is on the disk is
+// unknown from here on.
+func (r *Replica) fail(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	f := &failure{holdfast.WrapKind(op+" of replica "+string(r.id), holdfast.Corrupt, err)}
+	r.failed.CompareAndSwap(nil, f)
+	return f.err
+}
+
+// failUnlessFull is fail, but a full disk is no failure.
+func (r *Replica) failUnlessFull(op string, err error) error {
+	if holdfast.KindOf(err) == holdfast.NoSpace {
+		return holdfast.Wrap(op+" of replica "+string(r.id), err)
+	}
+	return r.fail(op, err)
+}
+
+// usable says whether the replica may be used; mu is held.
+func (r *Replica) usable(op string) error {
+	if r.closed {
+		return errorf(op+" of replica "+string(r.id), holdfast.Unavailable, "it is closed")
+	}
+	if f := r.failed.Load(); f != nil {
+		return holdfast.WrapKind(op+": the replica has failed earlier", holdfast.Corrupt, f.err)
+	}
+	return nil
+}
+
+// check is usable, and checks a range of bytes.
+func (r *Replica) check(op string, off, n int64) error {
+	if err := r.usable(op); err != nil {
+		return err
+	}
+	switch {
+	case off%blockSize != 0 || n%blockSize != 0 || off < 0 || n <= 0:
+		return errorf(op+" of replica "+string(r.id), holdfast.Invalid, "%d bytes at %d are not whole blocks of %d", n, off, blockSize)
+	}
+	if size := r.size.Load(); off > size || n > size-off {
+		return errorf(op+" of replica "+string(r.id), holdfast.OutOfRange, "%d bytes at %d are not within its %d bytes", n, off, size)
+	}
+	return nil
+}
+
+// Close makes everything durable and closes the replica; closing twice does
+// nothing. A replica that has failed is closed as it is.
+func (r *Replica) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	var err error
+	if r.failed.Load() == nil {
+		err = r.quiesce()
+	}
+	err = errors.Join(err, r.closeFiles())
+	r.pool.mu.Lock()
+	delete(r.pool.open, r.id)
+	r.pool.mu.Unlock()
+	return holdfast.Wrap("close replica "+string(r.id), err)
+}
+
+// quiesce flushes everything and clears all intents that can go. No write is
+// under way.
+func (r *Replica) quiesce() error {
+	n := r.flusher.begun.Add(1)
+	if err := r.data.Sync(); err != nil {
+		return r.fail("flush", err)
+	}
+	if err := r.changes.sync(); err != nil {
+		return r.fail("sync change maps", err)
+	}
+	r.intents.clear(n, 0, r.tail.regions)
+	return r.fail("save intents", r.intents.save())
+}
+
+func (r *Replica) closeFiles() error {
+	var errs []error
+	if r.changes != nil {
+		errs = append(errs, r.changes.close())
+	}
+	if r.tail != nil {
+		errs = append(errs, r.tail.close())
+	}
+	if r.intents != nil {
+		errs = append(errs, r.intents.f.Close())
+	}
+	if r.data != nil {
+		errs = append(errs, r.data.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,69 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine/disk"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
+
+// sealedLimit bounds sealed files; the largest is meta, with its suspects.
+const sealedLimit = 256 << 20
+
+// The sealed files' versions. History: 1, the first.
+const sealedVersion = 1
+
+func sealHeader(what string, body []byte) string {
+	return fmt.Sprintf("holdfast %s v%d crc32c=%08x\n", what, sealedVersion, checksum(body))
+}
+
+// seal encodes v as the content of a sealed file.
+func seal(what string, v any) ([]byte, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, holdfast.WrapKind("encode "+what, holdfast.Invalid, err)
+	}
+	body = append(body, '\n')
+	return append([]byte(sealHeader(what, body)), body...), nil
+}
+
+// unseal decodes a sealed file's content into v; kind Corrupt if it is not what
+// seal made.
+func unseal(what string, data []byte, v any) error {
+	op := "decode " + what
+	head, body, found := bytes.Cut(data, []byte("\n"))
+	if !found {
+		return errorf(op, holdfast.Corrupt, "its first line is not complete")
+	}
+	if want := sealHeader(what, body); string(head)+"\n" != want {
+		return errorf(op, holdfast.Corrupt, "its first line is %.80q; with this content it would be %q", head, want[:len(want)-1])
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	if err := d.Decode(v); err != nil {
+		return holdfast.WrapKind(op, holdfast.Corrupt, err)
+	}
+	return nil
+}
+
+func writeSealed(fs disk.FS, name, what string, v any) error {
+	data, err := seal(what, v)
+	if err != nil {
+		return err
+	}
+	return disk.ReplaceFile(fs, name, data)
+}
+
+func readSealed(fs disk.FS, name, what string, v any) error {
+	data, err := disk.ReadFile(fs, name, sealedLimit)
+	if err != nil {
+		return err
+	}
+	return holdfast.Wrap(name, unseal(what, data, v))
+}

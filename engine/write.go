@@ -1,0 +1,242 @@
+package engine
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+const (
+	// idleFlushes is for how many flushes a region must have had no writes
+	// before its intent goes, and how often that is looked at.
+	idleFlushes = 64
+	// manyIntents is from how many intents on a flush looks sooner; and each
+	// time that so many more were set, a write flushes by itself.
+	manyIntents = 1024
+)
+
+// ReadAt fills p from off; holes read as zeros. All in whole blocks. Kinds:
+// Invalid, OutOfRange, Corrupt.
+func (r *Replica) ReadAt(p []byte, off int64) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err := r.check("read", off, int64(len(p))); err != nil {
+		return err
+	}
+	if _, err := r.data.ReadAt(p, off); err != nil {
+		// A sector that cannot be read: the rest of the replica still can.
+		return holdfast.WrapKind("read of replica "+string(r.id), holdfast.Corrupt, err)
+	}
+	return nil
+}
+
+// WriteAt writes p at off, both in whole blocks. On return the write is applied
+// and named by the change map of e.Epoch; with fua its data is durable. Writes
+// that overlap must not be under way at once. Kinds: Invalid, OutOfRange, Fenced
+// (a newer grant is promised), NoSpace (nothing was changed; try again), Corrupt
+// (final).
+func (r *Replica) WriteAt(e Entry, p []byte, off int64, fua bool) error {
+	return r.apply(e, p, off, int64(len(p)), fua)
+}
+
+// Trim makes [off, off+n) read as zeros and frees its space; it is a write in
+// every other respect.
+func (r *Replica) Trim(e Entry, off, n int64, fua bool) error {
+	return r.apply(e, nil, off, n, fua)
+}
+
+// Commit tells that all writes of grant up to seq are applied on every in-sync
+// replica, as Entry.Committed does.
+func (r *Replica) Commit(grant holdfast.Epoch, seq uint64) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if !r.closed {
+		r.tail.trim(grant, seq)
+	}
+}
+
+// apply is a write of p, or a trim of n bytes if p is nil.
+func (r *Replica) apply(e Entry, p []byte, off, n int64, fua bool) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err := r.check("write", off, n); err != nil {
+		return err
+	}
+	if uint64(e.Grant) < r.floor.Load() {
+		return errorf("write of replica "+string(r.id), holdfast.Fenced, "its grant %d is older than the promised one, %d", e.Grant, r.floor.Load())
+	}
+	m, err := r.room(e.Epoch, p, off, n)
+	if err != nil {
+		return err
+	}
+	first, last := regionsOf(off, n)
+	r.intents.enter(first, last)
+	defer r.intents.leave(first, last, &r.flusher.begun)
+	// The order is the promise: tail, intent, data, change map.
+	slot := r.tail.add(e, off, n)
+	if err := r.intents.ensure(first, last); err != nil {
+		return r.fail("write intents", err)
+	}
+	if done, err := r.put(p, off, n, fua); err != nil {
+		err = r.failUnlessFull("write", err)
+		if done == 0 && r.failed.Load() == nil {
+			r.tail.remove(slot)
+		} else {
+			m.set(off, n)
+		}
+		r.pool.space.forget()
+		return err
+	}
+	m.set(off, n)
+	return nil
+}
+
+// room makes sure, before anything is changed, that there is space for a write
+// and for its bits.
+func (r *Replica) room(epoch holdfast.Epoch, p []byte, off, n int64) (*changeMap, error) {
+	m, err := r.changes.of(epoch)
+	if err == nil {
+		err = m.prepare(off, n)
+	}
+	if err != nil {
+		return nil, r.failUnlessFull("prepare change map", err)
+	}
+	if p != nil {
+		if err := r.pool.space.take(r.data, off, n); err != nil {
+			return nil, r.failUnlessFull("write", err)
+		}
+	}
+	if n := r.intents.total(); n >= manyIntents && n >= r.flusher.enough.Load() {
+		if err := r.thin(n); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// thin flushes when a volume that is never flushed has collected many intents,
+// so that a power loss does not leave all of it suspect.
+func (r *Replica) thin(n int64) error {
+	old := r.flusher.enough.Load()
+	if n < old || !r.flusher.enough.CompareAndSwap(old, n+manyIntents) {
+		return nil // somebody else does it
+	}
+	if err := r.flusher.do(r.flush); err != nil {
+		return err
+	}
+	if err := r.clean(0); err != nil {
+		return err
+	}
+	r.flusher.enough.Store(r.intents.total() + manyIntents)
+	return nil
+}
+
+// put changes the data, and says how much of it when that fails.
+func (r *Replica) put(p []byte, off, n int64, fua bool) (done int, err error) {
+	if p != nil {
+		return r.data.WriteAt(p, off, fua)
+	}
+	if err := r.data.Punch(off, n); err != nil {
+		return 1, err // how far it came is not known
+	}
+	if fua {
+		// A failed sync is never "full" to the caller: the data is in doubt.
+		return 0, r.fail("flush", r.data.Sync())
+	}
+	return 0, nil
+}
+
+// Flush makes every operation that returned before it durable. Flushes that come
+// together share one sync. An error is final.
+func (r *Replica) Flush() error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err := r.usable("flush"); err != nil {
+		return err
+	}
+	if err := r.flusher.do(r.flush); err != nil {
+		return err
+	}
+	n := r.flusher.begun.Load()
+	if n%idleFlushes == 0 && r.intents.clearable(n, idleFlushes) > 0 {
+		return r.clean(idleFlushes)
+	}
+	return nil
+}
+
+// flush is one sync of the data.
+func (r *Replica) flush() error {
+	if err := r.usable("flush"); err != nil {
+		return err
+	}
+	return r.fail("flush", r.data.Sync())
+}
+
+// clean clears the intents of regions that have been idle for so many flushes.
+// What it clears is covered by a flush and a sync of the change maps, both begun
+// after the regions' last writes were complete.
+func (r *Replica) clean(idle uint64) error {
+	n := r.flusher.synced()
+	if err := r.changes.sync(); err != nil {
+		return r.fail("sync change maps", err)
+	}
+	r.intents.clear(n, idle, r.tail.regions)
+	return nil
+}
+
+// flusher lets flushes that come together share one.
+type flusher struct {
+	// begun counts the syncs begun. A write that was complete when it was n is
+	// covered by every sync whose number is greater.
+	begun  atomic.Uint64
+	enough atomic.Int64 // intents at which a write flushes by itself
+
+	mu      sync.Mutex
+	cond    sync.Cond
+	running bool
+	done    uint64 // number of the last sync that succeeded
+	err     error  // of a failed one; final
+}
+
+// do returns when a sync that began after the call has succeeded.
+func (f *flusher) do(flush func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	need := f.begun.Load() + 1
+	for f.done < need {
+		switch {
+		case f.err != nil:
+			return f.err
+		case f.running:
+			f.cond.Wait()
+		default:
+			f.run(flush)
+		}
+	}
+	return nil
+}
+
+// run does one sync, without the lock while it lasts.
+func (f *flusher) run(flush func() error) {
+	f.running = true
+	n := f.begun.Add(1)
+	f.mu.Unlock()
+	err := flush()
+	f.mu.Lock()
+	f.running = false
+	if err != nil {
+		f.err = errors.Join(f.err, err)
+	} else {
+		f.done = n
+	}
+	f.cond.Broadcast()
+}
+
+// synced is the number of the last sync that succeeded.
+func (f *flusher) synced() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.done
+}
