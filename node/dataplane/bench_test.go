@@ -9,25 +9,30 @@ import (
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
-// BenchmarkWrite4k: three planes in one process, replicas in memory: what the
-// protocol, the runtime and loopback TCP cost.
+// BenchmarkWrite4k: three planes in one process, with replicas in memory (what
+// the protocol, the runtime and loopback TCP cost) and on the engine.
 func BenchmarkWrite4k(b *testing.B) { benchmarkOp(b, replication.OpWrite) }
 
-// BenchmarkRead4k is its counterpart; reads are served by the local replica.
+// BenchmarkRead4k is its counterpart; reads are answered by the local replica.
 func BenchmarkRead4k(b *testing.B) { benchmarkOp(b, replication.OpRead) }
 
 func benchmarkOp(b *testing.B, op replication.Op) {
-	for _, depth := range []int{1, 32} {
-		b.Run(fmt.Sprintf("depth%d", depth), func(b *testing.B) {
-			c := newCluster(b, 3).start()
-			h := c.open(c.nodes[0], OpenOptions{})
-			b.SetBytes(4096)
-			b.ReportAllocs()
-			b.ResetTimer()
-			runDepth(b, h, op, depth)
-			b.StopTimer()
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "IOPS")
-		})
+	for _, kind := range []string{"memory", "engine"} {
+		for _, depth := range []int{1, 32} {
+			b.Run(fmt.Sprintf("%s/depth%d", kind, depth), func(b *testing.B) {
+				c := newCluster(b, 3)
+				if kind == "engine" {
+					c.onEngine()
+				}
+				h := c.start().open(c.nodes[0], OpenOptions{})
+				b.SetBytes(4096)
+				b.ReportAllocs()
+				b.ResetTimer()
+				runDepth(b, h, op, depth)
+				b.StopTimer()
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "IOPS")
+			})
+		}
 	}
 }
 
