@@ -1,0 +1,204 @@
+package nodecsi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// busyPause is how long to wait before something busy is tried again.
+const busyPause = 50 * time.Millisecond
+
+// clearPath unmounts what is mounted at path and below it, layer by layer, and
+// returns nil only when a fresh look at the mount table shows nothing there
+// (gotcha 3). Mounts of a dead device are detached lazily; one that is merely
+// busy never is: it is tried until the busy timeout, and then the error says so.
+// What is not the volume's is left alone, and the error names it.
+func (s *Service) clearPath(ctx context.Context, st *volumeState, path string) error {
+	op := "unmount " + path
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.BusyTimeout)
+	defer cancel()
+	var last error
+	for {
+		t, err := readMounts()
+		if err != nil {
+			return holdfast.Wrap(op, err)
+		}
+		left := t.under(path)
+		if len(left) == 0 {
+			return nil
+		}
+		if err := s.mayUnmount(st, path, left); err != nil {
+			return holdfast.Wrap(op, err)
+		}
+		progress := false
+		for _, m := range slices.Backward(left) {
+			if err := s.unmountOne(st, m); err != nil {
+				last = fmt.Errorf("%s: %w", m.Mountpoint, err)
+				break // what is below it in the stack cannot go before it
+			}
+			progress = true
+		}
+		if progress {
+			continue
+		}
+		if !pause(ctx) {
+			return holdfast.WrapKind(op+": it is still in use; end what uses it and try again; mounted there: "+left.String(), holdfast.InUse, last)
+		}
+	}
+}
+
+// pause waits a moment; false when ctx has ended.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(busyPause):
+		return true
+	}
+}
+
+// unmountOne takes one mount away, lazily if its device is dead.
+func (s *Service) unmountOne(st *volumeState, m *mountinfo.Info) error {
+	flags := unix.UMOUNT_NOFOLLOW
+	if s.isStale(st, m) {
+		flags |= unix.MNT_DETACH
+	}
+	return unix.Unmount(m.Mountpoint, flags)
+}
+
+// isStale says whether a mount of the volume shows a device that it no longer
+// has, or a filesystem that has shut down.
+func (s *Service) isStale(st *volumeState, m *mountinfo.Info) bool {
+	if e := st.entry(m.Mountpoint); e != nil && e.Device == mountedDev(m) {
+		if now := s.attachedDev(st.Volume); now != "" && now != e.Device {
+			return true
+		}
+	}
+	return isDead(m.Mountpoint)
+}
+
+// attachedDev is the device that the volume has now, as "major:minor"; "" if it
+// is not attached.
+func (s *Service) attachedDev(id holdfast.VolumeID) string {
+	path, ok := s.vols.Attached(id)
+	if !ok {
+		return ""
+	}
+	rdev, err := rdevOf(path)
+	if err != nil {
+		return ""
+	}
+	return devID(rdev)
+}
+
+// mayUnmount says whether what is mounted at path and below is the volume's to
+// unmount: the path is in its state, or everything there shows its device.
+func (s *Service) mayUnmount(st *volumeState, path string, there mountTable) error {
+	if st.entry(path) != nil {
+		return nil
+	}
+	dev := s.attachedDev(st.Volume)
+	for _, m := range there {
+		if dev != "" && mountedDev(m) == dev {
+			continue
+		}
+		who := ""
+		if o, err := s.states.owner(path); err == nil && o != nil {
+			who = " (the path is volume " + string(o.Volume) + "'s)"
+		}
+		return holdfast.E("", holdfast.InUse, fmt.Sprintf("%s is mounted at %s, and is not this volume's%s; it is left alone; if it should go, unmount it by hand",
+			m.Source, m.Mountpoint, who))
+	}
+	return nil
+}
+
+// dropDead detaches every mount of the volume that shows dead, the device that
+// it had before, or that has shut down. Containers that still use such a mount
+// keep what they have: errors.
+func (s *Service) dropDead(st *volumeState, dead string) error {
+	t, err := readMounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(t) {
+		e := st.entry(m.Mountpoint)
+		if mountedDev(m) != dead || e == nil {
+			continue
+		}
+		if err := unix.Unmount(m.Mountpoint, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err != nil {
+			return holdfast.WrapKind("detach the dead mount at "+m.Mountpoint, holdfast.InUse, err)
+		}
+		st.DeadMounts = true
+		st.dropped = append(st.dropped, *e)
+		s.cfg.Log.Warn("a mount of a dead device was detached", "volume", st.Volume, "path", m.Mountpoint, "device", m.Source)
+	}
+	return nil
+}
+
+// removeTarget removes the file or directory that was a target. Never more than
+// that: a directory with files, or a file with content, is somebody's data.
+func removeTarget(path string) error {
+	op := "remove target " + path
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return nil
+	case err != nil:
+		return holdfast.WrapKind(op, holdfast.Other, err)
+	case fi.Mode().IsRegular() && fi.Size() > 0:
+		return holdfast.E(op, holdfast.InUse, "nothing is mounted there, but it is a file with content; move it away")
+	case !fi.IsDir() && !fi.Mode().IsRegular():
+		return holdfast.E(op, holdfast.InUse, "it is neither a directory nor a regular file, so it was not made for this volume; move it away")
+	}
+	err = os.Remove(path)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		return holdfast.E(op, holdfast.InUse, "nothing is mounted there, but the directory holds files; move them away")
+	}
+	return holdfast.WrapKind(op, holdfast.Other, err)
+}
+
+// release ends the volume's stay on this node when no path of it is left and
+// nothing shows its device: the device is detached, unless an orchestrator's
+// controller does that, and the state is forgotten. Else the state is saved.
+func (s *Service) release(ctx context.Context, st *volumeState) error {
+	if len(st.Entries) > 0 {
+		return s.states.save(st)
+	}
+	if dev := s.attachedDev(st.Volume); dev != "" && !st.Orchestrated {
+		t, err := readMounts()
+		if err != nil {
+			return err
+		}
+		if others := t.of(dev); len(others) > 0 {
+			s.cfg.Log.Warn("the volume stays attached: it is mounted elsewhere", "volume", st.Volume, "mounts", others.String())
+			return s.states.save(st)
+		}
+		if err := s.detach(ctx, st.Volume); err != nil {
+			// The state stays, so that the repeated call detaches.
+			return errors.Join(err, s.states.save(st))
+		}
+	}
+	return s.states.remove(st.Volume)
+}
+
+// detach retries while something (udev, a container that ends) has the device
+// open.
+func (s *Service) detach(ctx context.Context, id holdfast.VolumeID) error {
+	busy, cancel := context.WithTimeout(ctx, s.cfg.BusyTimeout)
+	defer cancel()
+	for {
+		err := s.vols.Detach(ctx, id)
+		if !errors.Is(err, holdfast.InUse) || !pause(busy) {
+			return holdfast.Wrap("detach volume "+string(id), err)
+		}
+	}
+}
