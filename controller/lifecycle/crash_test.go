@@ -4,78 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"testing"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/controller/internal/fakes"
 	"github.com/holdfast-storage/holdfast/controller/lifecycle"
-	"github.com/holdfast-storage/holdfast/metadata/memory"
 )
-
-// death ends a controller at its n-th step, a call to the store or to a node.
-type death struct {
-	mu    sync.Mutex
-	step  int
-	at    int
-	after bool // the call at is carried out, but its answer is lost
-	once  bool // only that call fails: the controller lives on
-}
-
-func (d *death) strike() (fails, carriedOut bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.step++
-	switch {
-	case d.step == d.at:
-		return true, d.after
-	case d.step > d.at && !d.once:
-		return true, false
-	}
-	return false, false
-}
-
-func (d *death) struck() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.step >= d.at
-}
-
-// on puts the faults on a store client and on the cluster's nodes.
-func (d *death) on(c *fakes.Cluster, store *memory.Store) {
-	store.Inject(func(op memory.Op) memory.Fault {
-		switch fails, done := d.strike(); {
-		case fails && done:
-			return memory.Fault{Lose: memory.Lost()}
-		case fails:
-			return memory.Fault{Refuse: memory.Lost()}
-		}
-		return memory.Fault{}
-	})
-	var mu sync.Mutex
-	lost := map[string]bool{}
-	c.SetFault(func(n holdfast.NodeID, method string, after bool) error {
-		key := fmt.Sprint(n, method)
-		mu.Lock()
-		defer mu.Unlock()
-		if after {
-			if lost[key] {
-				delete(lost, key)
-				return memory.Lost()
-			}
-			return nil
-		}
-		fails, done := d.strike()
-		if fails && done {
-			lost[key] = true
-			return nil
-		}
-		if fails {
-			return memory.Lost()
-		}
-		return nil
-	})
-}
 
 // operation is one that is killed at every step.
 type operation struct {
@@ -183,7 +117,7 @@ func TestOperationsKilledAtEveryStep(t *testing.T) {
 						if at > 100 {
 							t.Fatal("it never ends")
 						}
-						d := death{at: at, after: mode.after, once: mode.once}
+						d := fakes.Death{At: at, After: mode.after, Once: mode.once}
 						if !killAt(t, op, &d, repeat) {
 							return
 						}
@@ -195,17 +129,17 @@ func TestOperationsKilledAtEveryStep(t *testing.T) {
 }
 
 // killAt runs an operation with one death and says whether that was reached.
-func killAt(t *testing.T, op operation, d *death, repeat bool) bool {
+func killAt(t *testing.T, op operation, d *fakes.Death, repeat bool) bool {
 	c, healthy := three(t)
 	if op.setup != nil {
 		op.setup(t, c, healthy)
 	}
 	store := c.Store.Client()
 	doomed := newService(t, c, store)
-	d.on(c, store)
+	d.On(c, store)
 	err := op.run(t.Context(), doomed)
 	doomed.Close()
-	reached := d.struck()
+	reached := d.Struck()
 	if !reached && err != nil {
 		t.Fatalf("without a fault it fails: %v", err)
 	}
@@ -213,7 +147,7 @@ func killAt(t *testing.T, op operation, d *death, repeat bool) bool {
 	c.Check()
 	if repeat {
 		if err := op.run(t.Context(), healthy); err != nil {
-			t.Fatalf("step %d: repeated after %v, it fails: %v", d.at, err, err)
+			t.Fatalf("step %d: repeated after %v, it fails: %v", d.At, err, err)
 		}
 		op.check(t, c, healthy)
 	} else {
@@ -226,7 +160,7 @@ func killAt(t *testing.T, op operation, d *death, repeat bool) bool {
 		recs, _ = healthy.List(t.Context())
 		for _, r := range recs {
 			if r.Phase != holdfast.PhaseReady {
-				t.Errorf("step %d: ends %s", d.at, r.Phase)
+				t.Errorf("step %d: ends %s", d.At, r.Phase)
 			}
 		}
 	}
@@ -238,7 +172,7 @@ func killAt(t *testing.T, op operation, d *death, repeat bool) bool {
 	}
 	c.CheckClean()
 	if t.Failed() {
-		t.Fatalf("killed at step %d", d.at)
+		t.Fatalf("killed at step %d", d.At)
 	}
 	return reached
 }

@@ -1,0 +1,48 @@
+package reconcile
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// Found is a replica that a node says it stores.
+type Found struct {
+	Node    holdfast.NodeID
+	Volume  holdfast.VolumeID
+	Replica holdfast.ReplicaID
+}
+
+// planVerify compares what live nodes store with what records and tombstones
+// name. answered are the nodes whose list is complete. It only reports: nothing
+// is removed because a record is missing (invariant 8).
+func planVerify(v *View, found []Found, answered map[holdfast.NodeID]bool) []Problem {
+	named := map[holdfast.ReplicaID]bool{}
+	for _, t := range v.Tombstones {
+		named[t.Replica] = true
+	}
+	stored := map[holdfast.ReplicaID]bool{}
+	for _, f := range found {
+		stored[f.Replica] = true
+	}
+	var out []Problem
+	for _, r := range v.Volumes {
+		for _, x := range r.Replicas {
+			named[x.ID] = true
+			if x.State != holdfast.New && answered[x.Node] && !stored[x.ID] {
+				out = append(out, Problem{Volume: r.Name, Node: x.Node,
+					Text: fmt.Sprintf("replica %s is %s in the record, but the node does not have it; see whether pool %s is there", x.ID, x.State, x.Pool)})
+			}
+		}
+	}
+	for _, f := range found {
+		if !named[f.Replica] {
+			out = append(out, Problem{Node: f.Node,
+				Text: fmt.Sprintf("it stores replica %s of volume %s, which no record and no tombstone names; it is left alone", f.Replica, f.Volume)})
+		}
+	}
+	slices.SortFunc(out, func(a, b Problem) int { return cmp.Compare(a.String(), b.String()) })
+	return out
+}
