@@ -289,7 +289,10 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	rebooted := t.welcome != nil && t.welcome.Boot != m.Welcome.Boot
 	t.up, t.welcome, t.size = true, m.Welcome, m.Welcome.SizeBytes
 	t.refusal, t.downSince = "", 0
-	if p.phase >= serving && t.required {
+	switch {
+	case p.phase < serving:
+		p.remind(t)
+	case t.required:
 		p.rejoin(t, rebooted)
 	}
 	p.tickTakeover(p.now())
