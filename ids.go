@@ -31,10 +31,10 @@ type (
 const DriverName = "csi.holdfast.dev"
 
 // Limits of names and sizes. Names stay well below the 80 bytes that Mesos'
-// percent-encoded paths leave room for when they are plain ASCII; 127 bytes is
-// the CSI specification's own bound of 128 exclusive.
+// percent-encoded paths leave room for when they are plain ASCII; 128 bytes is
+// the CSI specification's bound on strings, inclusive, which csi-sanity uses up.
 const (
-	MaxNameBytes = 127
+	MaxNameBytes = 128
 	MaxIDBytes   = 63
 	// BlockSize is the unit of writes, change maps and torn writes, in bytes.
 	BlockSize = 4096

@@ -138,7 +138,7 @@ func TestCreateRefusesBadRequestsAndLeavesNothing(t *testing.T) {
 	}{
 		"empty name":        {"", size(gib), holdfast.Invalid},
 		"slash":             {"a/b", size(gib), holdfast.Invalid},
-		"128 bytes":         {strings.Repeat("x", 128), size(gib), holdfast.Invalid},
+		"129 bytes":         {strings.Repeat("x", 129), size(gib), holdfast.Invalid},
 		"zero size":         {"v", size(0), holdfast.OutOfRange},
 		"huge size":         {"v", size(holdfast.MaxVolumeBytes + 1), holdfast.OutOfRange},
 		"four on three":     {"v", holdfast.Spec{SizeBytes: gib, Replicas: 4}, holdfast.Invalid},
