@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/join"
 	"github.com/holdfast-storage/holdfast/metadata"
+	"github.com/holdfast-storage/holdfast/node/device"
 )
 
 // Agent is one node's agent: New, Start, Run, Close, in this order. All other
@@ -140,6 +141,34 @@ func (a *Agent) Close(ctx context.Context, stopPlane func() error) error {
 		errs = append(errs, lease.Close())
 	}
 	return holdfast.Wrap("stop agent", errors.Join(errs...))
+}
+
+// Abandon ends the agent without giving anything back, as near to a crash as a
+// process can do to itself: what it had is free for others when the lease has
+// run out. It is Close otherwise.
+func (a *Agent) Abandon(stopPlane func() error) error {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return nil
+	}
+	a.closed = true
+	var devices []device.Device
+	for _, s := range a.volumes {
+		if s.dev != nil {
+			devices = append(devices, s.dev)
+		}
+	}
+	a.mu.Unlock()
+	a.endOps()
+	errs := []error{stopPlane()}
+	a.stopAllUpkeep()
+	for _, d := range devices {
+		errs = append(errs, d.Abort())
+	}
+	a.work.Wait()
+	errs = append(errs, a.closePools())
+	return holdfast.Wrap("abandon agent", errors.Join(errs...))
 }
 
 // note writes an event down, for the log and for inspect.

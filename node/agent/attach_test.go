@@ -150,16 +150,12 @@ func TestADetachThatCouldNotGiveBackIsFinishedByTheNext(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := a.plane.volume(rec.ID)
-	v.mu.Lock()
-	v.stuck = holdfast.E("release", holdfast.Unavailable, "no metadata store")
-	v.mu.Unlock()
+	v.setStuck(holdfast.E("release", holdfast.Unavailable, "no metadata store"))
 	wantKind(t, a.Detach(t.Context(), rec.ID), holdfast.Unavailable)
 	if _, ok := a.Attached(rec.ID); ok {
 		t.Error("the device is still there")
 	}
-	v.mu.Lock()
-	v.stuck = nil
-	v.mu.Unlock()
+	v.setStuck(nil)
 	if err := a.Detach(t.Context(), rec.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -251,24 +247,50 @@ func TestARestartedDaemonGivesUpWhatSomebodyElseHas(t *testing.T) {
 	}
 }
 
-func TestDetachGivesBackAPredecessorsGrant(t *testing.T) {
+func TestDetachGivesBackAPredecessorsGrantAndEndsAttachingAgain(t *testing.T) {
 	db := memory.New()
 	rec := volume(t, db, "v", "a")
 	change(t, db, rec.ID, func(r *holdfast.Record) {
 		r.Epoch = 4
 		r.Primary = &holdfast.Primary{Node: "a", Kind: holdfast.ClientPrimary, Grant: 4}
 	})
-	r := newRig(t, db, "a")
-	r.plane.block = make(chan struct{}) // attaching again does not get through before the detach waits
-	a := r.start()
-	eventually(t, "attaching again began", func() bool { return a.plane.opened() == 1 })
-	done := make(chan error, 1)
-	go func() { done <- a.Detach(t.Context(), rec.ID) }()
-	close(r.plane.block)
-	if err := <-done; err != nil {
+	a := newRig(t, db, "a")
+	a.plane.refuse(holdfast.E("open", holdfast.Unavailable, "its replicas do not answer"))
+	a.start()
+	eventually(t, "attaching again began", func() bool { return a.plane.opened() > 0 })
+	if err := a.Detach(t.Context(), rec.ID); err != nil {
 		t.Fatal(err)
 	}
 	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
-		t.Errorf("attached to %q", got)
+		t.Fatalf("attached to %q", got)
+	}
+	a.plane.refuse(nil)
+	eventually(t, "attaching again is given up", func() bool {
+		ev := a.Events(rec.ID)
+		return strings.Contains(ev[len(ev)-1].What, "not attached again")
+	})
+	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
+		t.Errorf("attached to %q after it was detached", got)
+	}
+}
+
+func TestAnAttachAfterAHalfDoneDetachBeginsAnew(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	v := a.plane.volume(rec.ID)
+	v.setStuck(holdfast.E("release", holdfast.Unavailable, "no metadata store"))
+	wantKind(t, a.Detach(t.Context(), rec.ID), holdfast.Unavailable)
+	_, err := a.Attach(t.Context(), rec.ID)
+	wantKind(t, err, holdfast.Unavailable)
+	v.setStuck(nil)
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	if a.plane.volume(rec.ID) == v {
+		t.Error("the device is served by a primary that takes no more I/O")
 	}
 }

@@ -31,18 +31,22 @@ type fakePlane struct {
 	open    map[holdfast.VolumeID]*fakeVolume
 	opens   int
 	block   chan struct{} // Open waits for it if set
+	refused error         // Open fails with it if set
 	log     []string      // order of what matters across parts
 }
 
 func (p *fakePlane) Open(ctx context.Context, id holdfast.VolumeID, o agent.OpenOptions) (agent.Volume, error) {
 	p.mu.Lock()
 	p.opens++
-	block := p.block
+	block, refused := p.block, p.refused
 	if v := p.open[id]; v != nil && !v.hasEnded() {
 		p.mu.Unlock()
 		return nil, holdfast.E("open", holdfast.Other, "the test's plane was asked to open a volume twice")
 	}
 	p.mu.Unlock()
+	if refused != nil {
+		return nil, refused
+	}
 	if block != nil {
 		select {
 		case <-block:
@@ -100,6 +104,12 @@ func (p *fakePlane) history() []string {
 	return slices.Clone(p.log)
 }
 
+func (p *fakePlane) refuse(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refused = err
+}
+
 func (p *fakePlane) opened() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -151,6 +161,12 @@ func (v *fakeVolume) Release(ctx context.Context) error {
 		v.end(nil)
 		return err
 	}
+}
+
+func (v *fakeVolume) setStuck(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.stuck = err
 }
 
 func (v *fakeVolume) end(err error) {

@@ -68,8 +68,10 @@ func TestMaintainer(t *testing.T) {
 func TestMaintenanceBeginsAndEndsWithTheNeed(t *testing.T) {
 	db := memory.New()
 	a, b := newRig(t, db, "a").start(), newRig(t, db, "b").start()
-	rec := volume(t, db, "v", "a", "b")
-	change(t, db, rec.ID, func(r *holdfast.Record) { r.Replicas[0].State = holdfast.Stale })
+	rec, other := volume(t, db, "v", "a", "b"), volume(t, db, "w", "a", "b")
+	for _, id := range []holdfast.VolumeID{rec.ID, other.ID} { // the other one stays as it is
+		change(t, db, id, func(r *holdfast.Record) { r.Replicas[0].State = holdfast.Stale })
+	}
 	eventually(t, "b maintains it", func() bool {
 		p := read(t, db, rec.ID).Primary
 		return p != nil && p.Node == "b" && p.Kind == holdfast.MaintenancePrimary
@@ -79,7 +81,7 @@ func TestMaintenanceBeginsAndEndsWithTheNeed(t *testing.T) {
 	}
 	change(t, db, rec.ID, func(r *holdfast.Record) { r.Replicas[0].State = holdfast.InSync })
 	eventually(t, "it gives the grant back", func() bool { return read(t, db, rec.ID).Primary == nil })
-	if a.plane.opened() != 0 || b.plane.opened() != 1 {
+	if a.plane.opened() != 0 || b.plane.opened() != 2 {
 		t.Errorf("opens: a %d, b %d", a.plane.opened(), b.plane.opened())
 	}
 }
