@@ -47,6 +47,7 @@ type cluster struct {
 	addrs map[holdfast.NodeID]string
 	alive map[holdfast.NodeID]bool
 	notes []string
+	lost  bool // addresses cannot be found: the metadata store is away
 }
 
 // node is one of them; its replica survives its plane.
@@ -118,6 +119,9 @@ func logger() *slog.Logger {
 func (c *cluster) addr(_ context.Context, id holdfast.NodeID) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.lost {
+		return "", holdfast.E("find node "+string(id), holdfast.Unavailable, "the metadata store does not answer")
+	}
 	if a, ok := c.addrs[id]; ok {
 		return a, nil
 	}

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"bytes"
 	"context"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/buf"
+	"github.com/holdfast-storage/holdfast/metadata/memory"
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
@@ -268,4 +270,112 @@ func TestDeletedVolumeEndsItsPrimary(t *testing.T) {
 	}
 	<-h.Ended()
 	wantKind(t, h.Err(), holdfast.Fenced)
+}
+
+// TestBrokenConnectionsComeBackWithoutMetadata: I/O goes on by the quick
+// reconnect, and nobody is dropped.
+func TestBrokenConnectionsComeBackWithoutMetadata(t *testing.T) {
+	c := newCluster(t, 3).start()
+	h := c.open(c.nodes[0], OpenOptions{})
+	c.mu.Lock()
+	c.lost = true
+	c.mu.Unlock()
+	c.nodes[0].store.SetOutage(true)
+	m := newModel()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { m.load(t, h, 4, 1<<30, stop) })
+	for range 10 {
+		writes := h.Status().Counters.Writes
+		for _, nd := range c.nodes[1:] {
+			nd.plane.breakConns()
+		}
+		c.until("writes go on", func() bool { return h.Status().Counters.Writes > writes+20 })
+	}
+	close(stop)
+	wg.Wait()
+	c.nodes[0].store.SetOutage(false)
+	m.verify(t, h)
+	if rec := c.record(); rec.Epoch != 2 || len(rec.InSyncReplicas()) != 3 {
+		t.Errorf("the membership changed: %+v", rec)
+	}
+	if err := h.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.equal()
+}
+
+// breakConns resets all connections of a plane.
+func (p *Plane) breakConns() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for nc := range p.conns {
+		if tcp, ok := nc.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		_ = nc.Close()
+	}
+}
+
+// TestDropWaitsForMetadata: nothing is acknowledged without a lost replica until
+// the record says so (invariant 2), and I/O goes on by itself afterwards.
+func TestDropWaitsForMetadata(t *testing.T) {
+	c := newCluster(t, 2)
+	c.tune = func(cfg *Config) { cfg.Primary.SilentAfter = 300 * time.Millisecond }
+	c.start()
+	h := c.open(c.nodes[0], OpenOptions{})
+	c.nodes[0].store.SetOutage(true)
+	c.nodes[1].stop()
+	done := make(chan error, 1)
+	go func() { done <- write(h, 0, bytes.Repeat([]byte{3}, 4096)) }()
+	c.until("the status says what is waited for", func() bool {
+		return strings.Contains(h.Status().WaitingFor, "metadata")
+	})
+	select {
+	case err := <-done:
+		t.Fatalf("the write ended (%v) before the membership was committed", err)
+	default:
+	}
+	c.nodes[0].store.SetOutage(false)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if in := c.inSync(); !slices.Equal(in, []holdfast.NodeID{"n0"}) {
+		t.Errorf("in sync: %v", in)
+	}
+}
+
+// TestLostAnswers: swaps take effect and their answers are lost.
+func TestLostAnswers(t *testing.T) {
+	c := newCluster(t, 2)
+	c.tune = func(cfg *Config) { cfg.Primary.SilentAfter = 300 * time.Millisecond }
+	c.start()
+	var mu sync.Mutex
+	swaps := 0
+	c.nodes[0].store.Inject(func(op memory.Op) memory.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		if op.Name != "SwapVolume" {
+			return memory.Fault{}
+		}
+		if swaps++; swaps%2 == 0 {
+			return memory.Fault{}
+		}
+		return memory.Fault{Lose: memory.Lost()}
+	})
+	h := c.open(c.nodes[0], OpenOptions{})
+	c.nodes[1].stop()
+	if err := write(h, 0, bytes.Repeat([]byte{3}, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	if in := c.inSync(); !slices.Equal(in, []holdfast.NodeID{"n0"}) {
+		t.Errorf("in sync: %v", in)
+	}
+	if err := h.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.until("the grant is given back", func() bool { return c.record().Primary == nil })
+	if swaps < 3 {
+		t.Errorf("%d swaps", swaps)
+	}
 }

@@ -40,7 +40,11 @@ func (b *readBuffers) await(nc net.Conn, r *bufio.Reader) *bufio.Reader {
 	if err != nil {
 		return r // the read to come says why
 	}
+	waited := false
 	_ = raw.Read(func(fd uintptr) bool {
+		if waited {
+			return true // there is something: spare the look
+		}
 		var one [1]byte
 		_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		for errors.Is(err, unix.EINTR) {
@@ -49,13 +53,11 @@ func (b *readBuffers) await(nc net.Conn, r *bufio.Reader) *bufio.Reader {
 		if !errors.Is(err, unix.EAGAIN) {
 			return true // data, the end, or an error: the read to come finds it
 		}
-		if r != nil {
-			b.put(r)
-			r = nil
-		}
+		waited = true
+		b.put(r)
 		return false
 	})
-	if r == nil {
+	if waited {
 		r = b.get(nc)
 	}
 	return r

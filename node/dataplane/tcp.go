@@ -2,6 +2,8 @@ package dataplane
 
 import (
 	"bufio"
+	"errors"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -38,6 +40,7 @@ type tcpConn struct {
 	queue   []*replication.Message
 	bytes   int
 	closing bool // nothing more is queued; the writer ends when the queue is empty
+	behind  bool // the peer let too much pile up
 
 	kick chan struct{} // of capacity 1: there is work for the writer
 }
@@ -57,14 +60,25 @@ func (c *tcpConn) run(r *bufio.Reader) {
 	err := c.read(r)
 	c.shut()
 	<-written
+	c.mu.Lock()
+	behind := c.behind
+	c.mu.Unlock()
+	if behind {
+		c.log().Warn("data connection closed: the peer does not keep up", "queuedBytes", c.v.plane.cfg.MaxQueueBytes)
+	}
+	quiet := false
 	c.v.step(func() {
-		quiet := c.closed
+		quiet = c.closed
 		c.closed = true
-		if !quiet {
-			c.v.plane.log.Debug("data connection ended", "volume", string(c.v.id), "peer", c.nc.RemoteAddr().String(), "err", err)
-		}
 		c.owner.OnClosed(c)
 	})
+	if !quiet {
+		c.log().Debug("data connection ended", "err", err)
+	}
+}
+
+func (c *tcpConn) log() *slog.Logger {
+	return c.v.plane.log.With("volume", string(c.v.id), "peer", c.nc.RemoteAddr().String())
 }
 
 // Send implements replication.Conn; called within a step.
@@ -91,7 +105,7 @@ func (c *tcpConn) push(m *replication.Message) bool {
 	}
 	n := wire.HeaderSize + len(wire.Data(m)) + 16*len(m.Extents)
 	if c.bytes+n > c.v.plane.cfg.MaxQueueBytes {
-		c.closing = true // the peer does not keep up; the reader reports it
+		c.closing, c.behind = true, true // the reader reports the end
 		_ = c.nc.SetDeadline(past)
 		return false
 	}
@@ -212,8 +226,10 @@ func (c *tcpConn) write() {
 			batch[i] = nil
 		}
 		if err != nil {
-			c.v.plane.log.Debug("data connection: write failed", "volume", string(c.v.id), "err", err)
-			break
+			if errors.Is(err, holdfast.Invalid) {
+				c.log().Error("data connection closed: a message cannot be sent", "err", err)
+			}
+			break // the reader notices, and reports the end
 		}
 	}
 	_ = c.nc.Close()
