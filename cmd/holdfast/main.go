@@ -1,0 +1,22 @@
+// Command holdfast is the whole product in one program: the daemon of a node
+// (holdfast node), the command line of a cluster (holdfast volume, node, pool,
+// status) and a cluster on one machine for trying out (holdfast demo).
+//
+// It promises that errors say what to do, that the exit code tells kinds of
+// failure apart (see exit.go) and that everything is available as a table, JSON
+// or YAML. It holds flags and output only; the work is done by the packages it
+// calls, which own the goroutines.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}

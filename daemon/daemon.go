@@ -1,0 +1,196 @@
+// Package daemon is what runs on every node, wired together: the metadata store
+// (with the embedded etcd, if configured), the node with its pools, devices and
+// CSI services, a controller candidate, and the users' API.
+//
+// It promises that a daemon that cannot work as configured ends with an error
+// that says what to change, that it waits for an etcd that does not answer yet,
+// and that on its end everything is stopped in the order that keeps others safe.
+// It decides nothing itself.
+//
+// Goroutines: Run owns one for the node, one for the controller, one for the API
+// and those of the packages it composes; all have ended when it returns.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/api"
+	"github.com/holdfast-storage/holdfast/controller/lifecycle"
+	"github.com/holdfast-storage/holdfast/controller/reconcile"
+	"github.com/holdfast-storage/holdfast/internal/rpc"
+	"github.com/holdfast-storage/holdfast/node"
+	"github.com/holdfast-storage/holdfast/node/agent"
+)
+
+// Options are what is no configuration.
+type Options struct {
+	Release string
+	Log     *slog.Logger
+	RPC     rpc.Config // zero: plain connections
+	// Ready, if set, is called once when the node is registered and answers.
+	Ready func()
+}
+
+// Run is the daemon's life: until ctx ends, which is no error, or until a part
+// fails that it cannot work without.
+func Run(ctx context.Context, cfg Config, o Options) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	unlock, err := lockState(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	log := o.Log.With("node", cfg.Node)
+	log.Info("starting", "release", o.Release, "address", cfg.Address, "pools", len(cfg.Pools))
+	recs, err := openRecords(ctx, cfg, log)
+	if err != nil {
+		return stoppedOr(ctx, err)
+	}
+	err = run(ctx, cfg, o, log, recs)
+	log.Info("stopped", "err", err)
+	return errors.Join(stoppedOr(ctx, err), holdfast.Wrap("close the metadata store", recs.Close()))
+}
+
+// stoppedOr is nil for an error that only says that ctx has ended.
+func stoppedOr(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// run composes the parts over the open store.
+func run(ctx context.Context, cfg Config, o Options, log *slog.Logger, recs records) error {
+	conns := rpc.NewConns(o.RPC)
+	defer func() { _ = conns.Close() }()
+	clients := newNodeClients(recs, conns)
+	life, err := lifecycle.New(lifecycle.Config{Store: recs, Nodes: clients, Self: holdfast.NodeID(cfg.Node), Log: log})
+	if err != nil {
+		return err
+	}
+	defer life.Close()
+	rc, err := reconcile.New(reconcile.Config{
+		Store: recs, Lifecycle: life, Nodes: clients, Candidate: cfg.Node, Log: log,
+		Limits: reconcile.Limits{ReplaceAfter: time.Duration(cfg.Times.ReplaceAfter)},
+	})
+	if err != nil {
+		return err
+	}
+	nd, err := node.New(nodeConfig(cfg, o, log, recs, life, clients))
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return ended(ctx, "the node", nd.Run(ctx)) })
+	g.Go(func() error { return watchServer(ctx, recs) })
+	g.Go(func() error { rc.Run(ctx); return nil })
+	g.Go(func() error { return ended(ctx, "the API", serveAPI(ctx, cfg, o, log, recs, life, clients)) })
+	g.Go(func() error {
+		select {
+		case <-nd.Ready():
+			log.Info("ready", "api", cfg.API, "csi", cfg.CSI)
+			if o.Ready != nil {
+				o.Ready()
+			}
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// ended makes the end of a part an error while the daemon should go on.
+func ended(ctx context.Context, part string, err error) error {
+	if err == nil && ctx.Err() == nil {
+		return holdfast.E("run "+part, holdfast.Other, "it ended by itself")
+	}
+	return err
+}
+
+// watchServer ends the daemon when its embedded etcd has stopped by itself: a
+// supervisor starts both again.
+func watchServer(ctx context.Context, recs records) error {
+	select {
+	case err := <-recs.failed():
+		return holdfast.WrapKind("run the embedded etcd", holdfast.Unavailable, err)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// lockState makes the state folder and keeps other daemons from it.
+func lockState(dir string) (unlock func(), err error) {
+	op := "use the state folder " + dir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, holdfast.WrapKind(op, holdfast.Invalid, err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, holdfast.WrapKind(op, holdfast.Invalid, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, holdfast.E(op, holdfast.InUse, "another daemon runs with it; stop that one, or choose another folder with --state-dir")
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+func serveAPI(ctx context.Context, cfg Config, o Options, log *slog.Logger, recs records, life *lifecycle.Service, clients *nodeClients) error {
+	srv, err := api.New(api.Config{
+		Self: holdfast.NodeID(cfg.Node), Release: o.Release, Store: recs, Lifecycle: life, Admin: life, Nodes: clients, RPC: o.RPC, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	var ls []net.Listener
+	for _, a := range cfg.API {
+		if err := socketFolder(a); err != nil {
+			return err
+		}
+		l, err := o.RPC.Listen(ctx, a)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = l.Close() }()
+		ls = append(ls, l)
+	}
+	return srv.Serve(ctx, ls...)
+}
+
+// socketFolder makes the folder of a Unix socket.
+func socketFolder(target string) error {
+	network, path, err := rpc.SplitTarget(target)
+	if err != nil || network != "unix" {
+		return err
+	}
+	return holdfast.WrapKind("make folder of "+target, holdfast.Invalid, os.MkdirAll(filepath.Dir(path), 0o755))
+}
+
+// nodeConfig is the node's part of the configuration.
+func nodeConfig(cfg Config, o Options, log *slog.Logger, recs records, life *lifecycle.Service, clients *nodeClients) node.Config {
+	nc := node.DefaultConfig()
+	nc.Agent = agent.DefaultConfig()
+	nc.Agent.ID, nc.Agent.Domain, nc.Agent.Release = holdfast.NodeID(cfg.Node), cfg.Domain, o.Release
+	nc.Agent.Pools, nc.Agent.AutoPools = cfg.Pools, cfg.AutoPools
+	nc.Agent.LeaseTTL = time.Duration(cfg.Times.Lease)
+	nc.Store, nc.Log, nc.RPC = recs, log, o.RPC
+	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
+	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
+	if strings.TrimSpace(cfg.CSI) != "" {
+		nc.CSIEndpoint, nc.RegisterCSI = cfg.CSI, registerCSI(cfg, o, log, recs, life, clients)
+	}
+	return nc
+}

@@ -1,0 +1,139 @@
+package demo
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// mount is one line of mountinfo.
+type mount struct {
+	point, source, fsType, dev string
+}
+
+// mountsBelow lists what is mounted below a folder, the newest first.
+func mountsBelow(dir string) ([]mount, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, holdfast.Wrap("read mounts", err)
+	}
+	defer func() { _ = f.Close() }()
+	var out []mount
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if m, ok := parseMount(s.Text()); ok && strings.HasPrefix(m.point, dir+"/") {
+			out = append(out, m)
+		}
+	}
+	slices.Reverse(out)
+	return out, holdfast.Wrap("read mounts", s.Err())
+}
+
+// parseMount reads a line of mountinfo, see proc(5).
+func parseMount(line string) (mount, bool) {
+	before, after, ok := strings.Cut(line, " - ")
+	left, right := strings.Fields(before), strings.Fields(after)
+	if !ok || len(left) < 6 || len(right) < 2 {
+		return mount{}, false
+	}
+	return mount{point: unescape(left[4]), dev: left[2], fsType: right[0], source: unescape(right[1])}, true
+}
+
+// unescape undoes the octal escapes of mountinfo.
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// forget removes by force what is mounted below dir and the loop devices on
+// files there, as the end of a kernel would: FUSE connections are aborted first,
+// so that nothing waits for a server that is gone.
+func forget(dir string) error {
+	ms, err := mountsBelow(dir)
+	errs := []error{err}
+	for _, m := range ms {
+		if strings.HasPrefix(m.fsType, "fuse") {
+			errs = append(errs, abortFuse(m))
+		}
+	}
+	for _, m := range ms {
+		err := unix.Unmount(m.point, 0)
+		if errors.Is(err, unix.EBUSY) {
+			err = unix.Unmount(m.point, unix.MNT_DETACH)
+		}
+		if err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, holdfast.Wrap("unmount "+m.point, err))
+		}
+	}
+	for _, l := range loopsBelow(dir) {
+		errs = append(errs, detachLoop(l))
+	}
+	return errors.Join(errs...)
+}
+
+// abortFuse ends a FUSE connection; its number is the device's minor number.
+func abortFuse(m mount) error {
+	_, minor, _ := strings.Cut(m.dev, ":")
+	err := os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0o200)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the server's end has ended it
+	}
+	return holdfast.Wrap("abort FUSE connection of "+m.point, err)
+}
+
+// loopsBelow lists the loop devices whose backing file is, or was, below dir.
+func loopsBelow(dir string) []string {
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	var out []string
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		if err == nil && strings.HasPrefix(strings.TrimSpace(string(raw)), dir+"/") {
+			out = append(out, "/dev/"+strings.Split(f, "/")[3])
+		}
+	}
+	return out
+}
+
+func detachLoop(dev string) error {
+	f, err := os.Open(dev)
+	if err != nil {
+		return holdfast.Wrap("detach "+dev, err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
+		return holdfast.Wrap("detach "+dev, err)
+	}
+	return nil
+}
+
+// clean removes everything that a run made, also an earlier one that was killed.
+// It is called before and after each run. ctx must not be the interrupted one.
+func clean(ctx context.Context, n network, dir string) error {
+	killAll(ctx, func() []int { return n.processes(ctx) })
+	errs := []error{forget(dir), n.down(ctx)}
+	if ms, err := mountsBelow(dir); err != nil || len(ms) > 0 {
+		// Removing the folder now could remove what is mounted in it.
+		return errors.Join(append(errs, err, holdfast.E("clean up "+dir, holdfast.InUse, "something is still mounted below it; see: findmnt | grep "+dir))...)
+	}
+	errs = append(errs, holdfast.Wrap("remove "+dir, os.RemoveAll(dir)))
+	return errors.Join(errs...)
+}

@@ -1,0 +1,147 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/rpc"
+)
+
+// Options of a run. Start from DefaultOptions.
+type Options struct {
+	Dir  string // of the run, removed at its end; sparse images of some gigabytes
+	Logs string // kept
+	Keep bool   // leave the cluster running at the end
+	Out  io.Writer
+	TTY  bool // Out is a terminal
+	// Prefix of the namespaces' names.
+	Prefix string
+	// Binary is this program, run as the nodes' daemons.
+	Binary string
+}
+
+// DefaultOptions has everything but Out and Binary.
+func DefaultOptions() Options {
+	return Options{Dir: "/var/tmp/hf-demo", Logs: "/var/tmp/hf-demo-logs", Prefix: "hf-demo-"}
+}
+
+// Run shows it. It returns nil only if everything held. On return everything it
+// made is gone, unless it succeeded with Keep. Errors: Denied when not root,
+// NotFound when something that it needs is not installed, InUse while another
+// run is on; otherwise what did not hold.
+func Run(ctx context.Context, o Options) (err error) {
+	if err := possible(); err != nil {
+		return err
+	}
+	unlock, err := lock(o.Dir + ".lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Cleaning up must also work when ctx is what was interrupted.
+	calm := context.WithoutCancel(ctx)
+	n := network{prefix: o.Prefix}
+	if err := clean(calm, n, o.Dir); err != nil {
+		return holdfast.Wrap("clean up after an earlier run", err)
+	}
+	r, err := newRun(o, n)
+	if err != nil {
+		return errors.Join(err, clean(calm, n, o.Dir))
+	}
+	defer r.close()
+	err = r.play(ctx)
+	if err == nil && o.Keep {
+		r.tellHowToTalk()
+		return nil
+	}
+	if err != nil {
+		r.explain(err)
+	}
+	r.tl.say("\nRemoving everything that was made ...")
+	r.end()
+	return errors.Join(err, holdfast.Wrap("clean up", clean(calm, n, o.Dir)))
+}
+
+// Clean removes what a run with Keep, or one that was killed, left.
+func Clean(ctx context.Context, o Options) error {
+	if err := possible(); err != nil {
+		return err
+	}
+	unlock, err := lock(o.Dir + ".lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return clean(ctx, network{prefix: o.Prefix}, o.Dir)
+}
+
+// possible checks what cannot be made up for.
+func possible() error {
+	const op = "start the demo"
+	if os.Geteuid() != 0 {
+		return holdfast.E(op, holdfast.Denied, "it makes network namespaces and mounts filesystems: run it as root")
+	}
+	for program, pkg := range map[string]string{"ip": "iproute2", "mkfs.xfs": "xfsprogs", "psql": "postgresql"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return holdfast.E(op, holdfast.NotFound, fmt.Sprintf("the program %s is not installed; on Debian: apt-get install %s", program, pkg))
+		}
+	}
+	for _, dev := range []string{"/dev/fuse", "/dev/loop-control"} {
+		if _, err := os.Stat(dev); err != nil {
+			return holdfast.E(op, holdfast.NotFound, dev+" is not there; load its kernel module: modprobe "+map[string]string{"/dev/fuse": "fuse", "/dev/loop-control": "loop"}[dev])
+		}
+	}
+	return nil
+}
+
+// lock makes sure that there is one run at a time.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, holdfast.Wrap("lock the demo", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, holdfast.E("start the demo", holdfast.InUse, "another one is running; wait for it or end it")
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// newRun prepares folders and finds programs.
+func newRun(o Options, n network) (*run, error) {
+	for _, d := range []string{o.Dir, o.Logs, filepath.Join(o.Dir, "db")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, holdfast.Wrap("prepare the demo", err)
+		}
+	}
+	old, _ := filepath.Glob(filepath.Join(o.Logs, "*.log"))
+	for _, f := range old {
+		_ = os.Remove(f)
+	}
+	pg, err := findPostgres(filepath.Join(o.Dir, "db"), filepath.Join(o.Logs, "postgres.log"))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chown(pg.sockets, int(pg.uid), int(pg.gid)); err != nil {
+		return nil, holdfast.Wrap("prepare the demo", err)
+	}
+	l, err := newLedger(filepath.Join(o.Dir, "acknowledged"))
+	if err != nil {
+		return nil, err
+	}
+	conns := rpc.NewConns(rpc.Config{CallTimeout: 30 * time.Second})
+	return &run{
+		o: o, tl: newTimeline(o.Out, o.TTY), pg: pg, ledger: l,
+		c: &cluster{dir: o.Dir, logs: o.Logs, binary: o.Binary, net: n, nodes: []string{"n1", "n2", "n3", "n4"}, procs: map[string]*process{}, conns: conns},
+		k: &orchestrator{dir: o.Dir, conns: conns},
+	}, nil
+}
