@@ -22,7 +22,8 @@ type ReplicaConfig struct {
 type Replica struct {
 	cfg     ReplicaConfig
 	store   Store
-	promise Promise
+	promise Promise // durable
+	highest Promise // durable or on its way to the disk
 	size    int64
 
 	session *session
@@ -67,7 +68,7 @@ type job struct {
 func NewReplica(cfg ReplicaConfig, store Store) *Replica {
 	st := store.State()
 	now := cfg.Clock.Now()
-	return &Replica{cfg: cfg, store: store, promise: st.Promise, size: st.SizeBytes,
+	return &Replica{cfg: cfg, store: store, promise: st.Promise, highest: st.Promise, size: st.SizeBytes,
 		answered: now, otherAnswered: now, answeredGrant: st.Promise.Grant}
 }
 
@@ -144,7 +145,7 @@ func (r *Replica) onHello(c Conn, m *Message) {
 	}
 	// Invariant 1: promises never go back. An epoch belongs to one grant, so the
 	// same epoch is the same primary calling again.
-	newest := r.promise
+	newest := r.highest
 	if r.hello != nil {
 		newest = Promise{Epoch: r.hello.m.Epoch, Grant: r.hello.m.Hello.Grant}
 	}
@@ -390,6 +391,9 @@ func (r *Replica) entered(s *session, m *Message, epoch holdfast.Epoch, err erro
 
 // submit hands a task to the store.
 func (r *Replica) submit(t *Task, j job) {
+	if t.Kind == TaskPromise {
+		r.highest = t.Promise
+	}
 	t.Ctx = j
 	r.active++
 	r.store.Submit(t)

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -67,9 +68,14 @@ type cluster struct {
 }
 
 // Run runs one seed.
-func Run(cfg Config) Result {
+func Run(cfg Config) (res Result) {
 	w := &world{rng: rand.New(rand.NewPCG(cfg.Seed, 1)), keep: cfg.Trace}
 	c := &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}}
+	defer func() {
+		if r := recover(); r != nil {
+			res = Result{Trace: w.trace, Faults: c.faults, Err: fmt.Errorf("panic: %v\n%s", r, debug.Stack())}
+		}
+	}()
 	c.build()
 	w.after(0, c.drive)
 	w.after(w.between(500*time.Millisecond, 3*time.Second), c.fault)
