@@ -1,0 +1,135 @@
+package devicetest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// childEnv tells the test binary to be a server: "DIR VOLUME BYTES".
+const childEnv = "HOLDFAST_DEVICETEST_CHILD"
+
+// Child is to be called first in TestMain. In a process that a test of the suite
+// started as a server it serves one device until it is killed, or its standard
+// input ends, and does not return.
+func Child(newFrontEnd NewFrontEnd) {
+	spec := os.Getenv(childEnv)
+	if spec == "" {
+		return
+	}
+	if err := serveChild(newFrontEnd, spec); err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func serveChild(newFrontEnd NewFrontEnd, spec string) error {
+	var (
+		dir string
+		vol holdfast.VolumeID
+		n   int64
+	)
+	if _, err := fmt.Sscan(spec, &dir, &vol, &n); err != nil {
+		return err
+	}
+	fe, err := newFrontEnd(dir)
+	if err != nil {
+		return err
+	}
+	o, mem := options(n), NewMemory(n)
+	o.Volume = vol
+	d, err := fe.Open(context.Background(), o, mem)
+	if err != nil {
+		return err
+	}
+	fmt.Println("path", d.Path())
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		switch in.Text() {
+		case "hang":
+			mem.Hang()
+			fmt.Println("hanging")
+		case "held": // wait until a request is held
+			for mem.Held() == 0 {
+				<-time.After(time.Millisecond)
+			}
+			fmt.Println("holding")
+		case "grow": // stuck behind whatever hangs
+			mem.Grow(2 * n)
+			go func() { _ = d.Grow(context.Background(), 2*n) }()
+			fmt.Println("growing")
+		}
+	}
+	return d.Abort() // the test is over
+}
+
+// child is a server process.
+type child struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Scanner
+	path string
+	vol  holdfast.VolumeID
+}
+
+func startChild(t *testing.T, dir string, size int64) *child {
+	t.Helper()
+	c := &child{t: t, vol: holdfast.NewVolumeID()}
+	c.cmd = exec.Command("/proc/self/exe")
+	c.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", childEnv, dir, c.vol, size))
+	c.cmd.Stderr = os.Stderr
+	in, err := c.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.in, c.out = in, bufio.NewScanner(out)
+	t.Cleanup(func() {
+		_ = c.cmd.Process.Kill()
+		within(t, patience, "the killed server ends", func() { _ = c.cmd.Wait() })
+	})
+	c.path = strings.TrimPrefix(c.line("path "), "path ")
+	return c
+}
+
+// line reads the child's next line, which must begin with want.
+func (c *child) line(want string) string {
+	c.t.Helper()
+	if !c.out.Scan() || !strings.HasPrefix(c.out.Text(), want) {
+		c.t.Fatalf("the server said %q, wanted %q", c.out.Text(), want)
+	}
+	return c.out.Text()
+}
+
+func (c *child) tell(command, answer string) {
+	c.t.Helper()
+	if _, err := fmt.Fprintln(c.in, command); err != nil {
+		c.t.Fatal(err)
+	}
+	c.line(answer)
+}
+
+// kill sends SIGKILL. It does not wait: the process may be stuck until somebody
+// cleans up after it.
+func (c *child) kill() {
+	c.t.Helper()
+	if err := c.cmd.Process.Kill(); err != nil {
+		c.t.Fatal(err)
+	}
+}

@@ -1,0 +1,118 @@
+package devicetest
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+func (r *rig) grow(size int64) {
+	r.Helper()
+	r.mem.Grow(size)
+	if err := r.dev.Grow(context.Background(), size); err != nil {
+		r.Fatalf("grow to %d: %v", size, err)
+	}
+}
+
+// size is what the kernel says, through a descriptor opened now.
+func (r *rig) size() int64 {
+	r.Helper()
+	f, err := os.Open(r.dev.Path())
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer f.Close()
+	n, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_END)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return n
+}
+
+// busy writes to the same places until the returned function is called, which
+// says how many writes there were.
+func (r *rig) busyWriting(f *os.File, first, last int64) (stop func() int64) {
+	var n atomic.Int64
+	quit, done := make(chan struct{}), make(chan struct{})
+	p := aligned(block, 4)
+	go func() {
+		defer close(done)
+		for off := first; ; off += block {
+			select {
+			case <-quit:
+				return
+			default:
+			}
+			if off+block > last {
+				off = first
+			}
+			if _, err := f.WriteAt(p, off); err != nil {
+				r.Errorf("write at %d: %v", off, err)
+				return
+			}
+			n.Add(1)
+		}
+	}()
+	return func() int64 { close(quit); <-done; return n.Load() }
+}
+
+func (s suite) testGrow(t *testing.T) {
+	r := s.device(t, options(16*mib))
+	f := r.open(unix.O_DIRECT)
+	p := aligned(mib, 5)
+	r.write(f, p, 15*mib)
+	stop := r.busyWriting(f, 0, 8*mib)
+	for size := int64(17 * mib); size <= 48*mib; size += mib {
+		r.grow(size)
+		if got := r.size(); got != size {
+			t.Fatalf("the kernel shows %d bytes after growing to %d", got, size)
+		}
+		// The new end can be used at once, also over an open descriptor.
+		r.write(f, p, size-mib)
+		r.wantSame("the new end", r.read(f, size-mib, mib), p)
+	}
+	if stop() == 0 {
+		t.Error("nothing was written while the device grew")
+	}
+	r.wantSame("what was there before", r.read(f, 15*mib, mib), p)
+	r.grow(48 * mib) // the present size is fine
+	wantKind(t, r.dev.Grow(context.Background(), 47*mib), holdfast.Invalid)
+	wantKind(t, r.dev.Grow(context.Background(), 48*mib+100), holdfast.Invalid)
+	f.Close()
+	r.closed()
+	wantKind(t, r.dev.Grow(context.Background(), 64*mib), holdfast.NotFound)
+}
+
+func (s suite) testGrowMounted(t *testing.T) {
+	r := s.device(t, options(320*mib))
+	dir := r.mkfs("xfs")
+	f, err := os.OpenFile(filepath.Join(dir, "busy"), os.O_RDWR|os.O_CREATE|unix.O_DIRECT, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r.write(f, aligned(4*mib, 6), 0)
+	stop := r.busyWriting(f, 0, 4*mib)
+	r.grow(640 * mib)
+	run(t, "xfs_growfs", dir)
+	if stop() == 0 {
+		t.Error("nothing was written while the filesystem grew")
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if have := int64(st.Blocks) * st.Bsize; have < 500*mib {
+		t.Errorf("the filesystem has %d MiB after growing to 640", have/mib)
+	}
+	r.write(f, aligned(400*mib, 7), 0) // more than fitted before
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,263 @@
+// Package devicetest is the contract of device.FrontEnd as tests: whatever
+// makes volumes block devices must pass Run. It uses the real kernel: devices,
+// XFS and ext4, fio, and servers that are killed with SIGKILL.
+//
+// It promises that a test leaves no device, mount, descriptor, goroutine or
+// process behind, and fails if the front end does. It needs root, and the
+// programs that need lists. It does not measure speed. Goroutines: those of a
+// test end with it.
+package devicetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/node/device"
+)
+
+// NewFrontEnd makes a front end that keeps what it needs on disk in dir. Two
+// with the same dir, one after the other, are a daemon and its successor; two
+// with different ones are two daemons on one machine. If it is an io.Closer it
+// is closed when its devices are gone.
+type NewFrontEnd func(dir string) (device.FrontEnd, error)
+
+// Run runs the contract. The test binary's TestMain must call Child first.
+func Run(t *testing.T, newFrontEnd NewFrontEnd) {
+	need(t, "mkfs.xfs", "mkfs.ext4", "xfs_growfs", "fio", "blkdiscard", "fstrim", "mount", "umount", "dd")
+	s := suite{newFrontEnd: newFrontEnd}
+	for _, c := range []struct {
+		name string
+		test func(*testing.T)
+	}{
+		{"Options", s.testOptions},
+		{"Direct", s.testDirect},
+		{"Buffered", s.testBuffered},
+		{"SmallBlocks", s.testSmallBlocks},
+		{"Flush", s.testFlush},
+		{"FUA", s.testFUA},
+		{"Discard", s.testDiscard},
+		{"WriteZeroes", s.testWriteZeroes},
+		{"Errors", s.testErrors},
+		{"Depth", s.testDepth},
+		{"FioVerify", s.testFioVerify},
+		{"ReadOnly", s.testReadOnly},
+		{"Grow", s.testGrow},
+		{"GrowMounted", s.testGrowMounted},
+		{"XFS", func(t *testing.T) { s.testFilesystem(t, "xfs") }},
+		{"Ext4", func(t *testing.T) { s.testFilesystem(t, "ext4") }},
+		{"CloseMounted", s.testCloseMounted},
+		{"CloseOpen", s.testCloseOpen},
+		{"CloseTwice", s.testCloseTwice},
+		{"AbortHung", s.testAbortHung},
+		{"AbortMounted", s.testAbortMounted},
+		{"AbortDuringGrow", s.testAbortDuringGrow},
+		{"Killed", s.testKilled},
+		{"KilledMounted", s.testKilledMounted},
+		{"KilledDuringGrow", s.testKilledDuringGrow},
+		{"Neighbours", s.testNeighbours},
+		{"TwentyAtOnce", s.testTwentyAtOnce},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			leaks(t)
+			c.test(t)
+		})
+	}
+}
+
+func need(t *testing.T, programs ...string) {
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Fatalf("this suite needs the program %s; install util-linux, coreutils, xfsprogs, e2fsprogs and fio", p)
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("this suite makes block devices and mounts; run it as root")
+	}
+}
+
+type suite struct{ newFrontEnd NewFrontEnd }
+
+// rig is one device over a backend in memory.
+type rig struct {
+	*testing.T
+	fe  device.FrontEnd
+	mem *Memory
+	dev device.Device
+	opt device.Options
+}
+
+const mib = 1 << 20
+
+func options(size int64) device.Options {
+	return device.Options{Volume: holdfast.NewVolumeID(), SizeBytes: size, LogicalBlk: holdfast.BlockSize}
+}
+
+// frontEnd makes one that is closed at the end of the test.
+func (s suite) frontEnd(t *testing.T, dir string) device.FrontEnd {
+	t.Helper()
+	fe, err := s.newFrontEnd(dir)
+	if err != nil {
+		t.Fatalf("no front end: %v", err)
+	}
+	t.Cleanup(func() {
+		if c, ok := fe.(io.Closer); ok {
+			if err := c.Close(); err != nil {
+				t.Errorf("closing the front end: %v", err)
+			}
+		}
+	})
+	return fe
+}
+
+// device opens one in a front end of its own.
+func (s suite) device(t *testing.T, o device.Options) *rig {
+	t.Helper()
+	return openIn(t, s.frontEnd(t, t.TempDir()), o)
+}
+
+func openIn(t *testing.T, fe device.FrontEnd, o device.Options) *rig {
+	t.Helper()
+	r := &rig{T: t, fe: fe, mem: NewMemory(o.SizeBytes), opt: o}
+	var err error
+	if r.dev, err = fe.Open(context.Background(), o, r.mem); err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := r.dev.Abort(); err != nil {
+			t.Errorf("abort at the end: %v", err)
+		}
+		r.mem.Resume()
+		eventually(t, "the device is gone", func() bool { return !serves(r.dev.Path(), o) })
+		for _, w := range r.mem.Wrong() {
+			t.Errorf("the front end broke a rule of device.Backend: %s", w)
+		}
+	})
+	return r
+}
+
+// serves says whether the kernel's device of that path still has a size.
+func serves(path string, _ device.Options) bool {
+	raw, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(path), "size"))
+	return err == nil && strings.TrimSpace(string(raw)) != "0"
+}
+
+// closed closes the device and expects that to work.
+func (r *rig) closed() {
+	r.Helper()
+	if err := r.dev.Close(context.Background()); err != nil {
+		r.Fatalf("close: %v", err)
+	}
+}
+
+// wantKind fails the test unless err is of that kind and says something.
+func wantKind(t *testing.T, err error, kind holdfast.Kind) {
+	t.Helper()
+	if !errors.Is(err, kind) || len(err.Error()) < 10 {
+		t.Fatalf("the error is %q, wanted kind %q and an explanation", fmt.Sprint(err), kind)
+	}
+}
+
+// patience bounds every wait for something that must come.
+const patience = 20 * time.Second
+
+// eventually waits until ok, looking again and again.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Errorf("did not happen in %v: %s", patience, what)
+			return
+		}
+	}
+}
+
+// within fails the test if f takes longer than d; it then returns without f.
+func within(t *testing.T, d time.Duration, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+	case <-time.After(d):
+		t.Errorf("took longer than %v: %s", d, what)
+		<-done
+	}
+}
+
+// run runs a program that must succeed and returns its output.
+func run(t *testing.T, name string, arg ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, arg...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(arg, " "), err, out)
+	}
+	return string(out)
+}
+
+// leaks compares descriptors, mounts, block devices and goroutines of now with
+// those when the test and its clean-ups have ended.
+func leaks(t *testing.T) {
+	fds, mounts, devices := descriptors(), mountTable(), blockDevices()
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		eventually(t, "all descriptors are closed", func() bool { return len(descriptors()) <= len(fds) })
+		if t.Failed() {
+			t.Logf("descriptors before %v\nafter %v", fds, descriptors())
+		}
+		for _, m := range mountTable() {
+			if !slices.Contains(mounts, m) && strings.Contains(m, "holdfast") {
+				t.Errorf("a mount is left: %s", m)
+			}
+		}
+		eventually(t, "all block devices of ours are gone", func() bool { return len(blockDevices()) <= len(devices) })
+		if err := goleak.Find(before); err != nil {
+			t.Errorf("goroutines are left: %v", err)
+		}
+	})
+}
+
+func descriptors() []string {
+	fds, _ := filepath.Glob("/proc/self/fd/*")
+	var open []string
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && !strings.HasPrefix(to, "/proc/") {
+			open = append(open, to)
+		}
+	}
+	return open
+}
+
+func mountTable() []string {
+	raw, _ := os.ReadFile("/proc/self/mountinfo")
+	return strings.Split(string(raw), "\n")
+}
+
+// blockDevices lists what is served by files or servers of ours.
+func blockDevices() []string {
+	names, _ := filepath.Glob("/sys/block/*/loop/backing_file")
+	var ours []string
+	for _, n := range names {
+		raw, _ := os.ReadFile(n)
+		if strings.Contains(string(raw), "devicetest-") || strings.Contains(string(raw), "/TestContract") {
+			ours = append(ours, n)
+		}
+	}
+	return ours
+}

@@ -1,0 +1,220 @@
+package fuseloop
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// loopDevice is a loop device that was bound to a file of ours. The file's name
+// (see fileName) is the mark of ownership: the kernel shows it in
+// /sys/block/loopN/loop/backing_file without asking the file's filesystem, which
+// may be hung or dead, and in every mount namespace.
+type loopDevice struct {
+	Path string // /dev/loopN
+	Dev  string // "7:N"
+	File string // base name of the file behind it
+}
+
+// configureTries bounds the races for a free device that one call may lose.
+const configureTries = 200
+
+// attachLoop binds a free loop device to the file that is open as fileFD, whose
+// path is path. The descriptor stays the caller's.
+func attachLoop(fileFD int, path string, blk int) (loopDevice, error) {
+	const op = "set up a loop device"
+	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return loopDevice{}, holdfast.WrapKind(op, holdfast.Unavailable, err)
+	}
+	defer ctl.Close()
+	for range configureTries {
+		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return loopDevice{}, holdfast.WrapKind(op+": find a free one", holdfast.Unavailable, err)
+		}
+		l := loopDevice{Path: fmt.Sprintf("/dev/loop%d", n), File: filepath.Base(path)}
+		err = l.configure(fileFD, path, blk)
+		if err == nil {
+			return l, nil
+		}
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) {
+			return loopDevice{}, holdfast.WrapKind(op+": "+l.Path, holdfast.Unavailable, err)
+		}
+		runtime.Gosched() // somebody else was faster: ask again
+	}
+	return loopDevice{}, holdfast.E(op, holdfast.Busy, fmt.Sprintf("lost the race for a free device %d times; try again", configureTries))
+}
+
+func (l *loopDevice) configure(fileFD int, path string, blk int) error {
+	if err := l.ensureNode(); err != nil {
+		return err
+	}
+	fd, err := unix.Open(l.Path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	c := unix.LoopConfig{Fd: uint32(fileFD), Size: uint32(blk)}
+	c.Info.Flags = unix.LO_FLAGS_DIRECT_IO
+	copy(c.Info.File_name[:], path) // for people; cut at 63 bytes
+	return unix.IoctlLoopConfigure(fd, &c)
+}
+
+// ensureNode makes the device node where /dev is not the kernel's own.
+func (l *loopDevice) ensureNode() error {
+	raw, err := os.ReadFile(l.sys("dev"))
+	if err != nil {
+		return err
+	}
+	l.Dev = strings.TrimSpace(string(raw))
+	var major, minor uint32
+	if _, err := fmt.Sscanf(l.Dev, "%d:%d", &major, &minor); err != nil {
+		return fmt.Errorf("%s says %q: %w", l.sys("dev"), l.Dev, err)
+	}
+	dev := unix.Mkdev(major, minor)
+	var st unix.Stat_t
+	err = unix.Stat(l.Path, &st)
+	switch {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == dev:
+		return nil
+	case err == nil:
+		return fmt.Errorf("%s is not the block device %s; remove it", l.Path, l.Dev)
+	case !errors.Is(err, unix.ENOENT):
+		return err
+	}
+	err = unix.Mknod(l.Path, unix.S_IFBLK|0o660, int(dev))
+	if errors.Is(err, unix.EEXIST) { // the kernel or udev was faster
+		return nil
+	}
+	return err
+}
+
+// sys is a file of the device's directory in /sys.
+func (l loopDevice) sys(name string) string {
+	return filepath.Join("/sys/block", filepath.Base(l.Path), name)
+}
+
+// bound says whether the device still serves our file. It cannot block.
+func (l loopDevice) bound() bool {
+	raw, err := os.ReadFile(l.sys("loop/backing_file"))
+	return err == nil && filepath.Base(strings.TrimSpace(string(raw))) == l.File
+}
+
+// open opens the device for control if it still is ours: ErrNotExist if not.
+// While it is open it stays ours. flags are added to O_RDONLY.
+func (l loopDevice) open(flags int) (int, error) {
+	if !l.bound() {
+		return -1, os.ErrNotExist
+	}
+	fd, err := unix.Open(l.Path, unix.O_RDONLY|unix.O_CLOEXEC|flags, 0)
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) {
+		return -1, os.ErrNotExist
+	}
+	if err != nil {
+		return -1, err
+	}
+	if !l.bound() {
+		unix.Close(fd)
+		return -1, os.ErrNotExist
+	}
+	return fd, nil
+}
+
+// clear unbinds the device; while somebody holds it open the kernel does so at
+// the last close. Not ours any more is fine.
+func (l loopDevice) clear(flags int) error {
+	fd, err := l.open(flags)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
+		return err
+	}
+	return nil
+}
+
+// keep takes back a clear that the kernel has put off.
+func (l loopDevice) keep() error {
+	fd, err := l.open(0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlLoopGetStatus64(fd)
+	if err != nil {
+		return err
+	}
+	info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
+	return unix.IoctlLoopSetStatus64(fd, info)
+}
+
+// resize makes the kernel ask for the file's size again.
+func (l loopDevice) resize() error {
+	fd, err := l.open(0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.IoctlSetInt(fd, unix.LOOP_SET_CAPACITY, 0)
+}
+
+// sizeBytes is the device's size as the kernel has it.
+func (l loopDevice) sizeBytes() (int64, error) {
+	n, err := l.number("size")
+	return n * 512, err
+}
+
+func (l loopDevice) number(name string) (int64, error) {
+	raw, err := os.ReadFile(l.sys(name))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
+}
+
+// discardMax bounds one discard, in bytes: the loop driver starts nothing else
+// while one runs.
+const discardMax = 1 << 30
+
+// tune checks that the kernel took the file as meant, and sets what can only be
+// set afterwards.
+func (l loopDevice) tune(blk int, readOnly bool) error {
+	const op = "check the loop device"
+	bad := func(what string, got any) error {
+		return holdfast.E(op+" "+l.Path, holdfast.Unsupported, fmt.Sprintf("%s is %v; this kernel's loop driver does not fit", what, got))
+	}
+	if dio, err := l.number("loop/dio"); err != nil || dio != 1 {
+		return bad("direct I/O", dio)
+	}
+	if n, err := l.number("queue/logical_block_size"); err != nil || n != int64(blk) {
+		return bad("the logical block size", n)
+	}
+	if readOnly {
+		if ro, err := l.number("ro"); err != nil || ro != 1 {
+			return bad("the read-only flag", ro)
+		}
+		return nil
+	}
+	cache, err := os.ReadFile(l.sys("queue/write_cache"))
+	if err != nil || strings.TrimSpace(string(cache)) != "write back" {
+		return bad("the write cache (without it flushes would be dropped)", strings.TrimSpace(string(cache)))
+	}
+	if n, err := l.number("queue/discard_max_hw_bytes"); err == nil && n > discardMax {
+		// Failing to lower it costs latency only.
+		_ = os.WriteFile(l.sys("queue/discard_max_bytes"), []byte(strconv.Itoa(discardMax)), 0)
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package fuseloop
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// CleanOrphans removes what a killed predecessor with the same root directory
+// left: FUSE mounts without a server, and loop devices over them. Filesystems
+// that are still mounted from such a device are dead; they are reported in the
+// log and unmounted lazily. Devices of this front end, and those of other
+// owners, are not touched.
+func (f *FrontEnd) CleanOrphans(ctx context.Context) ([]holdfast.VolumeID, error) {
+	const op = "clean up after a predecessor"
+	if err := ctx.Err(); err != nil {
+		return nil, holdfast.WrapKind(op, holdfast.Unavailable, err)
+	}
+	cleaned, err := f.clean(func(v holdfast.VolumeID) bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		_, ours := f.devices[v]
+		return !ours
+	})
+	return cleaned, holdfast.Wrap(op, err)
+}
+
+// clean removes the devices and mounts of the volumes that orphan names, and
+// says which there were. The lock on the root directory proves that no other
+// process serves them.
+func (f *FrontEnd) clean(orphan func(holdfast.VolumeID) bool) ([]holdfast.VolumeID, error) {
+	found := map[holdfast.VolumeID]bool{}
+	var errs []error
+	dirs, err := os.ReadDir(f.root)
+	if err != nil {
+		return nil, holdfast.WrapKind("list the mount points", holdfast.Other, err)
+	}
+	// The mounts first: it ends their connections, so that no step after it can
+	// wait for an answer.
+	for _, e := range dirs {
+		if vol := holdfast.VolumeID(e.Name()); e.Name() != ownerFile && orphan(vol) {
+			found[vol] = true
+			errs = append(errs, f.cleanMount(vol))
+		}
+	}
+	for _, l := range loopsOnFiles() {
+		if vol, ours := f.volumeOf(l.File); ours && orphan(vol) {
+			found[vol] = true
+			errs = append(errs, f.cleanLoop(vol, l))
+		}
+	}
+	cleaned := make([]holdfast.VolumeID, 0, len(found))
+	for vol := range found {
+		cleaned = append(cleaned, vol)
+	}
+	slices.Sort(cleaned)
+	return cleaned, errors.Join(errs...)
+}
+
+func (f *FrontEnd) cleanMount(vol holdfast.VolumeID) error {
+	if err := abortMount(f.dir(vol)); err != nil {
+		return err
+	}
+	err := os.Remove(f.dir(vol))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return holdfast.WrapKind("remove a mount point", holdfast.Other, err)
+}
+
+func (f *FrontEnd) cleanLoop(vol holdfast.VolumeID, l loopDevice) error {
+	points, err := detachAll(l)
+	if err != nil {
+		return err
+	}
+	if err := l.clear(0); err != nil {
+		return holdfast.WrapKind("unbind "+l.Path, holdfast.Other, err)
+	}
+	f.log.Warn("removed a device whose server is gone", "volume", vol, "device", l.Path, "mounts", points, "stillOpen", l.bound())
+	return nil
+}
+
+// abortMounts ends all connections below the root. Only for when their server
+// is known to be dying.
+func (f *FrontEnd) abortMounts() {
+	dirs, err := os.ReadDir(f.root)
+	if err != nil {
+		return
+	}
+	for _, e := range dirs {
+		if e.Name() != ownerFile {
+			_ = abortMount(filepath.Join(f.root, e.Name()))
+		}
+	}
+}
+
+// loopsOnFiles lists the loop devices whose file is named like ours. It asks
+// /sys only, so it neither blocks nor disturbs other people's devices.
+func loopsOnFiles() []loopDevice {
+	backing, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	var all []loopDevice
+	for _, path := range backing {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			continue // unbound meanwhile
+		}
+		l := loopDevice{File: filepath.Base(strings.TrimSpace(string(raw)))}
+		if !strings.HasPrefix(l.File, filePrefix) {
+			continue
+		}
+		l.Path = filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(path))))
+		if l.ensureNode() == nil {
+			all = append(all, l)
+		}
+	}
+	return all
+}

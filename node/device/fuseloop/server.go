@@ -1,0 +1,206 @@
+package fuseloop
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast/internal/buf"
+	"github.com/holdfast-storage/holdfast/node/device"
+)
+
+// serverConfig describes the one file.
+type serverConfig struct {
+	Name      string // the file's name
+	SizeBytes int64
+	ReadOnly  bool
+	Backend   device.Backend
+	Log       *slog.Logger
+}
+
+// server answers one FUSE connection. It knows the open /dev/fuse only, neither
+// the mount nor the loop device, and nothing in it depends on having seen INIT:
+// so it can as well be given the descriptor of a connection that another process
+// set up.
+type server struct {
+	cfg  serverConfig
+	size atomic.Int64 // bytes, as answered to the kernel
+	reqs sync.Pool    // of *ioRequest
+
+	file    *os.File
+	conn    syscall.RawConn
+	readers sync.WaitGroup
+
+	mu     sync.RWMutex // held shared while fd is written to
+	fd     int
+	closed bool
+}
+
+// serve starts to answer the connection on f, an open /dev/fuse in non-blocking
+// mode, which the server owns from then on.
+func serve(f *os.File, fd int, cfg serverConfig) (*server, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &server{cfg: cfg, file: f, fd: fd, conn: conn}
+	s.size.Store(cfg.SizeBytes)
+	s.reqs.New = func() any { return newIORequest(s) }
+	s.readers.Go(func() { (&reader{s: s}).run() })
+	return s, nil
+}
+
+// stop closes the connection: every request that the kernel still waits for
+// fails, and so does every later one. Answers of the backend that come later are
+// dropped. It waits for the readers, which do not wait for the backend.
+func (s *server) stop() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		s.readers.Wait()
+		return
+	}
+	s.closed = true
+	s.mu.Unlock()
+	_ = s.file.Close()
+	s.readers.Wait()
+}
+
+// send gives an answer to the kernel. It does not block: the kernel copies p.
+func (s *server) send(p []byte) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return
+	}
+	errno := writeFD(s.fd, p)
+	switch errno {
+	case 0, unix.ENOENT, unix.ENODEV, unix.ECONNABORTED, unix.EPERM:
+		return // answered, or nobody waits for it any more
+	}
+	// The kernel would wait for ever for an answer that it refused.
+	unique := order.Uint64(p[8:])
+	s.cfg.Log.Error("the kernel refused an answer; failing the request", "file", s.cfg.Name, "bytes", len(p), "error", errno)
+	var out [outHeaderSize]byte
+	putOutHeader(out[:], len(out), unique, unix.EIO)
+	_ = writeFD(s.fd, out[:])
+}
+
+// sendError answers without data; errno 0 is success.
+func (s *server) sendError(unique uint64, errno unix.Errno) {
+	var out [outHeaderSize]byte
+	putOutHeader(out[:], len(out), unique, errno)
+	s.send(out[:])
+}
+
+// rawBelow is the size of an answer from which the scheduler is told about the
+// system call: copying less is over before telling would pay.
+const rawBelow = 64 << 10
+
+func writeFD(fd int, p []byte) unix.Errno {
+	for {
+		var errno unix.Errno
+		if len(p) < rawBelow {
+			_, _, errno = unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		} else {
+			_, _, errno = unix.Syscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		}
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
+
+// reader reads requests, answers what needs no backend, and submits the rest.
+type reader struct {
+	s   *server
+	b   *buf.Buf // receives the next request, its data aligned
+	out [outHeaderSize + entryOutSize]byte
+}
+
+func (r *reader) run() {
+	defer func() { r.b.Release() }()
+	var (
+		in    []byte
+		n     int
+		errno unix.Errno
+	)
+	attempt := func(fd uintptr) bool {
+		n, errno = readFD(fd, in)
+		return errno != unix.EAGAIN
+	}
+	for {
+		if r.b == nil {
+			r.b = buf.Get(buf.Max)
+		}
+		in = r.b.WithHead(writeHead, maxWrite)
+		if err := r.s.conn.Read(attempt); err != nil {
+			return // closed by stop
+		}
+		switch {
+		case errno == 0:
+			r.handle(in[:n])
+		case errno == unix.EINTR || errno == unix.ENOENT:
+			// Interrupted, or the request was withdrawn while it was read.
+		default:
+			if !errors.Is(errno, unix.ENODEV) && !errors.Is(errno, unix.ECONNABORTED) {
+				r.s.cfg.Log.Error("reading from the kernel failed; the device is dead", "file", r.s.cfg.Name, "error", errno)
+			}
+			return
+		}
+	}
+}
+
+func readFD(fd uintptr, p []byte) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+	return int(n), errno
+}
+
+// handle takes one request. Data of a WRITE stands in r.b.B.
+func (r *reader) handle(in []byte) {
+	if len(in) < inHeaderSize {
+		return // never sent by a kernel; there is nothing to answer to
+	}
+	h := parseInHeader(in)
+	body := in[inHeaderSize:]
+	if need := bodySize(h.op); len(body) < need {
+		r.s.sendError(h.unique, unix.EINVAL)
+		return
+	}
+	switch h.op {
+	case opRead:
+		r.read(h, body)
+	case opWrite:
+		r.write(h, body)
+	case opFsync:
+		r.s.submitFlush(h)
+	case opFallocate:
+		r.fallocate(h, body)
+	case opForget, opBatchForget, opInterrupt:
+		// No answer is expected. Requests are not interrupted: the backend
+		// answers them, or Abort ends them.
+	default:
+		r.handleMeta(h, body)
+	}
+}
+
+// bodySize is how many bytes of arguments an operation needs at least.
+func bodySize(op uint32) int {
+	switch op {
+	case opRead, opWrite:
+		return writeInSize
+	case opFallocate:
+		return 32
+	case opInit:
+		return 16
+	case opSetattr:
+		return 24
+	}
+	return 0
+}
