@@ -3,6 +3,7 @@ package nodecsi
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"k8s.io/klog/v2"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -382,4 +384,11 @@ func (f *fixture) serve() csi.NodeClient {
 	f.ok(err)
 	f.Cleanup(func() { _ = conn.Close() })
 	return csi.NewNodeClient(conn)
+}
+
+// TestMain keeps the mount helpers' own log out of the tests' output.
+func TestMain(m *testing.M) {
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
+	os.Exit(m.Run())
 }

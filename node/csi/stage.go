@@ -348,7 +348,14 @@ func (s *Service) mountOnce(ctx context.Context, f filesystem) error {
 		}
 		return nil
 	}
-	return s.mountNew(ctx, f)
+	if err := s.mountNew(ctx, f); err != nil {
+		return err
+	}
+	if isDead(f.path) {
+		return s.undoMount(f.path, holdfast.E("", holdfast.Unavailable,
+			"the filesystem has shut down after an input/output error, and something still holds it open; end the containers that use the volume and try again"))
+	}
+	return nil
 }
 
 func checkDir(field, path string) error {
