@@ -44,15 +44,10 @@ func (c *cli) daemonCommand() *cobra.Command {
 	var f daemonFlags
 	cmd := &cobra.Command{
 		Use: "node", Short: "Run the daemon of this node; or show, drain and forget nodes", Long: daemonHelp,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return unknownCommand(cmd, args[0])
-			}
-			return nil
-		},
+		Args: noCommandArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Flags().NFlag() == 0 {
-				return usage(cmd, fmt.Errorf("a configuration is needed: --config FILE, or flags such as --embedded-etcd --pool DEVICE"))
+			if f.config == "" && !f.embedded && len(f.etcd) == 0 {
+				return usage(cmd, fmt.Errorf("a configuration is needed: --config FILE, or --embedded-etcd for a first try, or --etcd for an etcd of its own"))
 			}
 			cfg, err := f.load()
 			if err != nil {

@@ -57,6 +57,8 @@ func (c *cli) root() *cobra.Command {
 			"by default the one on this machine; --endpoint or " + endpointVar + " name another.",
 		SilenceUsage:      true,
 		SilenceErrors:     true,
+		Args:              noCommandArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, err) })
@@ -98,18 +100,22 @@ func exactly(names ...string) cobra.PositionalArgs {
 
 // group is a command that only has subcommands.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	g := &cobra.Command{Use: use, Short: short, Args: func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return unknownCommand(cmd, args[0])
-		}
-		return nil
-	}, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	g := &cobra.Command{Use: use, Short: short, Args: noCommandArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	g.AddCommand(subs...)
 	return g
 }
 
+// noCommandArgs says of the first argument that it is no command.
+func noCommandArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return unknownCommand(cmd, args[0])
+	}
+	return nil
+}
+
 func unknownCommand(cmd *cobra.Command, name string) error {
 	msg := fmt.Sprintf("there is no command %q", cmd.CommandPath()+" "+name)
+	cmd.SuggestionsMinimumDistance = 2
 	if s := cmd.SuggestionsFor(name); len(s) > 0 {
 		msg += "; did you mean " + strings.Join(s, " or ") + "?"
 	}

@@ -66,10 +66,13 @@ func (c *cli) problems(w io.Writer, ps []*holdfastv1.Problem) {
 }
 
 func counted(n *holdfastv1.Count, what string) string {
-	if n.GetTotal() == n.GetWell() {
+	switch {
+	case n.GetTotal() == 0:
+		return "none"
+	case n.GetTotal() == n.GetWell():
 		return fmt.Sprintf("%d, all %s", n.GetTotal(), what)
 	}
-	return fmt.Sprintf("%d, only %d %s", n.GetTotal(), n.GetWell(), what)
+	return fmt.Sprintf("%d, %d of them %s", n.GetTotal(), n.GetWell(), what)
 }
 
 // repairText says how far a repair is.

@@ -152,7 +152,7 @@ func (c *cli) liveView(w io.Writer, v *holdfastv1.Volume) {
 		return
 	}
 	field(w, "served by", "%s (%s primary, granted in epoch %d): %s", p.GetNode(), p.GetKind(), p.GetGrant(), dash(l.GetState()))
-	field(w, "I/O since", "%d reads (%s), %d writes (%s)", l.GetReads(), api.Bytes(int64(l.GetReadBytes())), l.GetWrites(), api.Bytes(int64(l.GetWriteBytes())))
+	field(w, "I/O", "%d reads (%s), %d writes (%s) since it serves", l.GetReads(), api.Bytes(int64(l.GetReadBytes())), l.GetWrites(), api.Bytes(int64(l.GetWriteBytes())))
 	if l.GetWaitingFor() != "" {
 		field(w, "waiting", "for %s, since %s", l.GetWaitingFor(), (time.Duration(l.GetWaitingMillis()) * time.Millisecond).Round(100*time.Millisecond))
 	}
