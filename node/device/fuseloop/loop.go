@@ -66,7 +66,12 @@ func (l *loopDevice) configure(fileFD int, path string, blk int) error {
 	c := unix.LoopConfig{Fd: uint32(fileFD), Size: uint32(blk)}
 	c.Info.Flags = unix.LO_FLAGS_DIRECT_IO
 	copy(c.Info.File_name[:], path) // for people; cut at 63 bytes
-	return unix.IoctlLoopConfigure(fd, &c)
+	if err := unix.IoctlLoopConfigure(fd, &c); err != nil {
+		return err
+	}
+	// Whoever had this loop device before may have set it read-only (BLKROSET),
+	// which outlives the binding. A read-only file keeps it read-only.
+	return unix.IoctlSetPointerInt(fd, unix.BLKROSET, 0)
 }
 
 // ensureNode makes the device node where /dev is not the kernel's own.
