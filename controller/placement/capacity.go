@@ -69,7 +69,7 @@ func largestVolume(c Cluster, spec holdfast.Spec, n int) int64 {
 
 // Within widens topology requirements that name single hosts until they hold
 // enough hosts for the replicas: first the host is left out, then the rack, then
-// the zone. Orchestrators name one host ("the task will run here") and mean that
+// the zone; never the region. Orchestrators name one host ("the task will run here") and mean that
 // the volume must be reachable there, not that all its replicas be there.
 // Requirements without a host are the user's own and stay as they are.
 func Within(required []holdfast.Domain, nodes []holdfast.Node, replicas int) []holdfast.Domain {
@@ -78,7 +78,6 @@ func Within(required []holdfast.Domain, nodes []holdfast.Node, replicas int) []h
 		func(d *holdfast.Domain) { d.Host = "" },
 		func(d *holdfast.Domain) { d.Rack = "" },
 		func(d *holdfast.Domain) { d.Zone = "" },
-		func(d *holdfast.Domain) { d.Region = "" },
 	}
 	for _, step := range widen {
 		if len(wide) == 0 || hostsIn(wide, nodes) >= replicas {

@@ -1,0 +1,104 @@
+package csi
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// params are the parameters of CreateVolume, read. Zero members were not given.
+type params struct {
+	spec  holdfast.Spec // of which only what parameters set
+	given map[string]string
+}
+
+// parameterNames are what CreateVolume takes, compared without regard to case.
+func parameterNames() []string {
+	return []string{"replicas", "minInSync", "fsType", "locality", "racks", "zones", "logicalBlockSize"}
+}
+
+// kubernetesPrefix marks what Kubernetes' sidecars add by themselves.
+const kubernetesPrefix = "csi.storage.k8s.io/"
+
+// parameters reads the parameters. The error is of kind Invalid and names what is
+// not understood. An unset key means nothing given.
+func (s *Server) parameters(op string, given map[string]string) (params, error) {
+	p := params{given: given}
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		if strings.HasPrefix(key, kubernetesPrefix) {
+			continue
+		}
+		known, err := p.set(key, strings.TrimSpace(given[key]))
+		if err != nil {
+			return p, invalid(op, "the parameter %s: %v", key, err)
+		}
+		if !known && !s.cfg.IgnoreUnknownParameters {
+			return p, invalid(op, "the parameter %q is unknown; there are %s", key, strings.Join(parameterNames(), ", "))
+		}
+	}
+	return p, nil
+}
+
+// set reads one parameter.
+func (p *params) set(key, value string) (known bool, err error) {
+	number := func(to *int) (bool, error) {
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 {
+			return true, fmt.Errorf("%q is not a positive number", value)
+		}
+		*to = n
+		return true, nil
+	}
+	switch strings.ToLower(key) {
+	case "replicas":
+		return number(&p.spec.Replicas)
+	case "mininsync":
+		return number(&p.spec.MinInSync)
+	case "logicalblocksize":
+		return number(&p.spec.LogicalBlk)
+	case "fstype":
+		p.spec.FSType = strings.ToLower(value)
+		if p.spec.FSType != "xfs" && p.spec.FSType != "ext4" {
+			return true, fmt.Errorf("the filesystem %q is not supported; ask for xfs or ext4", value)
+		}
+	case "locality":
+		p.spec.Locality = holdfast.Locality(strings.ToLower(value))
+		if l := p.spec.Locality; l != holdfast.LocalityRequired && l != holdfast.LocalityPreferred && l != holdfast.LocalityNone {
+			return true, fmt.Errorf("the locality %q is unknown; ask for required, preferred or none", value)
+		}
+	case "racks", "rack":
+		p.spec.Racks = list(value)
+	case "zones", "zone":
+		p.spec.Zones = list(value)
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// differs says in which parameter a volume is not what was asked for; "" in none.
+func (p params) differs(have holdfast.Spec) string {
+	want := p.spec
+	for _, x := range []struct {
+		name       string
+		given      bool
+		have, want any
+	}{
+		{"replicas", want.Replicas != 0, have.Replicas, want.Replicas},
+		{"minInSync", want.MinInSync != 0, have.MinInSync, want.MinInSync},
+		{"logicalBlockSize", want.LogicalBlk != 0, have.LogicalBlk, want.LogicalBlk},
+		{"fsType", want.FSType != "", have.FSType, want.FSType},
+		{"locality", want.Locality != "", have.Locality, want.Locality},
+		{"racks", len(want.Racks) > 0, fmt.Sprint(have.Racks), fmt.Sprint(want.Racks)},
+		{"zones", len(want.Zones) > 0, fmt.Sprint(have.Zones), fmt.Sprint(want.Zones)},
+	} {
+		if x.given && x.have != x.want {
+			return fmt.Sprintf("the volume has %s %v, not %v", x.name, x.have, x.want)
+		}
+	}
+	return ""
+}
