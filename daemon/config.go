@@ -48,7 +48,8 @@ type Config struct {
 	// API are the addresses of the users' API. Anyone who can connect may do anything.
 	API []string `json:"api,omitempty"`
 	// CSI is the socket of the CSI driver: identity, controller and node services.
-	CSI string `json:"csi,omitempty"`
+	// Empty: none.
+	CSI string `json:"csi"`
 	// StateDir is the daemon's own folder, which outlives a reboot; RunDir need
 	// not: pools and devices are mounted below it.
 	StateDir string `json:"stateDir,omitempty"`
@@ -167,6 +168,9 @@ func (c Config) Validate() error {
 		}
 	}
 	for _, a := range append(slices.Clone(c.API), c.CSI) {
+		if a == "" {
+			continue
+		}
 		if _, _, err := rpc.SplitTarget(a); err != nil {
 			return err
 		}

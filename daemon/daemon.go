@@ -18,19 +18,19 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/api"
+	"github.com/holdfast-storage/holdfast/controller/csi"
 	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/controller/reconcile"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/node"
-	"github.com/holdfast-storage/holdfast/node/agent"
 )
 
 // Options are what is no configuration.
@@ -59,7 +59,7 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 	if err != nil {
 		return stoppedOr(ctx, err)
 	}
-	err = run(ctx, cfg, o, log, recs)
+	err = (&daemon{cfg: cfg, o: o, log: log, recs: recs}).run(ctx)
 	log.Info("stopped", "err", err)
 	return errors.Join(stoppedOr(ctx, err), holdfast.Wrap("close the metadata store", recs.Close()))
 }
@@ -72,44 +72,60 @@ func stoppedOr(ctx context.Context, err error) error {
 	return err
 }
 
+// daemon is the parts while they run.
+type daemon struct {
+	cfg     Config
+	o       Options
+	log     *slog.Logger
+	recs    records
+	clients *nodeClients
+	life    *lifecycle.Service
+}
+
 // run composes the parts over the open store.
-func run(ctx context.Context, cfg Config, o Options, log *slog.Logger, recs records) error {
-	conns := rpc.NewConns(o.RPC)
+func (d *daemon) run(ctx context.Context) error {
+	conns := rpc.NewConns(d.o.RPC)
 	defer func() { _ = conns.Close() }()
-	clients := newNodeClients(recs, conns)
-	life, err := lifecycle.New(lifecycle.Config{Store: recs, Nodes: clients, Self: holdfast.NodeID(cfg.Node), Log: log})
+	d.clients = newNodeClients(d.recs, conns)
+	var err error
+	d.life, err = lifecycle.New(lifecycle.Config{Store: d.recs, Nodes: d.clients, Self: holdfast.NodeID(d.cfg.Node), Log: d.log})
 	if err != nil {
 		return err
 	}
-	defer life.Close()
+	defer d.life.Close()
 	rc, err := reconcile.New(reconcile.Config{
-		Store: recs, Lifecycle: life, Nodes: clients, Candidate: cfg.Node, Log: log,
-		Limits: reconcile.Limits{ReplaceAfter: time.Duration(cfg.Times.ReplaceAfter)},
+		Store: d.recs, Lifecycle: d.life, Nodes: d.clients, Candidate: d.cfg.Node, Log: d.log,
+		Limits: reconcile.Limits{ReplaceAfter: time.Duration(d.cfg.Times.ReplaceAfter)},
 	})
 	if err != nil {
 		return err
 	}
-	nd, err := node.New(nodeConfig(cfg, o, log, recs, life, clients))
+	nc, err := d.nodeConfig()
+	if err != nil {
+		return err
+	}
+	nd, err := node.New(nc)
 	if err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ended(ctx, "the node", nd.Run(ctx)) })
-	g.Go(func() error { return watchServer(ctx, recs) })
+	g.Go(func() error { return watchServer(ctx, d.recs) })
 	g.Go(func() error { rc.Run(ctx); return nil })
-	g.Go(func() error { return ended(ctx, "the API", serveAPI(ctx, cfg, o, log, recs, life, clients)) })
-	g.Go(func() error {
-		select {
-		case <-nd.Ready():
-			log.Info("ready", "api", cfg.API, "csi", cfg.CSI)
-			if o.Ready != nil {
-				o.Ready()
-			}
-		case <-ctx.Done():
-		}
-		return nil
-	})
+	g.Go(func() error { return ended(ctx, "the API", d.serveAPI(ctx)) })
+	g.Go(func() error { d.tellReady(ctx, nd.Ready()); return nil })
 	return g.Wait()
+}
+
+func (d *daemon) tellReady(ctx context.Context, ready <-chan struct{}) {
+	select {
+	case <-ready:
+		d.log.Info("ready", "api", d.cfg.API, "csi", d.cfg.CSI)
+		if d.o.Ready != nil {
+			d.o.Ready()
+		}
+	case <-ctx.Done():
+	}
 }
 
 // ended makes the end of a part an error while the daemon should go on.
@@ -148,23 +164,27 @@ func lockState(dir string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-func serveAPI(ctx context.Context, cfg Config, o Options, log *slog.Logger, recs records, life *lifecycle.Service, clients *nodeClients) error {
+func (d *daemon) serveAPI(ctx context.Context) error {
 	srv, err := api.New(api.Config{
-		Self: holdfast.NodeID(cfg.Node), Release: o.Release, Store: recs, Lifecycle: life, Admin: life, Nodes: clients, RPC: o.RPC, Log: log,
+		Self: holdfast.NodeID(d.cfg.Node), Release: d.o.Release, Store: d.recs, Lifecycle: d.life, Admin: d.life, Nodes: d.clients, RPC: d.o.RPC, Log: d.log,
 	})
 	if err != nil {
 		return err
 	}
 	var ls []net.Listener
-	for _, a := range cfg.API {
+	defer func() {
+		for _, l := range ls {
+			_ = l.Close()
+		}
+	}()
+	for _, a := range d.cfg.API {
 		if err := socketFolder(a); err != nil {
 			return err
 		}
-		l, err := o.RPC.Listen(ctx, a)
+		l, err := d.o.RPC.Listen(ctx, a)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = l.Close() }()
 		ls = append(ls, l)
 	}
 	return srv.Serve(ctx, ls...)
@@ -179,18 +199,23 @@ func socketFolder(target string) error {
 	return holdfast.WrapKind("make folder of "+target, holdfast.Invalid, os.MkdirAll(filepath.Dir(path), 0o755))
 }
 
-// nodeConfig is the node's part of the configuration.
-func nodeConfig(cfg Config, o Options, log *slog.Logger, recs records, life *lifecycle.Service, clients *nodeClients) node.Config {
-	nc := node.DefaultConfig()
-	nc.Agent = agent.DefaultConfig()
-	nc.Agent.ID, nc.Agent.Domain, nc.Agent.Release = holdfast.NodeID(cfg.Node), cfg.Domain, o.Release
+// nodeConfig is the node's part of the configuration. One socket serves all
+// three CSI services.
+func (d *daemon) nodeConfig() (node.Config, error) {
+	cfg, nc := d.cfg, node.DefaultConfig()
+	nc.Agent.ID, nc.Agent.Domain, nc.Agent.Release = holdfast.NodeID(cfg.Node), cfg.Domain, d.o.Release
 	nc.Agent.Pools, nc.Agent.AutoPools = cfg.Pools, cfg.AutoPools
 	nc.Agent.LeaseTTL = time.Duration(cfg.Times.Lease)
-	nc.Store, nc.Log, nc.RPC = recs, log, o.RPC
+	nc.Store, nc.Log, nc.RPC = d.recs, d.log, d.o.RPC
 	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
-	if strings.TrimSpace(cfg.CSI) != "" {
-		nc.CSIEndpoint, nc.RegisterCSI = cfg.CSI, registerCSI(cfg, o, log, recs, life, clients)
+	if cfg.CSI == "" {
+		return nc, nil
 	}
-	return nc
+	controller, err := csi.New(csi.Config{Lifecycle: d.life, Release: d.o.Release, Log: d.log})
+	if err != nil {
+		return nc, err
+	}
+	nc.CSIEndpoint, nc.RegisterCSI = cfg.CSI, func(g *grpc.Server) { controller.Register(g) }
+	return nc, nil
 }

@@ -13,7 +13,7 @@ import (
 )
 
 func (c *cli) poolCommand() *cobra.Command {
-	g := group("pool", "Show, check and format pools", c.poolList(), c.poolCheck())
+	g := group("pool", "Show, check and format pools", c.poolList(), c.poolCheck(), c.poolFormat())
 	g.Aliases = []string{"pools"}
 	return g
 }
