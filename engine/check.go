@@ -18,7 +18,7 @@ import (
 // nothing. Replicas that are open stand still while each is checked. progress,
 // which may be nil, is told how many of how many replicas are done. The error is
 // not nil only when the check itself could not be done.
-func (p *Pool) Check(ctx context.Context, progress func(done, total int)) ([]Problem, error) {
+func (p *Pool) Check(ctx context.Context, progress func(done, total int64)) ([]Problem, error) {
 	p.admin.Lock()
 	defer p.admin.Unlock()
 	if err := p.usable(ctx); err != nil {
@@ -40,7 +40,7 @@ func (p *Pool) Check(ctx context.Context, progress func(done, total int)) ([]Pro
 		}
 		c.replica(rep)
 		if progress != nil {
-			progress(i+1, len(replicas))
+			progress(int64(i+1), int64(len(replicas)))
 		}
 	}
 	c.rep = ""

@@ -58,5 +58,6 @@
 //
 // The package does not decide who may write when, does not verify data against
 // other replicas, and does not repair. All methods may be called by several
-// goroutines at once; it owns none itself, and reads no clock.
+// goroutines at once; it owns none itself. No clock is read except to bound the
+// wait for a lock on a device.
 package engine

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/engine/disk"
@@ -30,13 +31,18 @@ type FSOptions struct {
 
 // Pool is an open pool.
 type Pool struct {
-	fs       disk.FS
-	id       Identity
-	device   string
-	instance string // boot, and mounting
+	fs     disk.FS
+	id     Identity
+	device string
+	bootID string
+	// instance is what the writes since its last change can only be lost with:
+	// the boot, or the mounting of a pool that is mounted here.
+	instance string
+	mounting string // "" for a pool that is not mounted here
 	space    space
 	lock     disk.File
 	release  func() error // unmounts; may be nil
+	broken   atomic.Bool  // a replica has failed
 
 	admin  sync.Mutex // one at a time makes, opens, lists or removes replicas
 	mu     sync.Mutex // guards what follows; never held over I/O
@@ -57,7 +63,8 @@ func OpenFS(o FSOptions) (*Pool, error) {
 	if err := id.ofCluster(o.Cluster); err != nil {
 		return nil, err
 	}
-	p := &Pool{fs: o.FS, id: id, device: o.Device, instance: o.BootID, open: map[holdfast.ReplicaID]*Replica{}}
+	p := &Pool{fs: o.FS, id: id, device: o.Device, bootID: o.BootID, instance: o.BootID,
+		open: map[holdfast.ReplicaID]*Replica{}}
 	if err := p.start(o.ReserveBytes); err != nil {
 		if p.lock != nil {
 			_ = p.lock.Close()
@@ -332,6 +339,10 @@ func (p *Pool) Close() error {
 	var errs []error
 	for _, r := range replicas {
 		errs = append(errs, r.Close())
+	}
+	// What failed to close may not be durable: then this mounting is not over.
+	if p.mounting != "" && errors.Join(errs...) == nil && !p.broken.Load() {
+		errs = append(errs, endMounting(p.fs, p.mounting))
 	}
 	errs = append(errs, p.lock.Close())
 	if p.release != nil {

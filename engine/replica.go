@@ -152,7 +152,7 @@ func (r *Replica) recover() error {
 		r.meta.Suspects = merge(append(slices.Clone(r.meta.Suspects), r.intents.extents(size)...))
 	}
 	r.meta.Opens++
-	r.boot = fmt.Sprintf("%s/%d", r.pool.instance, r.meta.Opens)
+	r.boot = fmt.Sprintf("%s/%s/%d", r.pool.bootID, r.pool.instance, r.meta.Opens)
 	if err := r.writeMeta(r.meta); err != nil {
 		return err
 	}
@@ -238,6 +238,7 @@ func (r *Replica) fail(op string, err error) error {
 	}
 	f := &failure{holdfast.WrapKind(op+" of replica "+string(r.id), holdfast.Corrupt, err)}
 	r.failed.CompareAndSwap(nil, f)
+	r.pool.broken.Store(true)
 	return f.err
 }
 

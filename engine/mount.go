@@ -1,0 +1,238 @@
+package engine
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine/disk"
+)
+
+// run runs a command of util-linux or xfsprogs, and gives its output and exit
+// status. The error is not nil when it could not be run, was cut short, or its
+// status is none of those allowed; it contains what the command complained about.
+func run(ctx context.Context, allowed []int, name string, args ...string) (out string, status int, err error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		for _, ok := range allowed {
+			if exit.ExitCode() == ok {
+				return stdout.String(), ok, nil
+			}
+		}
+		msg := strings.Join(strings.Fields(stderr.String()), " ")
+		return "", exit.ExitCode(), holdfast.WrapKind(fmt.Sprintf("%s %s: %.300s", name, strings.Join(args, " "), msg), holdfast.Other, err)
+	}
+	if err != nil {
+		return "", -1, holdfast.WrapKind("run "+name+" (of util-linux or xfsprogs)", holdfast.Unavailable, err)
+	}
+	return stdout.String(), 0, nil
+}
+
+// blockDevice is a device that can be mounted: the pool's own, or a loop device
+// over an image file.
+type blockDevice struct {
+	path   string
+	loop   bool // detach it when it is not needed any more
+	opened bool // attached by this call
+}
+
+// attach gives the block device for a path: itself, or a loop device over it
+// with direct I/O; one that a killed process left is found again.
+func attach(ctx context.Context, path string, image bool) (blockDevice, error) {
+	if !image {
+		return blockDevice{path: path}, nil
+	}
+	out, _, err := run(ctx, nil, "losetup", "--associated", path, "--output", "NAME", "--noheadings")
+	if err != nil {
+		return blockDevice{}, err
+	}
+	if found := strings.Fields(out); len(found) > 0 {
+		return blockDevice{path: found[0], loop: true}, nil
+	}
+	out, _, err = run(ctx, nil, "losetup", "--find", "--show", "--direct-io=on", path)
+	if err != nil {
+		// Not every filesystem that an image may be on can do direct I/O.
+		if out, _, err = run(ctx, nil, "losetup", "--find", "--show", path); err != nil {
+			return blockDevice{}, err
+		}
+	}
+	dev := blockDevice{path: strings.TrimSpace(out), loop: true, opened: true}
+	// Whoever had this loop device before may have set it read-only, which
+	// outlives the binding.
+	if _, _, err := run(ctx, nil, "blockdev", "--setrw", dev.path); err != nil {
+		return blockDevice{}, errors.Join(err, dev.detach())
+	}
+	return dev, nil
+}
+
+func (b blockDevice) detach() error {
+	if !b.loop {
+		return nil
+	}
+	_, _, err := run(context.Background(), nil, "losetup", "--detach", b.path)
+	return err
+}
+
+// mountOf finds where a block device is mounted, in this mount namespace; "" if
+// it is not.
+func mountOf(device string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(device, &st); err != nil {
+		return "", holdfast.WrapKind("stat "+device, holdfast.NotFound, err)
+	}
+	want := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	return findMount(func(dev, root, _ string) bool { return dev == want && root == "/" })
+}
+
+// mountAt gives the device number of what is mounted at dir; "" if nothing is.
+func mountAt(dir string) (string, error) {
+	dev := ""
+	_, err := findMount(func(d, _, at string) bool {
+		if at == dir {
+			dev = d
+		}
+		return false
+	})
+	return dev, err
+}
+
+func findMount(match func(dev, root, at string) bool) (string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", holdfast.WrapKind("list mounts", holdfast.Other, err)
+	}
+	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
+		f := strings.Fields(s.Text())
+		if len(f) < 6 {
+			continue
+		}
+		if at := unescapeMount(f[4]); match(f[2], unescapeMount(f[3]), at) {
+			return at, nil
+		}
+	}
+	return "", nil
+}
+
+// unescapeMount undoes the octal escapes of mountinfo.
+func unescapeMount(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// mounted is a pool's filesystem.
+type mounted struct {
+	dev   blockDevice
+	dir   string
+	fresh bool // mounted by this call
+}
+
+const mountFlags = unix.MS_NOATIME | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC
+
+// mountPool mounts a pool's device under root, or finds where it is mounted
+// already: a killed process leaves its mounts.
+func mountPool(dev blockDevice, root string, pool holdfast.PoolID) (*mounted, error) {
+	at, err := mountOf(dev.path)
+	if err != nil {
+		return nil, err
+	}
+	if at != "" {
+		return &mounted{dev: dev, dir: at}, nil
+	}
+	dir := filepath.Join(root, string(pool))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, holdfast.WrapKind("make mount point", holdfast.Invalid, err)
+	}
+	if other, err := mountAt(dir); err != nil || other != "" {
+		return nil, errors.Join(err, errorf("mount "+dev.path, holdfast.InUse, "device %s is mounted at %s; unmount it first", other, dir))
+	}
+	if err := unix.Mount(dev.path, dir, "xfs", mountFlags, ""); err != nil {
+		return nil, holdfast.WrapKind("mount "+dev.path+" at "+dir, mountKind(err), err)
+	}
+	return &mounted{dev: dev, dir: dir, fresh: true}, nil
+}
+
+func mountKind(err error) holdfast.Kind {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return holdfast.InUse
+	case errors.Is(err, unix.EPERM):
+		return holdfast.Denied
+	case errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EINVAL):
+		return holdfast.Corrupt
+	}
+	return holdfast.Other
+}
+
+// transient bounds waiting for what a child process holds between fork and exec:
+// it has every file of this process for a moment, closed ones too.
+const transient = 2 * time.Second
+
+// patiently repeats f while it says that something is in use, for a while.
+func patiently(f func() error) error {
+	for deadline := time.Now().Add(transient); ; <-time.After(5 * time.Millisecond) {
+		err := f()
+		busy := errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EAGAIN)
+		if !busy || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// release unmounts and detaches.
+func (m *mounted) release() error {
+	err := patiently(func() error { return unix.Unmount(m.dir, 0) })
+	if err != nil {
+		return holdfast.WrapKind("unmount "+m.dir, holdfast.InUse, err)
+	}
+	_ = os.Remove(m.dir) // an empty mount point that stays does no harm
+	return m.dev.detach()
+}
+
+// undo releases what this call made, and leaves alone what it found.
+func (m *mounted) undo() error {
+	if m.fresh {
+		return m.release()
+	}
+	if m.dev.opened {
+		return m.dev.detach()
+	}
+	return nil
+}
+
+// mounting is the content of the file mounted. A mounting is an interval in
+// which what was written can only be lost with the whole machine: it changes when
+// the pool is mounted anew, unless it was closed cleanly before.
+type mounting struct {
+	ID    string `json:"id"`
+	Clean bool   `json:"clean"` // closed, everything durable
+}
+
+// beginMounting gives the mounting that a pool opened now belongs to.
+func beginMounting(fs disk.FS, fresh bool) (string, error) {
+	var m mounting
+	err := readSealed(fs, mountedFile, "mounting", &m)
+	if err != nil || m.ID == "" || len(m.ID) > maxInstance/2 || fresh && !m.Clean {
+		m = mounting{ID: string(holdfast.NewPoolID())}
+	}
+	m.Clean = false
+	return m.ID, writeSealed(fs, mountedFile, "mounting", m)
+}
+
+// endMounting says that everything is durable and closed.
+func endMounting(fs disk.FS, id string) error {
+	return writeSealed(fs, mountedFile, "mounting", mounting{ID: id, Clean: true})
+}
