@@ -369,6 +369,25 @@ func TestGotcha10NamesAndEmptyContexts(t *testing.T) {
 	wantCode(t, f.stage(name, st, mountCap()), codes.Unavailable)
 }
 
+func TestGotcha10NameThatIsUsedAgain(t *testing.T) {
+	f := newFixture(t)
+	first, second := f.volume("ext4", 64*mib), f.volume("ext4", 64*mib)
+	rename := func(id holdfast.VolumeID, to string) {
+		f.vols.setSpec(id, func(r *holdfast.Record) { r.Name = to })
+	}
+	rename(first, "db")
+	f.ok(f.stage("db", f.staging("1"), mountCap()), f.publish("db", f.staging("1"), f.target("1"), mountCap(), false))
+	rename(first, "db-old")
+	rename(second, "db")
+	f.ok(f.stage("db", f.staging("2"), mountCap()), f.publish("db", f.staging("2"), f.target("2"), mountCap(), false))
+	for _, n := range []string{"2", "1"} {
+		f.ok(f.unpublish("db", f.target(n)), f.unstage("db", f.staging(n)))
+	}
+	f.wantMounts(f.dir, 0)
+	f.wantAttached(first, false)
+	f.wantAttached(second, false)
+}
+
 func TestGotcha10SymbolicLinksInPaths(t *testing.T) {
 	f := newFixture(t)
 	id := f.volume("ext4", 64*mib)

@@ -27,7 +27,7 @@ func (s *Service) resolve(ctx context.Context, called string) (volume, error) {
 	op := "find volume " + called
 	rec, err := s.vols.Lookup(ctx, called)
 	if errors.Is(err, holdfast.Unavailable) {
-		st, serr := s.states.find(called)
+		st, serr := s.states.find(called, "")
 		if serr == nil && st != nil && len(st.Entries) > 0 {
 			return volume{id: st.Volume, called: called, fsType: st.FSType}, nil
 		}
@@ -247,6 +247,11 @@ func (s *Service) ensureStaged(ctx context.Context, q request, st *volumeState, 
 		return holdfast.E("", holdfast.Exists, fmt.Sprintf("it is staged at %s for another access type (block or mount); unstage it first", e.Path))
 	}
 	if e.Block {
+		if st.entry(e.Path) == nil {
+			if err := checkDir("staging_target_path", e.Path); err != nil {
+				return err
+			}
+		}
 		st.put(e)
 		return s.states.save(st)
 	}

@@ -173,16 +173,20 @@ func (s *states) syncDir() error {
 }
 
 // find looks for the volume that a caller calls by this name or id, among those
-// that have a state here.
-func (s *states) find(called string) (*volumeState, error) {
+// that have a state here; nil if there is none. Names are used again after a
+// volume is gone, so the one that has the path comes first.
+func (s *states) find(called, path string) (*volumeState, error) {
 	if called == filepath.Base(called) {
 		if v, ok, err := s.load(holdfast.VolumeID(called)); err != nil || ok {
 			return v, err
 		}
 	}
-	return s.search(func(v *volumeState) bool {
-		return string(v.Volume) == called || slices.Contains(v.Names, called)
-	})
+	named := func(v *volumeState) bool { return slices.Contains(v.Names, called) }
+	v, err := s.search(func(v *volumeState) bool { return named(v) && v.entry(path) != nil })
+	if err != nil || v != nil {
+		return v, err
+	}
+	return s.search(named)
 }
 
 // owner looks for the volume that has this path.

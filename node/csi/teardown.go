@@ -46,7 +46,7 @@ func (s *Service) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolum
 // volume is enough: the metadata store is only asked when that is nothing, and a
 // volume that nobody knows is fine as long as nothing is mounted there.
 func (s *Service) takeAway(ctx context.Context, called string, e entry) error {
-	st, err := s.states.find(called)
+	st, err := s.states.find(called, e.Path)
 	if err != nil {
 		return err
 	}
