@@ -224,8 +224,8 @@ func (p *Primary) adopt(rec holdfast.Record) {
 		p.superseded(rec)
 		return
 	}
-	if rec.Revision < p.rec.Revision {
-		return
+	if rec.Revision < p.rec.Revision || rec.Epoch < p.rec.Epoch {
+		return // older, or a store that was rolled back: what replicas have promised counts
 	}
 	if rec.Revision > p.member.want.Revision {
 		// A newer record contains the swap whose outcome was unknown, or excludes

@@ -34,6 +34,7 @@ type peer struct {
 	repairAt     time.Duration // not before this time
 	lastTotal    int64         // of the last repair that ended well
 	lastCopied   int64
+	broke        bool // the connection was closed by the other side
 	growing      bool
 	unsettled    bool // it was repaired, and has not been told to forget tail and suspects
 
@@ -209,6 +210,7 @@ func (p *Primary) OnMessage(c Conn, m *Message) {
 // OnClosed is the event that a connection is gone.
 func (p *Primary) OnClosed(c Conn) {
 	if t := p.peerOf(c); t != nil && p.phase != ended {
+		t.broke = true
 		p.lose(t, "the connection broke")
 	}
 }
@@ -288,7 +290,7 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	}
 	rebooted := t.welcome != nil && t.welcome.Boot != m.Welcome.Boot
 	t.up, t.welcome, t.size = true, m.Welcome, m.Welcome.SizeBytes
-	t.refusal, t.downSince = "", 0
+	t.refusal, t.downSince, t.broke = "", 0, false
 	switch {
 	case p.phase < serving:
 		p.remind(t)
@@ -336,9 +338,18 @@ func (p *Primary) tickPeer(t *peer, now time.Duration) {
 		}
 		p.lose(t, "it does not answer")
 	}
-	if t.inSync() && t.downSince != 0 && now-t.downSince >= p.cfg.SilentAfter && p.phase >= serving {
+	if t.inSync() && t.downSince != 0 && now-t.downSince >= p.patience(t) && p.phase >= serving {
 		p.condemn(t)
 	}
+}
+
+// patience is how long a needed peer may be away: not long when its process is
+// known to be gone, since a broken connection says more than silence.
+func (p *Primary) patience(t *peer) time.Duration {
+	if t.broke {
+		return p.cfg.ReconnectFor
+	}
+	return p.cfg.SilentAfter
 }
 
 func sortedIDs(m map[uint64]call) []uint64 {

@@ -19,7 +19,13 @@ type Config struct {
 	// passed, unless it ran on this node.
 	Predecessor *holdfast.Primary
 
+	// Absent are nodes that the metadata store counts as dead: a take-over does
+	// not wait long for the replicas there.
+	Absent []holdfast.NodeID
+
 	SilentAfter  time.Duration // a replica that says nothing for so long is dropped
+	ReconnectFor time.Duration // one whose connection broke has so long to be back
+	AbsentAfter  time.Duration // a take-over waits so long for replicas on absent nodes
 	ReadWindow   time.Duration // reads need every in-sync replica heard from within it
 	PingEvery    time.Duration
 	RedialEvery  time.Duration // between attempts to reach an in-sync replica
@@ -39,7 +45,7 @@ const RepairChunk = 256 << 10
 // DefaultConfig has the default times.
 func DefaultConfig() Config {
 	return Config{
-		SilentAfter: 2 * time.Second, ReadWindow: 2 * time.Second, PingEvery: 400 * time.Millisecond,
+		SilentAfter: 2 * time.Second, ReconnectFor: 500 * time.Millisecond, AbsentAfter: 400 * time.Millisecond, ReadWindow: 2 * time.Second, PingEvery: 400 * time.Millisecond,
 		RedialEvery: 150 * time.Millisecond, RepairRetry: time.Second, IOTimeout: 10 * time.Second,
 		NoSpaceRetry: 500 * time.Millisecond, SwapRetry: 300 * time.Millisecond,
 		RepairRate: 200 << 20, RepairDepth: 2,
@@ -54,6 +60,8 @@ func (c *Config) fill() {
 		}
 	}
 	set(&c.SilentAfter, d.SilentAfter)
+	set(&c.ReconnectFor, d.ReconnectFor)
+	set(&c.AbsentAfter, d.AbsentAfter)
 	set(&c.ReadWindow, d.ReadWindow)
 	set(&c.PingEvery, d.PingEvery)
 	set(&c.RedialEvery, d.RedialEvery)
@@ -135,7 +143,7 @@ func (p *Primary) Start() {
 	now := p.now()
 	p.startedAt, p.lastTick = now, now
 	p.syncPeers()
-	p.takeover.deadline = now + p.cfg.SilentAfter
+	p.takeover.begun = now
 	for _, t := range p.peers {
 		p.dial(t)
 	}

@@ -117,9 +117,7 @@ func (p *Primary) goLive(r *repair) {
 	r.isLive = true
 	var flying []holdfast.Extent
 	for _, w := range p.inflight {
-		if w.sent&r.t.bit == 0 {
-			flying = append(flying, w.ext)
-		}
+		flying = append(flying, w.ext) // begun before, whatever an earlier session got
 	}
 	known := union(flying, r.t.welcome.Tail)
 	suspects := union(r.t.welcome.Suspects, r.source.welcome.Suspects)

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -10,11 +11,10 @@ import (
 // leaves out those that are not there or have lost writes, waits out what an
 // old primary may still read, and makes the tails equal.
 type takeover struct {
-	deadline time.Duration // when those that have not answered are left out
+	begun    time.Duration
 	quietAt  time.Duration // when no older primary can answer reads any more
 	quietSet bool
 	run      int // which reconciliation: callbacks of an earlier one are void
-	copies   int // pieces under way
 }
 
 // tickTakeover goes on with the take-over as far as it can.
@@ -32,7 +32,7 @@ func (p *Primary) tickTakeover(now time.Duration) {
 			missing = append(missing, t)
 		}
 	}
-	if len(up) == 0 || len(missing) > 0 && now < p.takeover.deadline {
+	if len(up) == 0 || len(missing) > 0 && now < p.takeover.begun+p.waitFor(up, missing) {
 		return
 	}
 	p.noteQuiet(up)
@@ -44,6 +44,22 @@ func (p *Primary) tickTakeover(now time.Duration) {
 	}
 	p.phase = reconciling
 	p.reconcile()
+}
+
+// waitFor is how long a take-over waits for the missing: not long when their
+// nodes are known to be dead, and somebody who is there has lost nothing.
+func (p *Primary) waitFor(up, missing []*peer) time.Duration {
+	for _, t := range missing {
+		if !slices.Contains(p.cfg.Absent, t.rep.Node) {
+			return p.cfg.SilentAfter
+		}
+	}
+	for _, t := range up {
+		if len(t.welcome.Suspects) == 0 {
+			return p.cfg.AbsentAfter
+		}
+	}
+	return p.cfg.SilentAfter
 }
 
 // noteQuiet computes until when a predecessor may answer reads. It needs every
@@ -329,7 +345,7 @@ func (p *Primary) serve(in []*peer) {
 func (p *Primary) restartTakeover() {
 	p.takeover.run++
 	p.phase = connecting
-	p.takeover.deadline = p.now() + p.cfg.SilentAfter
+	p.takeover.begun = p.now()
 	for _, t := range p.peers {
 		if t.inSync() && t.conn != nil {
 			p.lose(t, "the take-over begins again") // to learn its tail anew

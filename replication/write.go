@@ -73,8 +73,12 @@ func (p *Primary) startWrite(w *write) {
 	}
 }
 
-// sendWrite sends one write to one peer.
+// sendWrite sends one write to one peer, unless it is on its way there already:
+// a second one could be applied after a later write has (invariant 5).
 func (p *Primary) sendWrite(t *peer, w *write) {
+	if w.owed&t.bit != 0 {
+		return
+	}
 	m := &Message{Type: MsgWrite, Seq: w.seq, Offset: w.ext.Offset, Length: w.ext.Length, FUA: w.fua}
 	if w.trim {
 		m.Type = MsgTrim

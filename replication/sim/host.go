@@ -221,6 +221,11 @@ func (h *host) serve(rec holdfast.Record, old *holdfast.Primary, done func(*devi
 	h.opening = false
 	rs := &swapper{h: h}
 	cfg := h.c.cfg.Protocol
+	for _, o := range h.c.meta.hosts {
+		if !h.c.meta.alive(o.id) {
+			cfg.Absent = append(cfg.Absent, o.id)
+		}
+	}
 	cfg.Cluster, cfg.Self, cfg.Record, cfg.Predecessor = clusterID, h.id, rec, old
 	var p *replication.Primary
 	dev := &device{c: h.c, h: h}
