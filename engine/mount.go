@@ -47,8 +47,9 @@ func run(ctx context.Context, allowed []int, name string, args ...string) (out s
 // over an image file.
 type blockDevice struct {
 	path   string
-	loop   bool // detach it when it is not needed any more
-	opened bool // attached by this call
+	loop   bool   // detach it when it is not needed any more
+	opened bool   // attached by this call
+	file   string // the image file behind the loop device
 }
 
 // attach gives the block device for a path: itself, or a loop device over it
@@ -62,7 +63,7 @@ func attach(ctx context.Context, path string, image bool) (blockDevice, error) {
 		return blockDevice{}, err
 	}
 	if found := strings.Fields(out); len(found) > 0 {
-		return blockDevice{path: found[0], loop: true}, nil
+		return blockDevice{path: found[0], loop: true, file: path}, nil
 	}
 	out, _, err = run(ctx, nil, "losetup", "--find", "--show", "--direct-io=on", path)
 	if err != nil {
@@ -71,7 +72,7 @@ func attach(ctx context.Context, path string, image bool) (blockDevice, error) {
 			return blockDevice{}, err
 		}
 	}
-	dev := blockDevice{path: strings.TrimSpace(out), loop: true, opened: true}
+	dev := blockDevice{path: strings.TrimSpace(out), loop: true, opened: true, file: path}
 	// Whoever had this loop device before may have set it read-only, which
 	// outlives the binding.
 	if _, _, err := run(ctx, nil, "blockdev", "--setrw", dev.path); err != nil {
@@ -81,11 +82,28 @@ func attach(ctx context.Context, path string, image bool) (blockDevice, error) {
 }
 
 func (b blockDevice) detach() error {
-	if !b.loop {
-		return nil
+	if !b.loop || !b.bound() {
+		return nil // it went by itself when its last user did, and may be somebody else's by now
 	}
 	_, _, err := run(context.Background(), nil, "losetup", "--detach", b.path)
+	if err != nil && !b.bound() {
+		return nil
+	}
 	return err
+}
+
+// bound says whether the loop device still is over our image file.
+func (b blockDevice) bound() bool {
+	have, err := os.Stat(b.file)
+	if err != nil {
+		return true // deleted or unreadable: let losetup say
+	}
+	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(b.path), "loop/backing_file"))
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(strings.TrimSpace(string(name)))
+	return err == nil && os.SameFile(have, now)
 }
 
 // mountOf finds where a block device is mounted, in this mount namespace; "" if
