@@ -1,0 +1,181 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/node/agent"
+	"github.com/holdfast-storage/holdfast/node/dataplane"
+	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
+	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
+)
+
+// stopTimeout bounds giving back what can be given back when the daemon stops.
+const stopTimeout = 10 * time.Second
+
+// Abandon, as the cause that ends Run's context, makes it stop without giving
+// anything back, as a crash would: for tests, and for a watchdog.
+type Abandon struct{}
+
+// Error implements error.
+func (Abandon) Error() string { return "the node is abandoned" }
+
+// Node is one node's daemon: New, then Run, once.
+type Node struct {
+	cfg     Config
+	changes *changes
+	ready   chan struct{}
+	agent   *agent.Agent
+	plane   *dataplane.Plane
+	front   *fuseloop.FrontEnd
+}
+
+// New makes a node that does nothing yet. Errors: Invalid.
+func New(cfg Config) (*Node, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Node{cfg: cfg, changes: newChanges(), ready: make(chan struct{})}, nil
+}
+
+// Run is New and Run in one call.
+func Run(ctx context.Context, cfg Config) error {
+	n, err := New(cfg)
+	if err != nil {
+		return err
+	}
+	return n.Run(ctx)
+}
+
+// Ready is closed when the node is registered and answers.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Agent is the node's agent; only once Ready.
+func (n *Node) Agent() *agent.Agent { return n.agent }
+
+// Run is the node's life until ctx ends, which is no error. Then what is not
+// mounted is detached, and the lease is given back. Errors: InUse when another
+// process is this node, or holds an address or the run directory.
+func (n *Node) Run(ctx context.Context) error {
+	op := "run node " + string(n.cfg.Agent.ID)
+	if err := n.build(ctx); err != nil {
+		return holdfast.Wrap(op, errors.Join(err, n.dismantle(false)))
+	}
+	err := n.agent.Start(ctx)
+	if err == nil {
+		err = n.serve(ctx)
+	}
+	return holdfast.Wrap(op, errors.Join(err, n.dismantle(context.Cause(ctx) == error(Abandon{}))))
+}
+
+// build makes the parts; none of them answers anybody yet.
+func (n *Node) build(ctx context.Context) error {
+	cluster, err := n.cfg.Store.Cluster(ctx)
+	if err != nil {
+		return err
+	}
+	n.front, err = fuseloop.New(fuseloop.Config{Root: filepath.Join(n.cfg.RunDir, "devices"), Log: n.cfg.Log})
+	if err != nil {
+		return err
+	}
+	if n.plane, err = n.newPlane(cluster); err != nil {
+		return err
+	}
+	pools, err := n.newPools(cluster, n.plane)
+	if err != nil {
+		return err
+	}
+	n.agent, err = agent.New(n.cfg.Agent, agent.Deps{Store: n.cfg.Store, Plane: plane{n.plane}, FrontEnd: n.front, Pools: pools, Log: n.cfg.Log})
+	return err
+}
+
+// dismantle ends the parts in the order that keeps others safe.
+func (n *Node) dismantle(abandon bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	var errs []error
+	switch {
+	case n.agent != nil && abandon:
+		errs = append(errs, n.agent.Abandon(n.plane.Close))
+	case n.agent != nil:
+		errs = append(errs, n.agent.Close(ctx, n.plane.Close))
+	case n.plane != nil:
+		errs = append(errs, n.plane.Close())
+	}
+	if n.front != nil {
+		errs = append(errs, n.front.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// serve answers others and does the agent's duties until ctx ends.
+func (n *Node) serve(ctx context.Context) error {
+	data, err := n.cfg.RPC.ListenData(ctx, n.cfg.DataListen)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = data.Close() }()
+	api, err := n.cfg.RPC.Listen(ctx, n.cfg.APIListen)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = api.Close() }()
+	g, ctx := errgroup.WithContext(ctx)
+	srv := n.cfg.RPC.NewServer()
+	holdfastv1.RegisterNodeServiceServer(srv, agent.NewService(n.agent))
+	n.serveGRPC(ctx, g, srv, api)
+	if err := n.serveCSI(ctx, g); err != nil {
+		return errors.Join(err, stopped(g, srv))
+	}
+	g.Go(func() error { return n.serveData(ctx, data) })
+	g.Go(func() error { n.changes.run(ctx, n.agent.Note); return nil })
+	g.Go(func() error {
+		return n.agent.Run(ctx, agent.Addrs{Data: n.cfg.advertised(data), API: n.cfg.advertised(api)})
+	})
+	g.Go(func() error {
+		select {
+		case <-n.agent.Registered():
+			close(n.ready)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// stopped ends a server that was begun, when another could not be.
+func stopped(g *errgroup.Group, srv *grpc.Server) error {
+	srv.Stop()
+	return g.Wait()
+}
+
+// serveData runs the replica server until ctx ends.
+func (n *Node) serveData(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	err := n.plane.Serve(l)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// serveGRPC runs a gRPC server until ctx ends.
+func (n *Node) serveGRPC(ctx context.Context, g *errgroup.Group, srv *grpc.Server, l net.Listener) {
+	g.Go(func() error {
+		stop := context.AfterFunc(ctx, srv.Stop)
+		defer stop()
+		err := srv.Serve(l)
+		if ctx.Err() != nil || errors.Is(err, grpc.ErrServerStopped) {
+			return nil
+		}
+		return holdfast.WrapKind("serve gRPC on "+l.Addr().String(), holdfast.Unavailable, err)
+	})
+}

@@ -1,0 +1,203 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine"
+	"github.com/holdfast-storage/holdfast/node/agent"
+	"github.com/holdfast-storage/holdfast/node/dataplane"
+)
+
+// bootIDFile identifies the boot of this host.
+const bootIDFile = "/proc/sys/kernel/random/boot_id"
+
+// pools opens pools by the engine, and serves their replicas by the data plane.
+type pools struct {
+	cluster   holdfast.ClusterID
+	node      holdfast.NodeID
+	bootID    string
+	mountRoot string
+	plane     *dataplane.Plane
+}
+
+func (n *Node) newPools(cluster holdfast.ClusterID, p *dataplane.Plane) (*pools, error) {
+	boot, err := os.ReadFile(bootIDFile)
+	if err != nil {
+		return nil, holdfast.WrapKind("read the boot id", holdfast.Unsupported, err)
+	}
+	return &pools{
+		cluster: cluster, node: n.cfg.Agent.ID, bootID: strings.TrimSpace(string(boot)),
+		mountRoot: filepath.Join(n.cfg.RunDir, "pools"), plane: p,
+	}, nil
+}
+
+// Open implements agent.PoolOpener.
+func (o *pools) Open(ctx context.Context, c agent.PoolConfig) (agent.Pool, error) {
+	op := "open pool " + c.Path
+	if c.ImageBytes > 0 {
+		if err := makeImage(c.Path, c.ImageBytes); err != nil {
+			return nil, holdfast.Wrap(op, err)
+		}
+	}
+	open := engine.OpenOptions{Device: c.Path, Cluster: o.cluster, Node: o.node, MountRoot: o.mountRoot, BootID: o.bootID}
+	p, err := openPatiently(ctx, open)
+	if errors.Is(err, holdfast.NotFound) && c.Format {
+		_, err = engine.Format(ctx, engine.FormatOptions{Device: c.Path, Cluster: o.cluster, Node: o.node, MountRoot: o.mountRoot})
+		if err == nil {
+			p, err = openPatiently(ctx, open)
+		}
+	}
+	if err != nil {
+		return nil, holdfast.Wrap(op, err)
+	}
+	return &pool{Pool: p, plane: o.plane}, nil
+}
+
+// openPatience bounds waiting for a pool that is in use: a killed predecessor is
+// not gone at once, and a child of this process holds what was just closed
+// between fork and exec.
+const openPatience = 3 * time.Second
+
+func openPatiently(ctx context.Context, o engine.OpenOptions) (*engine.Pool, error) {
+	for deadline := time.Now().Add(openPatience); ; {
+		p, err := engine.OpenPool(ctx, o)
+		if !errors.Is(err, holdfast.InUse) || time.Now().After(deadline) {
+			return p, err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// makeImage makes a sparse file if there is none.
+func makeImage(path string, bytes int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return holdfast.WrapKind("make image file", holdfast.Invalid, err)
+	}
+	return holdfast.WrapKind("make image file", holdfast.NoSpace, errors.Join(f.Truncate(bytes), f.Close()))
+}
+
+// Find implements agent.PoolOpener.
+func (o *pools) Find(ctx context.Context) ([]string, error) {
+	devices, err := blockDevices("/sys/class/block")
+	if err != nil {
+		return nil, err
+	}
+	var ours []string
+	for _, d := range devices {
+		if ctx.Err() != nil {
+			return nil, holdfast.WrapKind("search for pools", holdfast.Unavailable, ctx.Err())
+		}
+		id, err := engine.Probe(ctx, d)
+		if err == nil && id.Cluster == o.cluster && id.Node == o.node {
+			ours = append(ours, d)
+		}
+	}
+	return ours, nil
+}
+
+// blockDevices lists the devices that can be pools: disks and partitions that
+// nothing is stacked on. Loop devices are left out, as those may be our own
+// volumes, which must not be read here; images are listed in the configuration.
+func blockDevices(sys string) ([]string, error) {
+	entries, err := os.ReadDir(sys)
+	if err != nil {
+		return nil, holdfast.WrapKind("list block devices", holdfast.Unavailable, err)
+	}
+	var devices []string
+	for _, e := range entries {
+		name := e.Name()
+		notDisk := func(prefix string) bool { return strings.HasPrefix(name, prefix) }
+		if slices.ContainsFunc([]string{"loop", "ram", "zram", "nbd", "ublkb", "fd", "sr"}, notDisk) {
+			continue
+		}
+		size, err := os.ReadFile(filepath.Join(sys, name, "size"))
+		if err != nil || strings.TrimSpace(string(size)) == "0" {
+			continue
+		}
+		if holders, err := os.ReadDir(filepath.Join(sys, name, "holders")); err == nil && len(holders) > 0 {
+			continue
+		}
+		devices = append(devices, "/dev/"+strings.ReplaceAll(name, "!", "/"))
+	}
+	slices.Sort(devices)
+	return devices, nil
+}
+
+// pool shows an engine pool as the agent wants it.
+type pool struct {
+	*engine.Pool
+	plane *dataplane.Plane
+}
+
+func (p *pool) Create(ctx context.Context, r agent.Stored) error {
+	return p.Pool.Create(ctx, r.Volume, r.Replica, r.SizeBytes)
+}
+
+func (p *pool) Replicas() ([]agent.Stored, error) {
+	infos, err := p.Pool.Replicas()
+	if err != nil {
+		return nil, err
+	}
+	promised := map[holdfast.ReplicaID]holdfast.Epoch{}
+	for _, s := range p.plane.Replicas() {
+		promised[s.Replica] = s.Promise.Epoch
+	}
+	stored := make([]agent.Stored, 0, len(infos))
+	for _, r := range infos {
+		stored = append(stored, agent.Stored{Volume: r.Volume, Replica: r.Replica, SizeBytes: r.SizeBytes,
+			AllocatedBytes: r.AllocatedBytes, Promised: promised[r.Replica]})
+	}
+	return stored, nil
+}
+
+// Serve implements agent.Pool. One that is open is served already: only this
+// opens replicas.
+func (p *pool) Serve(_ context.Context, id holdfast.ReplicaID) error {
+	infos, err := p.Pool.Replicas()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(infos, func(r engine.ReplicaInfo) bool { return r.Replica == id })
+	if i < 0 {
+		return holdfast.E("serve replica "+string(id), holdfast.NotFound, fmt.Sprintf("pool %s has no such replica", p.Info().ID))
+	}
+	if infos[i].Err != nil {
+		return holdfast.Wrap("serve replica "+string(id), infos[i].Err)
+	}
+	r, err := p.Open(id)
+	if errors.Is(err, holdfast.InUse) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.plane.AddReplica(infos[i].Volume, id, r); err != nil {
+		return errors.Join(err, r.Close())
+	}
+	return nil
+}
+
+func (p *pool) Check(ctx context.Context, progress func(done, total int64)) ([]string, error) {
+	problems, err := p.Pool.Check(ctx, progress)
+	lines := make([]string, 0, len(problems))
+	for _, x := range problems {
+		lines = append(lines, x.String())
+	}
+	return lines, err
+}
