@@ -60,8 +60,14 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		return stoppedOr(ctx, err)
 	}
 	err = (&daemon{cfg: cfg, o: o, log: log, recs: recs}).run(ctx)
-	log.Info("stopped", "err", err)
-	return errors.Join(stoppedOr(ctx, err), holdfast.Wrap("close the metadata store", recs.Close()))
+	if ctx.Err() != nil && errors.Is(err, holdfast.Unavailable) {
+		// What could not be given back, as nobody answers, runs out by itself.
+		log.Warn("stopping without having given everything back", "err", err)
+		err = nil
+	}
+	err = errors.Join(stoppedOr(ctx, err), holdfast.Wrap("close the metadata store", recs.Close()))
+	log.Info("stopped")
+	return err
 }
 
 // stoppedOr is nil for an error that only says that ctx has ended.
@@ -206,7 +212,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Agent.ID, nc.Agent.Domain, nc.Agent.Release = holdfast.NodeID(cfg.Node), cfg.Domain, d.o.Release
 	nc.Agent.Pools, nc.Agent.AutoPools = cfg.Pools, cfg.AutoPools
 	nc.Agent.LeaseTTL = time.Duration(cfg.Times.Lease)
-	nc.Store, nc.Log, nc.RPC = d.recs, d.log, d.o.RPC
+	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
 	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
 	if cfg.CSI == "" {

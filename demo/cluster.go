@@ -126,13 +126,18 @@ func (c *cluster) powerOn(ctx context.Context, id string) error {
 	return c.start(ctx, id)
 }
 
-// stop ends all daemons in good order.
+// stop ends all daemons in good order, one after the other, so that there is a
+// majority of etcd to tell; the last one has none to tell and is killed.
 func (c *cluster) stop() {
-	for _, p := range c.procs {
-		_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	}
-	for _, p := range c.procs {
-		p.stop(syscall.SIGTERM, 10*time.Second)
+	for i := len(c.nodes) - 1; i >= 0; i-- {
+		p := c.procs[c.nodes[i]]
+		switch {
+		case p == nil:
+		case i == 0:
+			p.kill()
+		default:
+			p.stop(syscall.SIGTERM, 15*time.Second)
+		}
 	}
 	c.procs = map[string]*process{}
 }
@@ -148,6 +153,16 @@ func (c *cluster) status(ctx context.Context, via string) (*holdfastv1.ClusterSt
 		return nil, err
 	}
 	return holdfastv1.NewClusterServiceClient(cc).GetStatus(ctx, &holdfastv1.GetStatusRequest{})
+}
+
+// pools asks one node which pools there are.
+func (c *cluster) pools(ctx context.Context, via string) ([]*holdfastv1.Pool, error) {
+	cc, err := c.api(via)
+	if err != nil {
+		return nil, err
+	}
+	r, err := holdfastv1.NewClusterServiceClient(cc).ListPools(ctx, &holdfastv1.ListPoolsRequest{})
+	return r.GetPools(), err
 }
 
 // volume asks one node how a volume is.

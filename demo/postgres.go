@@ -146,3 +146,6 @@ func insert(n int64) string {
 
 // verifyRows lists the rows whose content is what insert wrote.
 const verifyRows = "SELECT n FROM rows WHERE note = repeat(md5(n::text), 16) ORDER BY n"
+
+// bulk is older data, about 80 MB.
+const bulk = "CREATE TABLE older AS SELECT n, repeat(md5(n::text), 4) AS note FROM generate_series(1, 500000) AS n"

@@ -57,7 +57,7 @@ type fact struct {
 // play is the whole scenario.
 func (r *run) play(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		r.startCluster, r.createVolume, r.startDatabase, r.loseReplica, r.losePower, r.bringBack, r.grow, r.showAll,
+		r.startCluster, r.createVolume, r.startDatabase, r.loseReplica, r.losePower, r.bringBack, r.grow, r.showAll, r.takeDown,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -124,6 +124,11 @@ func (r *run) startDatabase(ctx context.Context) error {
 		return err
 	}
 	r.tl.note("PostgreSQL runs on %s", dbNode)
+	// So that a whole copy would be much more than what is missed in a while.
+	if _, err := r.pg.query(ctx, bulk); err != nil {
+		return err
+	}
+	r.tl.note("it has been given half a million rows of older data")
 	if err := r.startWriting(ctx); err != nil {
 		return err
 	}
@@ -227,7 +232,7 @@ func (r *run) losePower(ctx context.Context) error {
 		return err
 	}
 	r.tl.note("PostgreSQL has recovered and runs on %s, %s after the cut", spareNode, seconds(time.Since(cut)))
-	if err := r.verify(ctx); err != nil {
+	if err := r.verify(ctx, "rows found after the power cut"); err != nil {
 		return err
 	}
 	if err := r.startWriting(ctx); err != nil {
@@ -237,7 +242,7 @@ func (r *run) losePower(ctx context.Context) error {
 }
 
 // verify checks every acknowledged row.
-func (r *run) verify(ctx context.Context) error {
+func (r *run) verify(ctx context.Context, what string) error {
 	found, err := r.pg.query(ctx, verifyRows)
 	if err != nil {
 		return err
@@ -249,7 +254,7 @@ func (r *run) verify(ctx context.Context) error {
 	if len(missing) > 0 {
 		return holdfast.E("verify rows", holdfast.Corrupt, fmt.Sprintf("%d acknowledged rows are lost, the first is %d", len(missing), missing[0]))
 	}
-	r.check("acknowledged rows found after the power cut", fmt.Sprintf("all %d", r.ledger.count()), "all", true)
+	r.check("acknowledged "+what, fmt.Sprintf("all %d", r.ledger.count()), "all", true)
 	r.tl.note("every one of the %d acknowledged rows is there (and %d that nobody had been told of)", r.ledger.count(), unacked)
 	return nil
 }
@@ -324,7 +329,10 @@ func (r *run) showAll(ctx context.Context) error {
 	if err := r.w.end(); err != nil {
 		return err
 	}
-	if err := r.verify(ctx); err != nil {
+	if err := r.verify(ctx, "rows found at the end"); err != nil {
+		return err
+	}
+	if err := r.checkPools(ctx); err != nil {
 		return err
 	}
 	for _, args := range [][]string{{"status"}, {"volume", "inspect", volumeName}} {
@@ -334,6 +342,50 @@ func (r *run) showAll(ctx context.Context) error {
 		}
 		r.tl.say("\n$ holdfast %s\n%s", strings.Join(args, " "), text)
 	}
+	return nil
+}
+
+// checkPools has every pool verified.
+func (r *run) checkPools(ctx context.Context) error {
+	st, err := r.c.pools(ctx, apiNode)
+	if err != nil {
+		return err
+	}
+	for _, p := range st {
+		if _, err := r.c.cli(ctx, apiNode, "pool", "check", p.GetId()); err != nil {
+			return err
+		}
+	}
+	r.check("pools checked while in use", fmt.Sprintf("%d sound", len(st)), "all sound", len(st) == len(r.c.storage()))
+	r.tl.note("all %d pools are sound", len(st))
+	return nil
+}
+
+// takeDown removes the volume as an orchestrator would; not with Keep.
+func (r *run) takeDown(ctx context.Context) error {
+	if r.o.Keep {
+		return nil
+	}
+	r.tl.heading("Taking it down in good order")
+	r.db.stop(syscall.SIGINT, 20*time.Second)
+	r.db = nil
+	if err := r.k.unpublish(ctx, spareNode); err != nil {
+		return err
+	}
+	if err := r.k.delete(ctx, apiNode); err != nil {
+		return err
+	}
+	err := until(ctx, 20*time.Second, "remove the replicas", func(ctx context.Context) (bool, error) {
+		left, err := filepath.Glob(filepath.Join(r.o.Dir, "*", "run", "pools", "*", "replicas", "*"))
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left: %v", left)
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		return err
+	}
+	r.tl.note("the volume is unpublished and deleted, its replicas are gone from the pools")
 	return nil
 }
 
@@ -371,6 +423,7 @@ func (r *run) result() error {
 // end takes the cluster down in good order, so that what cannot be taken down
 // is noticed; what is left is removed by force afterwards.
 func (r *run) end() {
+	r.tl.watch(nil)
 	if r.w != nil {
 		r.w.stop()
 	}
