@@ -1,0 +1,160 @@
+package node_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/testcluster"
+	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
+)
+
+func TestForceTakesAMountedVolumeAndTheOldHolderLosesItsDevice(t *testing.T) {
+	c := testcluster.Start(t, testcluster.Options{Storage: 2})
+	n1, n2 := c.Nodes[0], c.Nodes[1]
+	rec := c.CreateVolume("v", 64*mib, c.Nodes...)
+	dev := n1.Attach(rec.ID)
+	sh(t, "mkfs.ext4", "-q", dev)
+	dir, _ := mount(t, dev)
+	file, want := pattern(t, 4*mib)
+	sh(t, "cp", file, filepath.Join(dir, "data"))
+	sh(t, "sync", "-f", dir)
+	r, err := n2.Client().Attach(t.Context(), &holdfastv1.AttachRequest{VolumeId: string(rec.ID), Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := try("dd", "if=/dev/zero", "of="+dev, "bs=4k", "count=1", "oflag=direct", "conv=notrunc"); err == nil {
+		t.Error("the old holder's device still takes writes")
+	}
+	c.Eventually("the old holder has no device any more", func() bool {
+		_, ok := n1.Agent().Attached(rec.ID)
+		return !ok
+	})
+	dir2, unmount := mount(t, r.GetDevicePath())
+	if got := strings.Fields(sh(t, "sha256sum", filepath.Join(dir2, "data")))[0]; got != want {
+		t.Error("what was synced is not there on the new holder")
+	}
+	unmount()
+	n1.Detach(rec.ID) // what an orchestrator does late: it must not touch the new holder
+	if r := c.Record(rec.ID); r.AttachedTo() != n2.ID {
+		t.Errorf("attached to %q", r.AttachedTo())
+	}
+}
+
+func TestADaemonThatStopsUnderAMountAttachesItAgain(t *testing.T) {
+	c := testcluster.Start(t, testcluster.Options{Storage: 2})
+	n1, n2 := c.Nodes[0], c.Nodes[1]
+	rec := c.CreateVolume("v", 64*mib, c.Nodes...)
+	dev := n1.Attach(rec.ID)
+	sh(t, "mkfs.ext4", "-q", dev)
+	dir, _ := mount(t, dev)
+	file, want := pattern(t, 4*mib)
+	sh(t, "cp", file, filepath.Join(dir, "data"))
+	sh(t, "sync", "-f", dir)
+	n1.Stop()
+	if r := c.Record(rec.ID); r.AttachedTo() != n1.ID {
+		t.Fatalf("the mounted volume's grant went: attached to %q", r.AttachedTo())
+	}
+	n1.Start()
+	var again string
+	c.Eventually("it is attached again", func() bool {
+		var ok bool
+		again, ok = n1.Agent().Attached(rec.ID)
+		return ok
+	})
+	_, err := n2.Client().Attach(t.Context(), &holdfastv1.AttachRequest{VolumeId: string(rec.ID)})
+	wantKind(t, err, holdfast.InUse, "n1")
+	dir2, unmount := mount(t, again)
+	if got := strings.Fields(sh(t, "sha256sum", filepath.Join(dir2, "data")))[0]; got != want {
+		t.Error("what was synced is not there")
+	}
+	unmount()
+	n1.Detach(rec.ID)
+}
+
+func TestIOGoesOnWhileTheMetadataStoreIsAway(t *testing.T) {
+	c := testcluster.Start(t, testcluster.Options{LeaseTTL: time.Second})
+	n1 := c.Nodes[0]
+	rec := c.CreateVolume("v", 64*mib, c.Nodes...)
+	dev := n1.Attach(rec.ID)
+	for _, n := range c.Nodes {
+		n.Store.SetOutage(true)
+	}
+	c.Eventually("all leases have run out", func() bool {
+		nodes, err := c.DB.Nodes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range nodes {
+			if n.Alive {
+				return false
+			}
+		}
+		return true
+	})
+	file, want := pattern(t, 8*mib)
+	write(t, file, dev, 0)
+	if sum(t, dev, 0, 8) != want {
+		t.Error("read back differs")
+	}
+	for _, n := range c.Nodes {
+		n.Store.SetOutage(false)
+	}
+	c.Eventually("all nodes have joined again", func() bool {
+		nodes, err := c.DB.Nodes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range nodes {
+			if !n.Alive {
+				return false
+			}
+		}
+		return true
+	})
+	if path, ok := n1.Agent().Attached(rec.ID); !ok || path != dev {
+		t.Errorf("attached as %q, %v", path, ok)
+	}
+	if r := c.Record(rec.ID); !r.Healthy() || r.AttachedTo() != n1.ID {
+		t.Errorf("record %+v", r)
+	}
+	n1.Detach(rec.ID)
+}
+
+// What a killed attach leaves must be completed or undone by the next start.
+func TestADaemonKilledInTheMiddleOfAttachingRecovers(t *testing.T) {
+	c := testcluster.Start(t, testcluster.Options{Storage: 2})
+	n1, n2 := c.Nodes[0], c.Nodes[1]
+	rec := c.CreateVolume("v", 64*mib, c.Nodes...)
+	for i := range 6 {
+		attached := make(chan struct{})
+		client := n1.Client()
+		go func() {
+			defer close(attached)
+			_, _ = client.Attach(t.Context(), &holdfastv1.AttachRequest{VolumeId: string(rec.ID)})
+		}()
+		<-time.After(time.Duration(i*6) * time.Millisecond) // anywhere between nothing and all of it
+		n1.Kill()
+		<-attached
+		n1.Start()
+		r := c.Record(rec.ID)
+		if r.AttachedTo() == n1.ID {
+			c.Eventually("what was granted is attached", func() bool { _, ok := n1.Agent().Attached(rec.ID); return ok })
+		}
+		n1.Detach(rec.ID)
+		c.Eventually("the volume can be used elsewhere, and is whole", func() bool {
+			if _, err := n2.Client().Attach(t.Context(), &holdfastv1.AttachRequest{VolumeId: string(rec.ID)}); err != nil {
+				return false
+			}
+			r := c.Record(rec.ID)
+			return r.Healthy()
+		})
+		n2.Detach(rec.ID)
+		if left, err := os.ReadDir(filepath.Join(n1.Config.RunDir, "devices")); err != nil || len(left) != 1 { // the owner's mark
+			t.Errorf("left behind: %v, %v", left, err)
+		}
+	}
+}
