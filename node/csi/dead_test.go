@@ -111,6 +111,38 @@ func TestDeadDeviceOfABlockVolume(t *testing.T) {
 	f.wantMounts(f.dir, 0)
 }
 
+func TestDeviceThatIsGoneIsUnmountedThoughHeldOpen(t *testing.T) {
+	f := newFixture(t)
+	// The volume's device lies on a filesystem that shuts down: then it gives errors.
+	pool, st, tg := f.volume("xfs", 640*mib), f.staging("s"), f.target("t")
+	f.ok(f.stage(pool, f.staging("pool"), mountCap()))
+	for _, fs := range []string{"ext4", "xfs"} {
+		id := f.volume(fs, 320*mib)
+		backing := f.staging("pool") + "/" + fs
+		f.ok(exec.Command("mv", f.vols.file(id), backing).Run(), os.Symlink(backing, f.vols.file(id)))
+		f.ok(f.stage(id, st, mountCap()), f.publish(id, st, tg, mountCap(), false))
+		held, err := os.Create(tg + "/held")
+		f.ok(err)
+		defer func() { _ = held.Close() }()
+		if fs == "ext4" {
+			// Held, but alive: it must not be unmounted behind its user's back.
+			wantCode(t, f.unpublish(id, tg), codes.FailedPrecondition)
+			f.ok(held.Close(), f.unpublish(id, tg), f.unstage(id, st))
+			continue
+		}
+		f.shutDown(f.staging("pool"))
+		loop := f.vols.devs[id]
+		f.vols.set(func() { delete(f.vols.devs, id) }) // the agent gave it up
+		if _, err := f.stats(id, tg); err == nil {
+			t.Error("statistics of a dead mount")
+		}
+		f.ok(f.unpublish(id, tg), f.unstage(id, st))
+		f.wantMounts(tg, 0)
+		f.wantMounts(st, 0)
+		f.ok(held.Close(), exec.Command("losetup", "-d", loop).Run())
+	}
+}
+
 // What a daemon that is killed may leave behind at each point must be completed
 // or undone by the calls that an orchestrator repeats.
 func TestKilledAnywhere(t *testing.T) {

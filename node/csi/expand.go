@@ -20,6 +20,9 @@ func (s *Service) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeR
 		if err != nil {
 			return nil, err
 		}
+		if at.dead {
+			return nil, deadMount(op, at.path)
+		}
 		if c := r.GetVolumeCapability(); c != nil {
 			if _, err := checkCapability(op, c); err != nil {
 				return nil, err
@@ -61,10 +64,12 @@ func (s *Service) grow(ctx context.Context, op string, at place) (int64, error) 
 	if err != nil {
 		return 0, err
 	}
-	if at.block {
+	switch {
+	case at.dead:
+		return 0, deadMount(op, at.path)
+	case at.block:
 		return at.dev.size, nil
-	}
-	if at.readOnly {
+	case at.readOnly:
 		return 0, holdfast.E(op, holdfast.InUse, "the filesystem is mounted read-only; it grows when it is next staged for writing")
 	}
 	return at.dev.size, holdfast.Wrap(op, growMounted(ctx, at.dev, at.path, at.fsType))
@@ -99,14 +104,6 @@ func (s *Service) locate(ctx context.Context, op, called, path string) (place, e
 // look fills in what is at the place now.
 func (s *Service) look(op string, at place) (place, error) {
 	absent := holdfast.E(op, holdfast.NotFound, fmt.Sprintf("the volume is not staged or published at %s on this node", at.path))
-	path, ok := s.vols.Attached(at.id)
-	if !ok {
-		return at, absent
-	}
-	var err error
-	if at.dev, err = openDev(path); err != nil {
-		return at, holdfast.Wrap(op, err)
-	}
 	st, _, err := s.states.load(at.id)
 	if err != nil {
 		return at, holdfast.Wrap(op, err)
@@ -116,10 +113,16 @@ func (s *Service) look(op string, at place) (place, error) {
 		return at, holdfast.Wrap(op, err)
 	}
 	e, m := st.entry(at.path), t.top(at.path)
+	path, attached := s.vols.Attached(at.id)
+	if attached {
+		if at.dev, err = openDev(path); err != nil {
+			return at, holdfast.Wrap(op, err)
+		}
+	}
 	switch {
-	case e != nil && e.Block && (e.Role == staged || m != nil && shows(m, at.dev.id)):
+	case attached && e != nil && e.Block && (e.Role == staged || m != nil && shows(m, at.dev.id)):
 		at.block = true
-	case m != nil && shows(m, at.dev.id):
+	case attached && m != nil && shows(m, at.dev.id):
 		at.block, at.fsType = isNode(m), m.FSType
 		at.readOnly = hasOption(m.VFSOptions, "ro")
 		at.dead = !at.block && isDead(at.path)
@@ -140,13 +143,17 @@ func (s *Service) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSt
 			return nil, err
 		}
 		if at.dead {
-			return nil, holdfast.E(op, holdfast.Unavailable, "the mount at "+at.path+" is dead; stage and publish the volume again")
+			return nil, deadMount(op, at.path)
 		}
 		if at.block {
 			return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{{Unit: csi.VolumeUsage_BYTES, Total: at.dev.size}}}, nil
 		}
 		return statsOf(op, at.path)
 	})
+}
+
+func deadMount(op, path string) error {
+	return holdfast.E(op, holdfast.Unavailable, "the mount at "+path+" is dead: its device is gone or gives errors; stage and publish the volume again")
 }
 
 func statsOf(op, path string) (*csi.NodeGetVolumeStatsResponse, error) {

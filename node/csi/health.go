@@ -61,7 +61,7 @@ func (s *Service) deadPath(op string, rec holdfast.Record, r *csi.NodeGetVolumeH
 		case err != nil:
 			return err
 		case at.dead:
-			return holdfast.E(op, holdfast.Unavailable, "the mount at "+p+" is dead; stage and publish the volume again")
+			return deadMount(op, p)
 		}
 	}
 	return nil

@@ -10,8 +10,10 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+	mountutils "k8s.io/mount-utils"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/buf"
 )
 
 // busyPause is how long to wait before something busy is tried again.
@@ -76,14 +78,36 @@ func (s *Service) unmountOne(st *volumeState, m *mountinfo.Info) error {
 }
 
 // isStale says whether a mount of the volume shows a device that it no longer
-// has, or a filesystem that has shut down.
+// has, one that gives errors, or a filesystem that has shut down.
 func (s *Service) isStale(st *volumeState, m *mountinfo.Info) bool {
 	if e := st.entry(m.Mountpoint); e != nil && e.Device == mountedDev(m) {
-		if now := s.attachedDev(st.Volume); now != "" && now != e.Device {
+		now := s.attachedDev(st.Volume)
+		if now != "" && now != e.Device || now == "" && deviceFails(m) {
 			return true
 		}
 	}
 	return isDead(m.Mountpoint)
+}
+
+// deviceFails says whether the device that m shows cannot be read: nobody serves
+// it any more. When in doubt it can.
+func deviceFails(m *mountinfo.Info) bool {
+	path := m.Source
+	if isNode(m) {
+		path = m.Mountpoint
+	}
+	if rdev, err := rdevOf(path); err != nil || devID(rdev) != mountedDev(m) {
+		return false
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return mountutils.IsCorruptedMnt(err) || errors.Is(err, unix.ENXIO)
+	}
+	defer func() { _ = f.Close() }()
+	b := buf.Get(holdfast.BlockSize)
+	defer b.Release()
+	n, err := f.ReadAt(b.B, 0)
+	return n == 0 && err != nil
 }
 
 // attachedDev is the device that the volume has now, as "major:minor"; "" if it
