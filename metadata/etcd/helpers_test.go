@@ -89,7 +89,7 @@ func newCluster(t *testing.T, members int, tls *certs) *cluster {
 		c.configs = append(c.configs, cfg)
 		c.client.Endpoints = append(c.client.Endpoints, cfg.ClientURLs...)
 	}
-	c.client.CallTimeout = time.Second
+	c.client.CallTimeout = 2 * time.Second
 	c.client.Probe = 200 * time.Millisecond
 	c.client.LeaderTTL = 2 * time.Second
 	t.Cleanup(c.stop)

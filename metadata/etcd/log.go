@@ -2,14 +2,33 @@ package etcd
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/holdfast-storage/holdfast"
 )
 
 // zapTo makes the logger that etcd wants write warnings and worse to a slog.
-func zapTo(l *slog.Logger) *zap.Logger { return zap.New(slogCore{l}) }
+func zapTo(l *slog.Logger, opts ...zap.Option) *zap.Logger { return zap.New(slogCore{l}, opts...) }
+
+// fatal is what the etcd server does when it cannot go on, such as when its
+// disk is full: by default it would end the process, and with it the I/O of
+// volumes, which need no etcd. So only the goroutine ends that has the trouble
+// (it acknowledges nothing any more), and the owner is told.
+type fatal struct{ failed chan error }
+
+func (f fatal) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+	err := holdfast.E("run the etcd member", holdfast.Unavailable, fmt.Sprint(e.Message, " ", attrs(fields)))
+	select {
+	case f.failed <- err:
+	default: // it has failed already
+	}
+	runtime.Goexit()
+}
 
 // slogCore is a zapcore.Core over a slog.Logger.
 type slogCore struct{ l *slog.Logger }

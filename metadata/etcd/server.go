@@ -8,10 +8,13 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -48,8 +51,11 @@ type ServerTLS struct {
 
 // Server is an etcd member that runs inside this process.
 type Server struct {
-	etcd *embed.Etcd
-	urls []string
+	etcd   *embed.Etcd
+	urls   []string
+	failed chan error
+	over   chan struct{} // closed by Close
+	close  func()
 }
 
 // StartServer starts a member and waits until it is part of a majority and
@@ -57,7 +63,8 @@ type Server struct {
 // Invalid and Unavailable. Close it.
 func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	op := "start etcd member " + cfg.Name
-	ec, err := cfg.embed()
+	failed := make(chan error, 1)
+	ec, err := cfg.embed(fatal{failed})
 	if err != nil {
 		return nil, holdfast.WrapKind(op, holdfast.Invalid, err)
 	}
@@ -83,7 +90,7 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 		if r.err != nil {
 			return nil, holdfast.WrapKind(op, holdfast.Unavailable, r.err)
 		}
-		return ready(ctx, op, cfg, r.etcd)
+		return ready(ctx, op, cfg, r.etcd, failed)
 	case <-ctx.Done():
 		go func() {
 			if r := <-result; r.err == nil {
@@ -94,34 +101,76 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	}
 }
 
-func ready(ctx context.Context, op string, cfg ServerConfig, e *embed.Etcd) (*Server, error) {
+func ready(ctx context.Context, op string, cfg ServerConfig, e *embed.Etcd, failed chan error) (*Server, error) {
+	var err error
 	select {
 	case <-e.Server.ReadyNotify():
-		return &Server{etcd: e, urls: slices.Clone(cfg.ClientURLs)}, nil
-	case err := <-e.Err():
-		e.Close()
-		return nil, holdfast.WrapKind(op, holdfast.Unavailable, err)
+		s := &Server{etcd: e, urls: slices.Clone(cfg.ClientURLs), failed: failed, over: make(chan struct{})}
+		s.close = sync.OnceFunc(func() {
+			close(s.over)
+			closeWithin(e, closeTimeout)
+		})
+		go s.listen()
+		return s, nil
+	case err = <-e.Err():
+	case err = <-failed:
 	case <-ctx.Done():
+		err = holdfast.E("", holdfast.Unavailable, fmt.Sprintf("no majority of the members %v was there in time", slices.Sorted(maps.Keys(cfg.Members))))
+	}
+	closeWithin(e, closeTimeout)
+	return nil, holdfast.WrapKind(op, holdfast.Unavailable, err)
+}
+
+// closeTimeout is how long a member may take to stop in order. One that has
+// failed may never; everything acknowledged is on its disk.
+const closeTimeout = 10 * time.Second
+
+func closeWithin(e *embed.Etcd, d time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
 		e.Close()
-		return nil, holdfast.E(op, holdfast.Unavailable, fmt.Sprintf("no majority of the members %v was there in time", slices.Sorted(maps.Keys(cfg.Members))))
+	}()
+	select {
+	case <-done:
+	case <-time.After(d):
+	}
+}
+
+// listen passes on the errors of the member's listeners.
+func (s *Server) listen() {
+	for {
+		select {
+		case <-s.over:
+			return
+		case err, ok := <-s.etcd.Err():
+			if !ok {
+				return
+			}
+			select {
+			case s.failed <- holdfast.WrapKind("run the etcd member", holdfast.Unavailable, err):
+			default:
+			}
+		}
 	}
 }
 
 // Endpoints are for Config.Endpoints.
 func (s *Server) Endpoints() []string { return slices.Clone(s.urls) }
 
-// Failed delivers the error with which the member stopped by itself.
-func (s *Server) Failed() <-chan error { return s.etcd.Err() }
+// Failed delivers the error with which the member stopped by itself, such as a
+// full disk. It acknowledges nothing any more; close it.
+func (s *Server) Failed() <-chan error { return s.failed }
 
 // Close stops the member; its data stays.
 func (s *Server) Close() error {
-	s.etcd.Close()
+	s.close()
 	return nil
 }
 
 // embed is the configuration as the etcd server takes it. Everything is synced
 // to disk before it is acknowledged: UnsafeNoFsync stays off.
-func (c ServerConfig) embed() (*embed.Config, error) {
+func (c ServerConfig) embed(onFatal zapcore.CheckWriteHook) (*embed.Config, error) {
 	ec := embed.NewConfig()
 	if c.Name == "" || c.Dir == "" || len(c.ClientURLs) == 0 || len(c.PeerURLs) == 0 {
 		return nil, holdfast.E("", holdfast.Invalid, "a name, a folder, client URLs and peer URLs are needed")
@@ -161,7 +210,7 @@ func (c ServerConfig) embed() (*embed.Config, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(log))
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(log, zap.WithFatalHook(onFatal)))
 	return ec, nil
 }
 

@@ -189,9 +189,23 @@ func (s *Store) probe() {
 		case <-s.life.Done():
 			return
 		case <-tick.C:
-			_, _ = s.get(s.life, "probe", layout.ClusterKey, clientv3.WithCountOnly())
+			if _, err := s.get(s.life, "probe", layout.ClusterKey, clientv3.WithCountOnly()); err != nil {
+				s.login()
+			}
 		}
 	}
+}
+
+// login gets a new token. An etcd that was put back waits, without an answer,
+// for a token's moment to come that lies in its future: the client would never
+// learn that it needs a new one. It asks for one when it opens a stream.
+func (s *Store) login() {
+	if s.cfg.Username == "" {
+		return
+	}
+	ctx, cancel := s.bound(s.life)
+	defer cancel()
+	_, _ = s.client.KeepAliveOnce(ctx, clientv3.LeaseID(-1)) // which there never is
 }
 
 // key puts the prefix before a key.
