@@ -169,6 +169,7 @@ func TestForcedTakeOverFencesTheOldPrimary(t *testing.T) {
 
 func TestConcurrentOpensJoin(t *testing.T) {
 	c := newCluster(t, 2).start()
+	c.nodes[0].store.Inject(func(memory.Op) memory.Fault { return memory.Fault{Delay: 20 * time.Millisecond} })
 	var wg sync.WaitGroup
 	hs := make([]*Volume, 8)
 	for i := range hs {
@@ -287,6 +288,7 @@ func TestBrokenConnectionsComeBackWithoutMetadata(t *testing.T) {
 	wg.Go(func() { m.load(t, h, 4, 1<<30, stop) })
 	for range 10 {
 		writes := h.Status().Counters.Writes
+		c.nodes[0].plane.ageAddrs()
 		for _, nd := range c.nodes[1:] {
 			nd.plane.breakConns()
 		}
@@ -377,5 +379,15 @@ func TestLostAnswers(t *testing.T) {
 	c.until("the grant is given back", func() bool { return c.record().Primary == nil })
 	if swaps < 3 {
 		t.Errorf("%d swaps", swaps)
+	}
+}
+
+// ageAddrs makes the plane ask for addresses again.
+func (p *Plane) ageAddrs() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, a := range p.addrs {
+		a.asked = time.Time{}
+		p.addrs[id] = a
 	}
 }

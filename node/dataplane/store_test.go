@@ -110,6 +110,22 @@ func TestStoreHammer(t *testing.T) {
 	<-s.gone
 }
 
+// TestWorkerThatWasCalledDoesNotLeave: its time was up just when a task came.
+func TestWorkerThatWasCalledDoesNotLeave(t *testing.T) {
+	s := testStore(newMemBacking(0), nil)
+	s.workers, s.idle = 1, 1
+	s.Submit(&replication.Task{})
+	if s.workers != 1 || s.idle != 0 {
+		t.Fatalf("%d workers, %d idle: the idle one was not called", s.workers, s.idle)
+	}
+	if s.leave() {
+		t.Error("the worker left with a task waiting for it")
+	}
+	if s.next() == nil {
+		t.Error("the task is gone")
+	}
+}
+
 func TestRemoveReplicaWaitsForItsTasks(t *testing.T) {
 	c := newCluster(t, 2).start()
 	h := c.open(c.nodes[0], OpenOptions{})
