@@ -31,12 +31,13 @@ func (s *Server) ControllerListVolumeHealth(ctx context.Context, q *csipb.Contro
 		return done[csipb.ControllerListVolumeHealthResponse](nil, err)
 	}
 	var ill []*csipb.VolumeHealth
+	var ids []string
 	for _, r := range recs {
 		if h := health(r, nodes); len(h.GetHealthStatuses()) > 0 {
-			ill = append(ill, h)
+			ill, ids = append(ill, h), append(ids, h.GetVolumeId())
 		}
 	}
-	from, to, next, err := page(op, len(ill), func(i int) string { return ill[i].GetVolumeId() }, q.GetMaxEntries(), q.GetStartingToken())
+	from, to, next, err := page(op, q, ids)
 	if err != nil {
 		return done[csipb.ControllerListVolumeHealthResponse](nil, err)
 	}

@@ -45,26 +45,32 @@ func (s *Server) shows(r holdfast.Record) bool {
 // so that volumes made or deleted between two pages do no harm.
 const tokenPrefix = "after-"
 
-// page is the part of n entries, ordered by id, that a request asks for, and the
-// token for the next. The error is of kind Invalid, or Busy for a token that is
-// none: CSI wants ABORTED for it.
-func page(op string, n int, id func(int) string, maxEntries int32, token string) (from, to int, next string, err error) {
-	if maxEntries < 0 {
-		return 0, 0, "", invalid(op, "max_entries %d is negative", maxEntries)
+// pageRequest is what the requests for lists have in common.
+type pageRequest interface {
+	GetMaxEntries() int32
+	GetStartingToken() string
+}
+
+// page is the part of the entries, given by their ids in order, that a request
+// asks for, and the token for the next. The error is of kind Invalid, or Busy for
+// a token that is none: CSI wants ABORTED for it.
+func page(op string, q pageRequest, ids []string) (from, to int, next string, err error) {
+	if q.GetMaxEntries() < 0 {
+		return 0, 0, "", invalid(op, "max_entries %d is negative", q.GetMaxEntries())
 	}
-	if token != "" {
+	if token := q.GetStartingToken(); token != "" {
 		after, ok := strings.CutPrefix(token, tokenPrefix)
 		if !ok || after == "" {
 			return 0, 0, "", holdfast.E(op, holdfast.Busy, fmt.Sprintf("the starting_token %q is none of ours; begin without one", token))
 		}
-		for from < n && id(from) <= after {
+		for from < len(ids) && ids[from] <= after {
 			from++
 		}
 	}
-	to = n
-	if maxEntries > 0 && n-from > int(maxEntries) {
-		to = from + int(maxEntries)
-		next = tokenPrefix + id(to-1)
+	to = len(ids)
+	if most := int(q.GetMaxEntries()); most > 0 && to-from > most {
+		to = from + most
+		next = tokenPrefix + ids[to-1]
 	}
 	return from, to, next, nil
 }
@@ -76,7 +82,11 @@ func (s *Server) ListVolumes(ctx context.Context, q *csipb.ListVolumesRequest) (
 	if err != nil {
 		return done[csipb.ListVolumesResponse](nil, err)
 	}
-	from, to, next, err := page(op, len(recs), func(i int) string { return string(recs[i].ID) }, q.GetMaxEntries(), q.GetStartingToken())
+	ids := make([]string, 0, len(recs))
+	for _, r := range recs {
+		ids = append(ids, string(r.ID))
+	}
+	from, to, next, err := page(op, q, ids)
 	if err != nil {
 		return done[csipb.ListVolumesResponse](nil, err)
 	}

@@ -73,20 +73,24 @@ func (s *Service) waitGrown(ctx context.Context, rec holdfast.Record) (holdfast.
 		if holder == "" || rec.SizeBytes >= want {
 			return rec, nil
 		}
-		alive, err := s.cfg.Store.Alive(ctx, holder)
-		if err != nil || !alive {
-			return rec, err
-		}
-		if !waitOr(ctx, s.cfg.Poll) {
+		next, alive, err := s.lookAt(ctx, rec.ID, holder)
+		if ctx.Err() != nil || err == nil && alive && !waitOr(ctx, s.cfg.Poll) {
 			return rec, holdfast.WrapKind(fmt.Sprintf("node %s has not grown it to %d bytes yet; repeat the call to wait for it", holder, want),
 				holdfast.Unavailable, ctx.Err())
 		}
-		next, err := s.cfg.Store.Volume(ctx, string(rec.ID))
-		if err != nil {
+		if err != nil || !alive {
 			return rec, err
 		}
 		rec = next
 	}
+}
+
+// lookAt reads a record, and whether its holder lives.
+func (s *Service) lookAt(ctx context.Context, id holdfast.VolumeID, holder holdfast.NodeID) (rec holdfast.Record, alive bool, err error) {
+	if alive, err = s.cfg.Store.Alive(ctx, holder); err == nil {
+		rec, err = s.cfg.Store.Volume(ctx, string(id))
+	}
+	return rec, alive, err
 }
 
 // SetLabels sets and removes labels of a volume.

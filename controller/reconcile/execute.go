@@ -38,6 +38,21 @@ func (r *Reconciler) finish(ctx context.Context, v *View) {
 	}
 }
 
+// clearGrants takes volumes from holders that are lost.
+func (r *Reconciler) clearGrants(ctx context.Context, v *View) {
+	for _, rec := range planGrants(v) {
+		if ctx.Err() != nil {
+			return
+		}
+		next := rec.Clone()
+		next.Primary = nil
+		next, err := r.cfg.Store.SwapVolume(ctx, next)
+		if r.stored(v, "clear a lost node's grant", next, err) {
+			r.cfg.Log.Info("cleared the grant of a node that is lost", "volume", next.Name, "node", string(rec.Primary.Node))
+		}
+	}
+}
+
 // dropSurplus marks and retires what planSurplus names.
 func (r *Reconciler) dropSurplus(ctx context.Context, v *View) {
 	for _, rm := range planSurplus(v) {

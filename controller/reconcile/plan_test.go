@@ -233,6 +233,19 @@ func TestPlanFinishMakePurge(t *testing.T) {
 	}
 }
 
+func TestPlanGrants(t *testing.T) {
+	for nodes, want := range map[string]int{
+		"n1 n2": 0, "n1:dead@5 n2": 0, "n1:dead@20 n2": 1, "n2": 1, "n1:pool-failed@20 n2": 0,
+		"n1:dead@20 n2:dead@20 n3": 0, // the network
+	} {
+		v := view(nodes, "v 1 n2:S", "w 1 n2:S")
+		v.Volumes[0].Primary = &holdfast.Primary{Node: "n1", Kind: holdfast.ClientPrimary}
+		if got := planGrants(v); len(got) != want {
+			t.Errorf("%s: clears %v, want %d", nodes, got, want)
+		}
+	}
+}
+
 func TestPlanVerify(t *testing.T) {
 	v := view("n1 n2 n3", "v 3 n1:S n2:s n3:n")
 	v.Tombstones = []holdfast.Tombstone{{Replica: "buried"}}

@@ -9,7 +9,8 @@
 // in the same place. A replica is given up only when enough others are in sync.
 // Repairs are capped per node and in the cluster. It never changes the in-sync
 // set or the epoch: it adds replicas as New, removes those that are not in sync,
-// and marks others Leaving for their primary to drop.
+// and marks others Leaving for their primary to drop; it clears a grant only when
+// its holder's lease has been gone for long.
 //
 // Run owns one goroutine while this candidate leads, which watches for changes.
 package reconcile
@@ -188,6 +189,7 @@ func (r *Reconciler) Pass(ctx context.Context) error {
 		return holdfast.Wrap("reconcile", err)
 	}
 	r.finish(ctx, v)
+	r.clearGrants(ctx, v)
 	r.dropSurplus(ctx, v)
 	var problems []Problem
 	for _, plan := range []func(*View) ([]Addition, []Problem){planReplace, planDrain} {

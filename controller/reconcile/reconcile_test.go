@@ -171,6 +171,29 @@ func TestIfTheOldReplicaReturnsFirstTheNewOneIsDropped(t *testing.T) {
 	}
 }
 
+func TestTheGrantOfALostNodeIsClearedAndOfABriefOneNot(t *testing.T) {
+	g := newRig(t, "n1", "n2", "n3")
+	g.create("db", 2)
+	if _, _, err := g.life.Attach(t.Context(), "db", "n1", false); err != nil {
+		t.Fatal(err)
+	}
+	holder := func() holdfast.NodeID { rec, _ := g.life.Get(t.Context(), "db"); return rec.AttachedTo() }
+	g.Node("n1").Kill()
+	g.pass()
+	g.clock.add(9 * time.Minute)
+	g.pass()
+	if holder() != "n1" {
+		t.Error("the grant of a node that may return was cleared")
+	}
+	g.clock.add(time.Minute)
+	g.converge()
+	if holder() != "" {
+		t.Errorf("still held by %q", holder())
+	}
+	g.want("db", "n2 n3")
+	g.CheckClean()
+}
+
 func TestDrainMovesReplicasOneVolumeAfterAnother(t *testing.T) {
 	g := newRig(t, "n1", "n2", "n3", "n4")
 	for _, v := range []string{"a", "b", "c", "d", "e"} {
