@@ -1,7 +1,9 @@
 package node_test
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -22,11 +24,29 @@ func TestForceTakesAMountedVolumeAndTheOldHolderLosesItsDevice(t *testing.T) {
 	file, want := pattern(t, 4*mib)
 	sh(t, "cp", file, filepath.Join(dir, "data"))
 	sh(t, "sync", "-f", dir)
+	// Somebody who has the old device open all the time, so that it stays itself:
+	// its number may be given to the new holder's device, here on one machine.
+	writer := exec.Command("sh", "-c", "exec 3<>"+dev+"; read go; dd if=/dev/zero bs=4k count=1 oflag=direct conv=notrunc of=/proc/self/fd/3")
+	tell, err := writer.StdinPipe()
+	if err == nil {
+		err = writer.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = writer.Process.Kill() })
+	c.Eventually("the writer has the device open", func() bool {
+		fd, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", writer.Process.Pid))
+		return err == nil && fd == dev
+	})
 	r, err := n2.Client().Attach(t.Context(), &holdfastv1.AttachRequest{VolumeId: string(rec.ID), Force: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := try("dd", "if=/dev/zero", "of="+dev, "bs=4k", "count=1", "oflag=direct", "conv=notrunc"); err == nil {
+	if _, err := tell.Write([]byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := writer.Wait(); err == nil {
 		t.Error("the old holder's device still takes writes")
 	}
 	c.Eventually("the old holder has no device any more", func() bool {

@@ -46,11 +46,11 @@ func mount(t *testing.T, dev string) (dir string, unmount func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh(t, "mount", dev, dir)
 	t.Cleanup(func() { // does nothing when it has been unmounted
 		_, _ = try("umount", "--lazy", dir)
 		_ = os.Remove(dir)
 	})
+	sh(t, "mount", dev, dir)
 	return dir, func() { t.Helper(); sh(t, "umount", dir) }
 }
 

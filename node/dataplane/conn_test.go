@@ -225,7 +225,6 @@ func TestManyMessagesArriveInOrder(t *testing.T) {
 				c.Send(&replication.Message{Type: replication.MsgWrite, ID: uint64(i + 2), Buf: buf.Get(100 << 10)})
 			})
 		}
-		c.v.step(c.Close) // what was queued before is still sent
 	}()
 	r := bufio.NewReaderSize(far, wire.ReaderSize)
 	for i := range n {
@@ -237,6 +236,14 @@ func TestManyMessagesArriveInOrder(t *testing.T) {
 			t.Fatalf("message %d has id %d", i, m.ID)
 		}
 		m.Buf.Release()
+	}
+	// What is queued when the owner closes is still sent.
+	c.v.step(func() {
+		c.Send(&replication.Message{Type: replication.MsgPing, ID: n})
+		c.Close()
+	})
+	if m, err := wire.Decode(r); err != nil || m.ID != n {
+		t.Errorf("the last words: %v, %v", m, err)
 	}
 	if _, err := wire.Decode(r); err != io.EOF {
 		t.Errorf("after the last: %v", err)

@@ -120,7 +120,7 @@ func (s suite) cleaned(t *testing.T, dir string, c *child) {
 			t.Errorf("cleaned %v, wanted %s among them", vols, c.vol)
 		}
 	})
-	eventually(t, "the orphan is gone", func() bool { return !serves(c.path, options(0)) })
+	eventually(t, "the orphan is gone", func() bool { return !serves(c.path, c.vol) })
 	vols, err := fe.CleanOrphans(context.Background())
 	if err != nil || len(vols) != 0 {
 		t.Errorf("a second cleaning found %v, %v", vols, err)
@@ -223,7 +223,7 @@ func (s suite) testKilledDuringGrow(t *testing.T) {
 		}
 	})
 	f.Close()
-	eventually(t, "the orphan is gone", func() bool { return !serves(c.path, options(0)) })
+	eventually(t, "the orphan is gone", func() bool { return !serves(c.path, c.vol) })
 }
 
 // testNeighbours has two daemons on one machine, one of which cleans up.
@@ -253,7 +253,9 @@ func (s suite) testNeighbours(t *testing.T) {
 	o := options(8 * mib)
 	o.Volume = c.vol
 	moved := openIn(t, other, o)
-	moved.write(moved.open(unix.O_DIRECT), p, 0)
+	g := moved.open(unix.O_DIRECT)
+	moved.write(g, p, 0)
+	g.Close()
 	if moved.dev.Path() == c.path {
 		t.Errorf("%s of a dead neighbour was taken over", c.path)
 	}

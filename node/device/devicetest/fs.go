@@ -130,7 +130,7 @@ func (s suite) testCloseTwice(t *testing.T) {
 	o := options(8 * mib)
 	r := openIn(t, fe, o)
 	r.closed()
-	if serves(r.dev.Path(), o) {
+	if serves(r.dev.Path(), o.Volume) {
 		t.Error("the device is still there after Close")
 	}
 	r.closed()
@@ -160,13 +160,19 @@ func (s suite) testTwentyAtOnce(t *testing.T) {
 	for range n {
 		<-done
 	}
+	t.Cleanup(func() {
+		for _, r := range rigs {
+			if r.dev != nil {
+				_ = r.dev.Abort()
+			}
+		}
+	})
 	var paths []string
 	for i, r := range rigs {
 		if opts[i] != nil {
 			t.Errorf("device %d: %v", i, opts[i])
 			continue
 		}
-		t.Cleanup(func() { _ = r.dev.Abort() })
 		paths = append(paths, r.dev.Path())
 		f := r.open(unix.O_DIRECT)
 		r.write(f, aligned(block, uint64(i)), 0)
@@ -188,6 +194,9 @@ func (s suite) testTwentyAtOnce(t *testing.T) {
 			t.Errorf("close of device %d: %v", i, opts[i])
 		}
 		r := rigs[i]
+		if serves(r.dev.Path(), r.opt.Volume) {
+			t.Errorf("%s is still there after Close", r.dev.Path())
+		}
 		r.wantSame("each volume's own data", r.mem.Live(0, block), aligned(block, uint64(i)))
 	}
 }
