@@ -63,6 +63,9 @@ func (f *flusher) clear(p *Primary, bits uint32) {
 		return
 	}
 	f.left &^= bits
+	if mutant(Mutate4FlushFirst) {
+		f.left = 0
+	}
 	if f.left != 0 {
 		return
 	}

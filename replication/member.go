@@ -45,6 +45,9 @@ func (p *Primary) condemn(t *peer) bool {
 	for _, o := range p.peers {
 		if o != t && o.inSync() && o.up && p.member.losing&o.bit == 0 {
 			p.member.losing |= t.bit
+			if mutant(Mutate2AckBeforeCommit) {
+				p.clearWaiting(t.bit)
+			}
 			p.changed("dropping replica %s on node %s: %s", t.rep.ID, t.rep.Node, t.why())
 			p.plan()
 			return true
@@ -90,7 +93,7 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 			continue
 		}
 		switch {
-		case t.repair.stage == repairReady && t.size >= next.SizeBytes && p.phase == serving && p.member.losing == 0:
+		case t.repair.stage == repairReady && !t.epochPending && t.size >= next.SizeBytes && p.phase == serving && p.member.losing == 0:
 			rep.State, rep.Since = holdfast.InSync, next.Epoch+1
 			members = true
 		case rep.State == holdfast.Stale || rep.State == holdfast.New:
@@ -121,7 +124,7 @@ func (p *Primary) dropLosers(next *holdfast.Record) bool {
 			survivors = true
 		}
 	}
-	if !survivors {
+	if !survivors && !p.dropLast(next) {
 		return false
 	}
 	dropped := false
@@ -132,6 +135,21 @@ func (p *Primary) dropLosers(next *holdfast.Record) bool {
 		}
 	}
 	return dropped
+}
+
+// dropLast is the mutation that promotes a stale replica in place of the last
+// in-sync one; otherwise false.
+func (p *Primary) dropLast(next *holdfast.Record) bool {
+	if !mutant(Mutate9DropLast) || p.member.losing == 0 {
+		return false
+	}
+	for _, t := range p.peers {
+		if rep := next.Replica(t.rep.ID); !t.inSync() && t.up && rep != nil {
+			rep.State, rep.Since = holdfast.InSync, next.Epoch+1
+			return true
+		}
+	}
+	return false
 }
 
 // grown is the size that all who will be in sync have reached, or 0.
@@ -269,7 +287,7 @@ func (p *Primary) superseded(rec holdfast.Record) {
 
 // forgetCandidates stops to require those whose promotion was not committed.
 func (p *Primary) forgetCandidates() {
-	if p.member.open() {
+	if p.member.open() && !mutant(Mutate2ForgetUnknown) {
 		return
 	}
 	for _, t := range p.peers {
@@ -342,14 +360,14 @@ func (p *Primary) enterEpoch() {
 	lost := p.lost()
 	var marks []holdfast.Extent
 	for _, w := range p.inflight {
-		if w.waiting&lost != 0 {
+		if w.waiting&lost != 0 && !mutant(Mutate7NoMarks) {
 			marks = append(marks, w.ext)
 		}
 	}
 	p.member.marks = union(marks)
 	for _, t := range p.peers {
 		t.asked = 0
-		t.epochPending = t.inSync()
+		t.epochPending = t.inSync() || t.live()
 		switch {
 		case t.conn != nil && !t.up:
 			p.lose(t, "the epoch changed while greeting")
@@ -374,10 +392,8 @@ func (p *Primary) lost() uint32 {
 // announce tells one session the new epoch.
 func (p *Primary) announce(t *peer) {
 	rec, epoch := p.rec.Clone(), p.epoch
-	m := &Message{Type: MsgEpoch, Record: &rec}
-	if t.inSync() {
-		m.Extents = p.member.marks
-	}
+	// One under repair needs the marks too: it may be somebody's source soon.
+	m := &Message{Type: MsgEpoch, Record: &rec, Extents: p.member.marks}
 	p.ask(t, m, func(m *Message) { p.heardEpoch(t, epoch, m) })
 }
 
@@ -413,7 +429,7 @@ func (p *Primary) heardEpoch(t *peer, epoch holdfast.Epoch, m *Message) {
 func (p *Primary) announced() {
 	p.promoted()
 	for _, t := range p.peers {
-		if t.inSync() && t.epochPending {
+		if t.inSync() && t.epochPending && !mutant(Mutate2AckBeforePromise) {
 			return
 		}
 	}

@@ -296,6 +296,8 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 		p.remind(t)
 	case t.required:
 		p.rejoin(t, rebooted)
+	default:
+		t.epochPending = false // the greeting carried the epoch
 	}
 	p.tickTakeover(p.now())
 	p.plan()
@@ -306,7 +308,7 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 // in sync.
 func (p *Primary) rejoin(t *peer, rebooted bool) {
 	p.member.losing &^= p.member.undecided(t)
-	if rebooted && len(t.welcome.Suspects) > 0 {
+	if rebooted && !mutant(Mutate9CarryOn) && len(t.welcome.Suspects) > 0 {
 		// Invariant 9: never carry on over lost acknowledged writes.
 		if !p.condemn(t) {
 			p.end(holdfast.E("serve volume "+p.rec.Name, holdfast.Corrupt,

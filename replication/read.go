@@ -39,6 +39,9 @@ func (p *Primary) readable() bool {
 	}
 	oldest := p.now() - p.cfg.ReadWindow
 	for _, t := range p.peers {
+		if mutant(Mutate3NoWindow) && t.inSync() && t.up {
+			continue
+		}
 		if t.inSync() && (!t.up || t.epochPending || t.asked == 0 || t.asked < oldest) {
 			return false
 		}
@@ -75,7 +78,7 @@ func (p *Primary) askRead(rd *read) {
 func (p *Primary) readFrom(rd *read) *peer {
 	var in []*peer
 	for _, t := range p.peers {
-		if t.inSync() && t.up {
+		if (t.inSync() || mutant(Mutate3ReadRebuilding)) && t.up {
 			if t.rep.Node == p.cfg.Self && rd.tries == 0 {
 				return t
 			}
@@ -111,7 +114,7 @@ func (p *Primary) readDone(t *peer, rd *read, m *Message) {
 	case m.Status != StatusOK || m.Buf == nil || int64(len(m.Buf.B)) != rd.ext.Length:
 		p.parkRead(rd)
 		p.lose(t, "it refused a read")
-	case !p.readable() || !t.inSync():
+	case !p.readable() || !t.inSync() && !mutant(Mutate3ReadRebuilding):
 		// The window closed while the data was on its way: a process that was
 		// paused notices here.
 		p.parkRead(rd)

@@ -121,6 +121,14 @@ func (p *Primary) goLive(r *repair) {
 	}
 	known := union(flying, r.t.welcome.Tail)
 	suspects := union(r.t.welcome.Suspects, r.source.welcome.Suspects)
+	switch {
+	case mutant(Mutate7NoOwnTail):
+		known = flying
+	case mutant(Mutate7NoSuspects):
+		suspects = nil
+	case mutant(Mutate7NoFlying):
+		known = r.t.welcome.Tail
+	}
 	if r.t.rep.Since == 0 {
 		p.mapAllocated(r, known, suspects)
 		return
@@ -349,6 +357,10 @@ func (p *Primary) repairProgress(t *peer) {
 		}
 	}
 	r.stage = repairMarking
+	if mutant(Mutate4PromoteUnflushed) {
+		p.teachTarget(r)
+		return
+	}
 	p.ask(t, &Message{Type: MsgFlush}, func(m *Message) {
 		switch {
 		case r.dead:
@@ -379,7 +391,7 @@ func (p *Primary) teachTarget(r *repair) {
 			p.plan()
 		}
 	}
-	if !away {
+	if !away || mutant(Mutate7NoTeaching) {
 		ready(true)
 		return
 	}
@@ -415,7 +427,7 @@ func (p *Primary) stopRepair(t *peer) {
 		t.lastTotal, t.lastCopied = r.total, r.copied
 		r.dead = true
 		t.repairAt = p.now() + p.cfg.RepairRetry
-		if !t.inSync() && !p.member.open() && p.phase != ended {
+		if !t.inSync() && (!p.member.open() || mutant(Mutate2ForgetUnknown)) && p.phase != ended {
 			p.unrequire(t)
 		}
 	}

@@ -149,6 +149,9 @@ func (r *Replica) onHello(c Conn, m *Message) {
 	if r.hello != nil {
 		newest = Promise{Epoch: r.hello.m.Epoch, Grant: r.hello.m.Hello.Grant}
 	}
+	if mutant(Mutate1AcceptOlder) {
+		newest = Promise{}
+	}
 	if m.Epoch < newest.Epoch || m.Epoch == newest.Epoch && h.Grant != newest.Grant {
 		c.Send(&Message{Type: m.Type, Answer: true, Status: StatusFenced, ID: m.ID, Epoch: newest.Epoch})
 		return
@@ -189,7 +192,7 @@ func (r *Replica) drop(s *session) {
 // that no write of an older session can be applied after the answer.
 func (r *Replica) advance() {
 	g := r.hello
-	if g == nil || r.active > 0 {
+	if g == nil || r.active > 0 && !mutant(Mutate1NoDrain) {
 		return
 	}
 	p := Promise{Epoch: g.m.Epoch, Grant: g.m.Hello.Grant}
@@ -396,6 +399,9 @@ func (r *Replica) submit(t *Task, j job) {
 	}
 	t.Ctx = j
 	r.active++
+	if t.Kind == TaskPromise && mutant(Mutate1ForgetPromise) || t.Kind == TaskFlush && mutant(Mutate4FlushNothing) {
+		t.Kind = TaskCommit
+	}
 	r.store.Submit(t)
 }
 

@@ -71,7 +71,7 @@ func (p *Primary) noteQuiet(up []*peer) {
 	}
 	p.takeover.quietSet = true
 	old := p.cfg.Predecessor
-	if old == nil || old.Node == p.cfg.Self || old.Kind != holdfast.ClientPrimary {
+	if mutant(Mutate3NoQuiet) || old == nil || old.Node == p.cfg.Self || old.Kind != holdfast.ClientPrimary {
 		return
 	}
 	window := p.cfg.ReadWindow + p.cfg.ReadWindow/10
@@ -98,7 +98,7 @@ func (p *Primary) choose(up []*peer) []*peer {
 		return n
 	}
 	for _, t := range up {
-		if len(t.welcome.Suspects) == 0 {
+		if len(t.welcome.Suspects) == 0 || mutant(Mutate6KeepSuspects) {
 			clean = append(clean, t)
 		}
 		if rank(t) < rank(best) {
@@ -159,6 +159,10 @@ func (p *Primary) reconcile() {
 	// be durable on the replica that loses it now, and come back with the next
 	// power loss, after it was read as if it had never been.
 	next := p.unlessRestarted(func() {
+		if mutant(Mutate6UndoneNotDurable) {
+			mark(true)
+			return
+		}
 		p.toAll(in, func() *Message { return &Message{Type: MsgFlush} }, mark)
 	})
 	others := make([]*peer, 0, len(in))
@@ -167,7 +171,7 @@ func (p *Primary) reconcile() {
 			others = append(others, t)
 		}
 	}
-	if len(others) == 0 || len(tails) == 0 {
+	if len(others) == 0 || len(tails) == 0 || mutant(Mutate6NoReconcile) {
 		mark(true)
 		return
 	}
@@ -299,7 +303,7 @@ func (p *Primary) unlessRestarted(f func()) func(ok bool) {
 // lost, for replicas that are away, then lets the tails be forgotten.
 func (p *Primary) markTails(in []*peer, set extentSet) {
 	finish := p.unlessRestarted(func() { p.serve(in) })
-	if len(in) == len(p.peers) || len(set) == 0 {
+	if len(in) == len(p.peers) || len(set) == 0 || mutant(Mutate7NoTailMarks) {
 		finish(true)
 		return
 	}

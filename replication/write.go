@@ -76,7 +76,7 @@ func (p *Primary) startWrite(w *write) {
 // sendWrite sends one write to one peer, unless it is on its way there already:
 // a second one could be applied after a later write has (invariant 5).
 func (p *Primary) sendWrite(t *peer, w *write) {
-	if w.owed&t.bit != 0 {
+	if w.owed&t.bit != 0 && !mutant(Mutate5SendTwice) {
 		return
 	}
 	m := &Message{Type: MsgWrite, Seq: w.seq, Offset: w.ext.Offset, Length: w.ext.Length, FUA: w.fua}
@@ -155,7 +155,7 @@ func (p *Primary) settleWrite(w *write) {
 // on the way any more. A replica under repair need not have applied it for the
 // acknowledgement, but must before an overlapping one is sent (invariant 5).
 func (p *Primary) unlockWrite(w *write) {
-	if w.done && w.owed == 0 && !w.unlocked {
+	if w.done && (w.owed == 0 || mutant(Mutate5EarlyUnlock)) && !w.unlocked {
 		w.unlocked = true
 		p.locks.release(&w.hold)
 	}

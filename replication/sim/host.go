@@ -151,6 +151,9 @@ func (h *host) connected(life int, primary *replication.Primary, o *host, attemp
 	theirs.onClosed = func() { o.run(olife, func() { replica.OnClosed(theirs) }) }
 	mine.in.deliver = func(m *replication.Message) {
 		if h.life == life && h.primary == primary {
+			if m.Welcome != nil && (o.disk.promise.Epoch < m.Epoch || len(o.store.tasks) > 0) {
+				panic("sim: a replica welcomes before its promise is durable, or with writes under way")
+			}
 			primary.OnMessage(mine, m)
 		}
 	}

@@ -15,8 +15,8 @@ type meta struct {
 	w     *world
 	rec   holdfast.Record
 	out   bool // an outage for everybody
+	calm  bool // no faults any more
 	hosts []*host
-	watch []func(holdfast.Record)
 }
 
 // reach says whether a host can talk to the store.
@@ -24,12 +24,17 @@ func (m *meta) reach(h *host) bool { return !m.out && !h.noMeta && h.up }
 
 // alive says whether a host's lease is there.
 func (m *meta) alive(id holdfast.NodeID) bool {
+	h := m.host(id)
+	return h != nil && m.w.now-h.leaseAt < leaseTTL
+}
+
+func (m *meta) host(id holdfast.NodeID) *host {
 	for _, h := range m.hosts {
 		if h.id == id {
-			return m.w.now-h.leaseAt < leaseTTL
+			return h
 		}
 	}
-	return false
+	return nil
 }
 
 // swap is compare-and-swap; done gets the outcome while the caller's life lasts.
@@ -70,6 +75,18 @@ func (m *meta) apply(want holdfast.Record) bool {
 	want.Revision = m.rec.Revision + 1
 	m.rec = want
 	m.w.logf("meta: revision %d epoch %d primary %v %s", want.Revision, want.Epoch, primaryName(want), states(want))
+	if m.w.chance(0.15) && !m.calm {
+		// The moments after a change of membership are where protocols break.
+		h := m.hosts[m.w.rng.IntN(len(m.hosts))]
+		if m.w.chance(0.5) && want.Primary != nil {
+			h = m.host(want.Primary.Node)
+		}
+		power := m.w.chance(0.3)
+		m.w.after(m.w.between(0, 4*time.Millisecond), func() {
+			h.kill(power)
+			m.w.after(m.w.between(10*time.Millisecond, 3*time.Second), func() { h.c.restart(h) })
+		})
+	}
 	rec := want.Clone()
 	for _, h := range m.hosts {
 		life := h.life

@@ -109,12 +109,7 @@ func (c *cluster) build() {
 }
 
 func (c *cluster) host(id holdfast.NodeID) *host {
-	for _, h := range c.meta.hosts {
-		if h.id == id {
-			return h
-		}
-	}
-	return nil
+	return c.meta.host(id)
 }
 
 // lossAt notes in the history, when a new primary begins to serve, that power
@@ -139,7 +134,7 @@ func (c *cluster) lossAt(*device) {
 func (c *cluster) healed() error {
 	c.w.logf("--- faults end")
 	c.cfg.Kinds = []string{"none"}
-	c.meta.out = false
+	c.meta.out, c.meta.calm = false, true
 	for _, h := range c.meta.hosts {
 		h.noMeta, h.cutTo, h.slowUntil = false, map[*host]bool{}, 0
 		if h.disk != nil {

@@ -1,0 +1,31 @@
+//go:build mutations
+
+package sim
+
+import (
+	"testing"
+
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// maxSeeds is within how many seeds every mutation must be caught.
+const maxSeeds = 500
+
+// TestMutations switches on one deliberate fault after the other. Each must make
+// some seed fail; a fault that survives is a hole in the simulation.
+func TestMutations(t *testing.T) {
+	for m := replication.MutateNone + 1; m < replication.MutationEnd; m++ {
+		replication.Mutant = m
+		caught := uint64(0)
+		for s := uint64(1); s <= maxSeeds && caught == 0; s++ {
+			if res := Run(Default(s)); res.Err != nil {
+				caught = s
+			}
+		}
+		if caught == 0 {
+			t.Errorf("mutation %d survives %d seeds", m, maxSeeds)
+			continue
+		}
+		t.Logf("mutation %d is caught by seed %d", m, caught)
+	}
+}
