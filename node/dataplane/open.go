@@ -127,7 +127,8 @@ func (p *Plane) open(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	v.step(func() { h = v.start(rec, before) })
+	absent := p.absent(ctx, rec)
+	v.step(func() { h = v.start(rec, before, absent) })
 	if err := h.untilServing(ctx); err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
@@ -228,6 +229,21 @@ func (p *Plane) grant(ctx context.Context, id holdfast.VolumeID, o OpenOptions) 
 			rec, err = next, err2
 		}
 	}
+}
+
+// absent lists the nodes of in-sync replicas whose lease is gone: the take-over
+// does not wait long for them. One that cannot be asked about counts as there.
+func (p *Plane) absent(ctx context.Context, rec holdfast.Record) []holdfast.NodeID {
+	var gone []holdfast.NodeID
+	for _, r := range rec.InSyncReplicas() {
+		if r.Node == p.cfg.Self {
+			continue
+		}
+		if alive, err := p.cfg.Alive(ctx, r.Node); err == nil && !alive {
+			gone = append(gone, r.Node)
+		}
+	}
+	return gone
 }
 
 // nextRecord decides on the grant, asking whether the holder is alive.
