@@ -51,7 +51,7 @@ func (s *Server) GetStatus(ctx context.Context, _ *holdfastv1.GetStatusRequest) 
 func summarise(rs []holdfast.Record, ns []holdfast.Node, view liveView, now time.Time) *holdfastv1.ClusterStatus {
 	st := &holdfastv1.ClusterStatus{
 		Nodes: &holdfastv1.Count{}, Pools: &holdfastv1.Count{}, Volumes: &holdfastv1.Count{},
-		Problems: nodeProblems(ns),
+		Problems: nodeProblems(ns, place(rs)),
 	}
 	idx := indexNodes(ns)
 	for _, n := range ns {

@@ -20,6 +20,7 @@ const (
 
 // What a cluster's health can be, and a problem's severity.
 const (
+	Notice   = "notice" // nothing is wrong, but somebody may wait for it
 	Warning  = "warning"
 	Critical = "critical"
 )
@@ -150,7 +151,7 @@ func (j *judge) missing(inSync int) bool {
 }
 
 // nodeProblems judges the nodes and their pools.
-func nodeProblems(ns []holdfast.Node) []*holdfastv1.Problem {
+func nodeProblems(ns []holdfast.Node, at placed) []*holdfastv1.Problem {
 	var ps []*holdfastv1.Problem
 	pools := 0
 	for _, n := range ns {
@@ -162,6 +163,10 @@ func nodeProblems(ns []holdfast.Node) []*holdfastv1.Problem {
 		}
 		for _, p := range n.Pools {
 			ps = append(ps, poolProblem(n.ID, p)...)
+		}
+		if left := len(at.replicas[n.ID]); n.Draining && left > 0 {
+			ps = append(ps, &holdfastv1.Problem{Severity: Notice, Subject: "node " + string(n.ID), What: fmt.Sprintf("it is draining, %d replicas are still there", left),
+				Remedy: "wait while others are made elsewhere; if no other node has room, add one, or: holdfast node undrain " + string(n.ID)})
 		}
 	}
 	if pools == 0 {
@@ -194,14 +199,17 @@ func worst(ps []*holdfastv1.Problem) string {
 		if p.Severity == Critical {
 			return Critical
 		}
-		h = Warning
+		if p.Severity == Warning {
+			h = Warning
+		}
 	}
 	return h
 }
 
-// sortProblems puts the critical ones first and keeps the order otherwise.
+// sortProblems puts the gravest first and keeps the order otherwise.
 func sortProblems(ps []*holdfastv1.Problem) {
-	sort.SliceStable(ps, func(a, b int) bool { return ps[a].Severity == Critical && ps[b].Severity != Critical })
+	rank := map[string]int{Critical: 0, Warning: 1, Notice: 2}
+	sort.SliceStable(ps, func(a, b int) bool { return rank[ps[a].Severity] < rank[ps[b].Severity] })
 }
 
 func deadRemedy(node string) string {

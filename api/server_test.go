@@ -297,6 +297,10 @@ func TestBadRequestsSayWhatIsWrong(t *testing.T) {
 			_, err := c.vol.ExpandVolume(t.Context(), &holdfastv1.ExpandVolumeRequest{Volume: "taken", SizeBytes: -1})
 			return err
 		}, holdfast.OutOfRange, "new size"},
+		"shrink": {func() error {
+			_, err := c.vol.ExpandVolume(t.Context(), &holdfastv1.ExpandVolumeRequest{Volume: "taken", SizeBytes: 1 << 20})
+			return err
+		}, holdfast.OutOfRange, "1 GiB already"},
 		"delete nothing": {func() error {
 			_, err := c.vol.DeleteVolume(t.Context(), &holdfastv1.DeleteVolumeRequest{})
 			return err
@@ -364,6 +368,11 @@ func TestDrainAndUndrain(t *testing.T) {
 		if n, err := c.all.DrainNode(t.Context(), &holdfastv1.DrainNodeRequest{Node: "n2"}); err != nil || n.GetState() != "draining" {
 			t.Fatalf("drain: %v, %v", n, err)
 		}
+	}
+	c.create(t, "db")
+	if st, err := c.all.GetStatus(t.Context(), &holdfastv1.GetStatusRequest{}); err != nil || len(st.GetProblems()) != 2 ||
+		!strings.Contains(st.GetProblems()[1].GetWhat(), "1 replicas are still there") { // the other one: nobody leads here
+		t.Errorf("status while draining: %v, %v", st, err)
 	}
 	if n, err := c.all.UndrainNode(t.Context(), &holdfastv1.UndrainNodeRequest{Node: "n2"}); err != nil || n.GetState() != "ready" || !n.GetAlive() {
 		t.Fatalf("undrain: %v, %v", n, err)

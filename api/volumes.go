@@ -101,8 +101,12 @@ func (s *Server) ExpandVolume(ctx context.Context, q *holdfastv1.ExpandVolumeReq
 	if q.GetSizeBytes() <= 0 || q.GetSizeBytes() > holdfast.MaxVolumeBytes {
 		return nil, holdfast.E(op, holdfast.OutOfRange, fmt.Sprintf("a size of %d bytes is not possible; give the new size, up to 64 TiB", q.GetSizeBytes()))
 	}
-	if err := s.known(ctx, op, q.GetVolume()); err != nil {
-		return nil, err
+	before, err := s.cfg.Store.Volume(ctx, q.GetVolume())
+	if err != nil {
+		return nil, unknownVolume(op, err)
+	}
+	if q.GetSizeBytes() < before.Spec.SizeBytes {
+		return nil, holdfast.E(op, holdfast.OutOfRange, fmt.Sprintf("it has %s already, and volumes cannot shrink", Bytes(before.Spec.SizeBytes)))
 	}
 	r, err := s.cfg.Lifecycle.Expand(ctx, q.GetVolume(), q.GetSizeBytes())
 	if err != nil {

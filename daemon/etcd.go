@@ -57,7 +57,7 @@ func openRecords(ctx context.Context, cfg Config, log *slog.Logger) (records, er
 			return r, err
 		}
 		r.server = srv
-		ec.Endpoints = clientURLs(cfg)
+		ec.Endpoints = []string{ownURL(cfg)}
 	}
 	err := credentials(&ec, cfg.Etcd)
 	for err == nil {
@@ -90,7 +90,7 @@ func embedded(cfg Config, log *slog.Logger) etcd.ServerConfig {
 	m := cfg.Etcd.Embedded
 	sc := etcd.ServerConfig{
 		Name: cfg.Node, Dir: m.dir(cfg.StateDir),
-		ClientURLs: []string{"http://" + cfg.hostPort(m.clientPort())},
+		ClientURLs: []string{ownURL(cfg)},
 		PeerURLs:   []string{"http://" + cfg.hostPort(m.peerPort())},
 		Logger:     log.With("part", "etcd"), StartTimeout: 10 * time.Minute,
 	}
@@ -103,16 +103,11 @@ func embedded(cfg Config, log *slog.Logger) etcd.ServerConfig {
 	return sc
 }
 
-// clientURLs are those of all embedded members, the own one first.
-func clientURLs(cfg Config) []string {
-	m := cfg.Etcd.Embedded
-	urls := []string{"http://" + cfg.hostPort(m.clientPort())}
-	for id, addr := range m.Members {
-		if id != cfg.Node {
-			urls = append(urls, "http://"+net.JoinHostPort(addr, fmt.Sprint(m.clientPort())))
-		}
-	}
-	return urls
+// ownURL is the embedded member's. It alone is used: it lives as long as this
+// process does, passes everything on to whoever leads, and unlike another one it
+// cannot vanish without a word while calls wait for its answer.
+func ownURL(cfg Config) string {
+	return "http://" + cfg.hostPort(cfg.Etcd.Embedded.clientPort())
 }
 
 func (m *EmbeddedEtcd) dir(state string) string {

@@ -1174,7 +1174,7 @@ func (x *VolumeReplica) GetMessage() string {
 // Problem is something wrong, with what to do about it.
 type Problem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Severity      string                 `protobuf:"bytes,1,opt,name=severity,proto3" json:"severity,omitempty"` // critical: data cannot be reached; warning: all else
+	Severity      string                 `protobuf:"bytes,1,opt,name=severity,proto3" json:"severity,omitempty"` // critical: data cannot be reached; warning; notice: nothing is wrong
 	Subject       string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`   // "volume db-1"
 	What          string                 `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
 	Remedy        string                 `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
