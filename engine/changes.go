@@ -205,7 +205,7 @@ func (c *changeMap) sync() error {
 	}
 	if err := c.m.Sync(); err != nil {
 		c.dirty.Store(true)
-		return holdfast.WrapKind(c.name, holdfast.Corrupt, err) // final, whatever it was
+		return corrupt(c.name, err) // final, whatever it was
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ func (r *Replica) Allocated(off, n int64) ([]holdfast.Extent, error) {
 		return nil, err
 	}
 	xs, err := r.data.Extents(off, n)
-	return xs, holdfast.WrapKind("list allocated space of replica "+string(r.id), holdfast.Corrupt, err)
+	return xs, corrupt("list allocated space of replica "+string(r.id), err)
 }
 
 // Hash gives one hash for each HashBlock of [off, off+n), where off is a
@@ -49,7 +49,7 @@ func (r *Replica) Hash(off, n int64) ([]Hash, error) {
 	}
 	data, err := r.data.Extents(off, n)
 	if err != nil {
-		return nil, holdfast.WrapKind("hash of replica "+string(r.id), holdfast.Corrupt, err)
+		return nil, corrupt("hash of replica "+string(r.id), err)
 	}
 	b := buf.Get(HashBlock)
 	defer b.Release()
@@ -62,7 +62,7 @@ func (r *Replica) Hash(off, n int64) ([]Hash, error) {
 		if len(data) == 0 || data[0].Offset >= off+int64(len(p)) {
 			clear(p)
 		} else if _, err := r.data.ReadAt(p, off); err != nil {
-			return nil, holdfast.WrapKind("hash of replica "+string(r.id), holdfast.Corrupt, err)
+			return nil, corrupt("hash of replica "+string(r.id), err)
 		}
 		sum := sha256.Sum256(p)
 		hashes = append(hashes, Hash(sum[:16]))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -63,22 +64,35 @@ type modelBlock struct {
 
 // fuse kills the process after so many operations of the disk.
 type fuse struct {
-	left  int // negative: never
+	left  int    // negative: never
+	path  string // only operations on paths that end with it count
 	torn  int64
 	blown bool
+	kill  func()
 }
 
 func (f *fuse) hook(c *disk.Call) error {
 	if f.blown {
 		return disk.Errno(string(c.Op), c.Path, syscall.EIO)
 	}
-	if f.left == 0 {
+	if f.left == 0 && strings.HasSuffix(c.Path, f.path) {
 		f.blown = true
-		c.Applied = f.torn
+		c.Applied, c.After = f.torn, f.kill
 		return disk.Errno(string(c.Op), c.Path, syscall.EIO)
 	}
-	f.left--
+	if strings.HasSuffix(c.Path, f.path) {
+		f.left--
+	}
 	return nil
+}
+
+// arm sets the fuse somewhere within the next steps, half of the time at a file
+// that is seldom touched.
+func (w *world) arm(most int) {
+	*w.fuse = fuse{left: w.rng.IntN(most), kill: w.mem.Kill, torn: w.rng.Int64N(3) * blockSize}
+	if rare := []string{intentFile, promiseFile + ".tmp", metaFile, string(testReplica), changesDir}; w.rng.IntN(2) == 0 {
+		w.fuse.path, w.fuse.left = rare[w.rng.IntN(len(rare))], w.rng.IntN(most/10)
+	}
 }
 
 func (w *world) logf(format string, a ...any) { w.trace = append(w.trace, fmt.Sprintf(format, a...)) }
@@ -93,8 +107,9 @@ func (w *world) fatalf(format string, a ...any) {
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), mem: disk.NewMem(1 << 30), fuse: &fuse{left: -1},
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), mem: disk.NewMem(1 << 30),
 		size: 12 << 20, epoch: 1, grant: 1, boot: 1, tail: map[uint64]holdfast.Extent{}}
+	w.fuse = &fuse{left: -1, kill: w.mem.Kill}
 	w.blocks = make([]modelBlock, w.size/blockSize)
 	if _, err := FormatFS(w.mem, testIdentity()); err != nil {
 		t.Fatal(err)
@@ -117,7 +132,9 @@ func (w *world) openPool() error {
 
 func (w *world) openReplica() error {
 	r, err := w.pool.Open(testReplica)
-	w.rep = r
+	if w.rep = r; err == nil {
+		r.idleFlushes = 1 + w.rng.Uint64N(3)
+	}
 	return err
 }
 
@@ -331,9 +348,9 @@ func (w *world) crash() {
 			w.mem.Kill()
 		}
 		w.logf("crash, power %v", power)
-		*w.fuse = fuse{left: -1, torn: w.rng.Int64N(3) * blockSize}
+		*w.fuse = fuse{left: -1}
 		if w.rng.IntN(3) == 0 {
-			w.fuse.left = w.rng.IntN(60)
+			w.arm(60)
 		}
 		err := w.openPool()
 		if err == nil {
@@ -483,8 +500,7 @@ func TestCrash(t *testing.T) {
 		for range 6 {
 			w.fuse.left = -1
 			if w.rng.IntN(3) > 0 {
-				w.fuse.left = w.rng.IntN(150)
-				w.fuse.torn = w.rng.Int64N(3) * blockSize
+				w.arm(150)
 			}
 			for i := 0; i < 80 && !w.fuse.blown; i++ {
 				w.step()

@@ -73,6 +73,16 @@ func errorf(op string, kind holdfast.Kind, format string, a ...any) error {
 	return holdfast.E(op, kind, fmt.Sprintf(format, a...))
 }
 
+// corrupt makes err, if there is one, an error of kind Corrupt and of no other:
+// its own kind is only told in words, so that a missing file of a replica, say,
+// does not look like a missing replica to errors.Is.
+func corrupt(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return holdfast.E(op, holdfast.Corrupt, err.Error())
+}
+
 // bitExtents appends the extents of set bits in words, each bit standing for
 // unit bytes, cut at size; adjacent ones are merged.
 func bitExtents(out []holdfast.Extent, word func(i int) uint64, words int, unit, size int64) []holdfast.Extent {

@@ -56,7 +56,7 @@ func decodeIdentity(data []byte) (Identity, error) {
 		return Identity{}, err
 	}
 	if err := id.validate(); err != nil {
-		return Identity{}, holdfast.WrapKind("decode pool", holdfast.Corrupt, err)
+		return Identity{}, corrupt("decode pool", err)
 	}
 	return id, nil
 }

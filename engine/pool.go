@@ -281,11 +281,11 @@ func (p *Pool) describe(rep holdfast.ReplicaID) (ReplicaInfo, error) {
 	}
 	var m meta
 	if err := readSealed(p.fs, path.Join(replicaPath(rep), metaFile), "replica", &m); err != nil {
-		return ReplicaInfo{}, holdfast.WrapKind("read "+metaFile, holdfast.Corrupt, err)
+		return ReplicaInfo{}, corrupt("read "+metaFile, err)
 	}
 	f, err := p.fs.Open(path.Join(replicaPath(rep), dataFile), 0)
 	if err != nil {
-		return ReplicaInfo{}, holdfast.WrapKind("read "+dataFile, holdfast.Corrupt, err)
+		return ReplicaInfo{}, corrupt("read "+dataFile, err)
 	}
 	st, err := f.Stat()
 	return ReplicaInfo{Volume: m.Volume, Replica: rep, SizeBytes: st.SizeBytes, AllocatedBytes: st.AllocatedBytes},

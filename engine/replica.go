@@ -34,12 +34,13 @@ type Replica struct {
 	closed bool
 	size   atomic.Int64
 
-	data    disk.File
-	intents *intents
-	tail    *tail
-	changes *changes
-	flusher flusher
-	failed  atomic.Pointer[failure]
+	data        disk.File
+	intents     *intents
+	tail        *tail
+	changes     *changes
+	flusher     flusher
+	idleFlushes uint64 // see the constant; tests use less
+	failed      atomic.Pointer[failure]
 	// floor is the lowest grant whose writes are taken; raised under mu, so that
 	// no write of an older one is under way afterwards.
 	floor atomic.Uint64
@@ -57,7 +58,7 @@ type failure struct{ err error }
 
 // openReplica opens the files and decides what may have been lost.
 func openReplica(p *Pool, id holdfast.ReplicaID) (*Replica, error) {
-	r := &Replica{pool: p, id: id, dir: replicaPath(id)}
+	r := &Replica{pool: p, id: id, dir: replicaPath(id), idleFlushes: idleFlushes}
 	r.flusher.cond.L = &r.flusher.mu
 	if err := r.readSealedFiles(); err != nil {
 		return nil, err
@@ -95,7 +96,7 @@ func (r *Replica) readSealedFiles() error {
 // mustBeSound makes the absence of a file that must be there kind Corrupt.
 func mustBeSound(err error) error {
 	if errors.Is(err, holdfast.NotFound) {
-		return holdfast.WrapKind("a file that every replica has is missing", holdfast.Corrupt, err)
+		return corrupt("a file that every replica has is missing", err)
 	}
 	return err
 }
@@ -236,7 +237,7 @@ func (r *Replica) fail(op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	f := &failure{holdfast.WrapKind(op+" of replica "+string(r.id), holdfast.Corrupt, err)}
+	f := &failure{corrupt(op+" of replica "+string(r.id), err)}
 	r.failed.CompareAndSwap(nil, f)
 	r.pool.broken.Store(true)
 	return f.err
@@ -256,7 +257,7 @@ func (r *Replica) usable(op string) error {
 		return errorf(op+" of replica "+string(r.id), holdfast.Unavailable, "it is closed")
 	}
 	if f := r.failed.Load(); f != nil {
-		return holdfast.WrapKind(op+": the replica has failed earlier", holdfast.Corrupt, f.err)
+		return corrupt(op+": the replica has failed earlier", f.err)
 	}
 	return nil
 }

@@ -279,6 +279,7 @@ func TestGrow(t *testing.T) {
 func TestConcurrentWriters(t *testing.T) {
 	eachKind(t, func(t *testing.T, p *Pool) {
 		r := created(t, p, 64<<20)
+		r.idleFlushes = 1 // intents come and go all the time
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		seq := uint64(0)

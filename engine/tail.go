@@ -290,15 +290,10 @@ func (t *tail) settle(grant holdfast.Epoch) {
 		return // by a primary that has been superseded
 	}
 	t.commit(grant, 0)
-	keep := t.old[:0]
 	for _, i := range t.old {
-		if t.entries[i].grant == grant {
-			keep = append(keep, i)
-		} else {
-			t.release(i)
-		}
+		t.release(i)
 	}
-	t.old = keep
+	t.old = t.old[:0]
 	switch {
 	case !t.over.set:
 	case t.over.grant == grant:

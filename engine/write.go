@@ -27,7 +27,7 @@ func (r *Replica) ReadAt(p []byte, off int64) error {
 	}
 	if _, err := r.data.ReadAt(p, off); err != nil {
 		// A sector that cannot be read: the rest of the replica still can.
-		return holdfast.WrapKind("read of replica "+string(r.id), holdfast.Corrupt, err)
+		return corrupt("read of replica "+string(r.id), err)
 	}
 	return nil
 }
@@ -160,8 +160,8 @@ func (r *Replica) Flush() error {
 		return err
 	}
 	n := r.flusher.begun.Load()
-	if n%idleFlushes == 0 && r.intents.clearable(n, idleFlushes) > 0 {
-		return r.clean(idleFlushes)
+	if n%r.idleFlushes == 0 && r.intents.clearable(n, r.idleFlushes) > 0 {
+		return r.clean(r.idleFlushes)
 	}
 	return nil
 }

@@ -41,6 +41,9 @@ type Call struct {
 	// Applied is how many bytes of a write are applied although the hook fails
 	// it: a torn write. The hook sets it; 0 is none.
 	Applied int64
+	// After runs when a failed operation is over, Applied included; the hook sets
+	// it.
+	After func()
 }
 
 // Faulty is an FS whose hook runs before every operation but Close: an error
@@ -54,9 +57,18 @@ type Faulty struct {
 // NewFaulty wraps fs.
 func NewFaulty(fs FS, hook func(*Call) error) *Faulty { return &Faulty{fs: fs, hook: hook} }
 
+// call runs the hook for an operation of which nothing is applied when it fails.
+func (y *Faulty) call(c *Call) error {
+	err := y.hook(c)
+	if err != nil && c.After != nil {
+		c.After()
+	}
+	return err
+}
+
 // Open implements FS.
 func (y *Faulty) Open(name string, flags Flag) (File, error) {
-	if err := y.hook(&Call{Op: OpOpen, Path: name}); err != nil {
+	if err := y.call(&Call{Op: OpOpen, Path: name}); err != nil {
 		return nil, err
 	}
 	f, err := y.fs.Open(name, flags)
@@ -68,7 +80,7 @@ func (y *Faulty) Open(name string, flags Flag) (File, error) {
 
 // Mkdir implements FS.
 func (y *Faulty) Mkdir(name string) error {
-	if err := y.hook(&Call{Op: OpMkdir, Path: name}); err != nil {
+	if err := y.call(&Call{Op: OpMkdir, Path: name}); err != nil {
 		return err
 	}
 	return y.fs.Mkdir(name)
@@ -76,7 +88,7 @@ func (y *Faulty) Mkdir(name string) error {
 
 // Remove implements FS.
 func (y *Faulty) Remove(name string) error {
-	if err := y.hook(&Call{Op: OpRemove, Path: name}); err != nil {
+	if err := y.call(&Call{Op: OpRemove, Path: name}); err != nil {
 		return err
 	}
 	return y.fs.Remove(name)
@@ -84,7 +96,7 @@ func (y *Faulty) Remove(name string) error {
 
 // Rename implements FS; the hook sees the path renamed to.
 func (y *Faulty) Rename(from, to string) error {
-	if err := y.hook(&Call{Op: OpRename, Path: to}); err != nil {
+	if err := y.call(&Call{Op: OpRename, Path: to}); err != nil {
 		return err
 	}
 	return y.fs.Rename(from, to)
@@ -92,7 +104,7 @@ func (y *Faulty) Rename(from, to string) error {
 
 // SyncDir implements FS.
 func (y *Faulty) SyncDir(name string) error {
-	if err := y.hook(&Call{Op: OpSyncDir, Path: name}); err != nil {
+	if err := y.call(&Call{Op: OpSyncDir, Path: name}); err != nil {
 		return err
 	}
 	return y.fs.SyncDir(name)
@@ -100,7 +112,7 @@ func (y *Faulty) SyncDir(name string) error {
 
 // List implements FS.
 func (y *Faulty) List(name string) ([]Entry, error) {
-	if err := y.hook(&Call{Op: OpList, Path: name}); err != nil {
+	if err := y.call(&Call{Op: OpList, Path: name}); err != nil {
 		return nil, err
 	}
 	return y.fs.List(name)
@@ -108,7 +120,7 @@ func (y *Faulty) List(name string) ([]Entry, error) {
 
 // Usage implements FS.
 func (y *Faulty) Usage() (Usage, error) {
-	if err := y.hook(&Call{Op: OpUsage}); err != nil {
+	if err := y.call(&Call{Op: OpUsage}); err != nil {
 		return Usage{}, err
 	}
 	return y.fs.Usage()
@@ -121,7 +133,7 @@ type faultyFile struct {
 }
 
 func (f *faultyFile) call(op Op, off, n int64) error {
-	return f.y.hook(&Call{Op: op, Path: f.name, Offset: off, Length: n})
+	return f.y.call(&Call{Op: op, Path: f.name, Offset: off, Length: n})
 }
 
 func (f *faultyFile) ReadAt(p []byte, off int64) (int, error) {
@@ -137,6 +149,9 @@ func (f *faultyFile) WriteAt(p []byte, off int64, dsync bool) (int, error) {
 		n := 0
 		if c.Applied > 0 {
 			n, _ = f.f.WriteAt(p[:min(c.Applied, int64(len(p)))], off, false)
+		}
+		if c.After != nil {
+			c.After()
 		}
 		return n, err
 	}

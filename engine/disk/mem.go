@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"maps"
 	"math/rand/v2"
 	"path"
@@ -82,11 +83,24 @@ func (m *Mem) SetCapacity(bytes int64) {
 }
 
 // Kill is the death of the process: everything written stays, stores through
-// mappings too; open files are dead and locks free.
+// mappings too; open files are dead and locks free. What the dead process still
+// stores through its mappings, having been stopped in the middle of something
+// only in the eyes of the test, does not count.
 func (m *Mem) Kill() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.life++
+	m.root.unmap()
+}
+
+// unmap takes the memory of all mapped files away from those who mapped them.
+func (n *inode) unmap() {
+	if n.file != nil && n.file.mapped != nil {
+		n.file.mapped.cur = bytes.Clone(n.file.mapped.cur)
+	}
+	for _, child := range n.names { // the order does not matter
+		child.unmap()
+	}
 }
 
 // Crash is a power loss, decided by rng as the type's comment says. Everything
