@@ -6,12 +6,11 @@ import (
 	"net"
 	"path/filepath"
 
-	"google.golang.org/grpc"
-
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/metadata"
 	"github.com/holdfast-storage/holdfast/node/agent"
+	nodecsi "github.com/holdfast-storage/holdfast/node/csi"
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
@@ -36,7 +35,7 @@ type Config struct {
 	// RegisterCSI adds services beside the CSI node service: identity and
 	// controller. Needed when CSIEndpoint is set, as every client asks for the
 	// identity first.
-	RegisterCSI func(*grpc.Server)
+	RegisterCSI nodecsi.Register
 
 	RPC     rpc.Config
 	Primary replication.Config // times and rates of primaries; zero values are defaults
@@ -78,11 +77,11 @@ func (c Config) Validate() error {
 			return bad("the %s address %q does not say where others reach this node; listen on one host, or set the address to advertise", name, listen)
 		}
 	}
-	if c.CSIEndpoint != "" && c.RegisterCSI == nil {
-		return bad("a CSI endpoint needs the identity service to be registered")
-	}
 	if network, _, err := rpc.SplitTarget(c.CSIEndpoint); c.CSIEndpoint != "" && (err != nil || network != "unix") {
 		return bad("the CSI endpoint %q is not unix:///path", c.CSIEndpoint)
+	}
+	if c.CSIEndpoint != "" && c.RegisterCSI == nil {
+		return bad("a CSI endpoint needs the identity service to be registered")
 	}
 	return nil
 }

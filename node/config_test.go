@@ -9,8 +9,6 @@ import (
 	"slices"
 	"testing"
 
-	"google.golang.org/grpc"
-
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/metadata/memory"
 )
@@ -34,7 +32,7 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 		"nowhere to be found":  func(c *Config) { c.Advertise = "" },
 		"any address":          func(c *Config) { c.Advertise, c.DataListen, c.APIListen = "", "0.0.0.0:1", "10.0.0.1:2" },
 		"CSI without identity": func(c *Config) { c.CSIEndpoint = "unix:///run/csi.sock" },
-		"CSI over TCP":         func(c *Config) { c.CSIEndpoint, c.RegisterCSI = "10.0.0.1:3", func(*grpc.Server) {} },
+		"CSI over TCP":         func(c *Config) { c.CSIEndpoint = "10.0.0.1:3" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := good()

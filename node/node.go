@@ -8,13 +8,11 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/node/agent"
 	"github.com/holdfast-storage/holdfast/node/dataplane"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
-	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
 // stopTimeout bounds giving back what can be given back when the daemon stops.
@@ -128,12 +126,12 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 	defer func() { _ = api.Close() }()
 	g, ctx := errgroup.WithContext(ctx)
-	srv := n.cfg.RPC.NewServer()
-	holdfastv1.RegisterNodeServiceServer(srv, agent.NewService(n.agent))
-	n.serveGRPC(ctx, g, srv, api)
-	if err := n.serveCSI(ctx, g); err != nil {
-		return errors.Join(err, stopped(g, srv))
+	csi, err := n.listenCSI(ctx)
+	if err != nil {
+		return err
 	}
+	g.Go(csi)
+	g.Go(func() error { return agent.NewService(n.agent).Serve(ctx, n.cfg.RPC, api) })
 	g.Go(func() error { return n.serveData(ctx, data) })
 	g.Go(func() error { n.changes.run(ctx, n.agent.Note); return nil })
 	g.Go(func() error {
@@ -150,12 +148,6 @@ func (n *Node) serve(ctx context.Context) error {
 	return g.Wait()
 }
 
-// stopped ends a server that was begun, when another could not be.
-func stopped(g *errgroup.Group, srv *grpc.Server) error {
-	srv.Stop()
-	return g.Wait()
-}
-
 // serveData runs the replica server until ctx ends.
 func (n *Node) serveData(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
@@ -165,17 +157,4 @@ func (n *Node) serveData(ctx context.Context, l net.Listener) error {
 		return nil
 	}
 	return err
-}
-
-// serveGRPC runs a gRPC server until ctx ends.
-func (n *Node) serveGRPC(ctx context.Context, g *errgroup.Group, srv *grpc.Server, l net.Listener) {
-	g.Go(func() error {
-		stop := context.AfterFunc(ctx, srv.Stop)
-		defer stop()
-		err := srv.Serve(l)
-		if ctx.Err() != nil || errors.Is(err, grpc.ErrServerStopped) {
-			return nil
-		}
-		return holdfast.WrapKind("serve gRPC on "+l.Addr().String(), holdfast.Unavailable, err)
-	})
 }

@@ -2,10 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"net"
 
 	"google.golang.org/grpc"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/rpc"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
@@ -89,4 +92,17 @@ func (s *Service) CheckPool(r *holdfastv1.CheckPoolRequest, out grpc.ServerStrea
 		return err
 	}
 	return out.Send(&holdfastv1.CheckPoolResponse{Done: last.Done, Total: last.Total, Problems: problems, Finished: true})
+}
+
+// Serve answers NodeService calls on l until ctx ends, which is no error.
+func (s *Service) Serve(ctx context.Context, c rpc.Config, l net.Listener) error {
+	srv := c.NewServer()
+	holdfastv1.RegisterNodeServiceServer(srv, s)
+	stop := context.AfterFunc(ctx, srv.Stop)
+	defer stop()
+	err := srv.Serve(l)
+	if ctx.Err() != nil || errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return holdfast.WrapKind("serve nodes on "+l.Addr().String(), holdfast.Unavailable, err)
 }
