@@ -124,13 +124,14 @@ func (c *tcpConn) Close() {
 		return
 	}
 	c.closed = true
-	_ = c.nc.SetReadDeadline(past)
 	c.mu.Lock()
 	if !c.closing {
 		c.closing = true
 		_ = c.nc.SetWriteDeadline(time.Now().Add(lastWords))
 	}
 	c.mu.Unlock()
+	// Last: the reader that this ends must not take the connection for broken.
+	_ = c.nc.SetReadDeadline(past)
 	c.wake()
 }
 
