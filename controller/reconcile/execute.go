@@ -103,13 +103,18 @@ func (r *Reconciler) add(ctx context.Context, v *View, adds []Addition) {
 // make asks nodes for new replicas. One that cannot be made is retired, and its
 // node is not asked again for a while; a node that does not answer is.
 func (r *Reconciler) make(ctx context.Context, v *View) {
+	r.forgetMade(v)
 	for _, m := range planMake(v) {
 		if ctx.Err() != nil {
 			return
 		}
 		err := r.cfg.Lifecycle.MakeReplica(ctx, m.Record, m.Replica)
-		if err == nil || ctx.Err() != nil {
+		if err == nil {
+			r.made[m.Replica.ID] = true
 			continue
+		}
+		if ctx.Err() != nil {
+			return
 		}
 		r.cfg.Log.Warn("a replica could not be made", "volume", m.Record.Name, "node", string(m.Replica.Node), "err", err)
 		if errors.Is(err, holdfast.Unavailable) {
@@ -121,6 +126,21 @@ func (r *Reconciler) make(ctx context.Context, v *View) {
 		}
 		if r.remove(ctx, v, Removal{Record: v.Volumes[i], Retire: []holdfast.ReplicaID{m.Replica.ID}}) {
 			r.refused[m.Replica.Node] = r.cfg.Now().Add(r.cfg.Limits.RefuseFor)
+		}
+	}
+}
+
+// forgetMade drops what is not new any more.
+func (r *Reconciler) forgetMade(v *View) {
+	isNew := map[holdfast.ReplicaID]bool{}
+	for _, rec := range v.Volumes {
+		for _, x := range rec.Replicas {
+			isNew[x.ID] = x.State == holdfast.New
+		}
+	}
+	for id := range r.made {
+		if !isNew[id] {
+			delete(r.made, id)
 		}
 	}
 }

@@ -8,8 +8,8 @@ type Making struct {
 	Replica holdfast.Replica
 }
 
-// planMake names the new replicas of ready volumes on live nodes. Whether they
-// exist already only the node knows; asking again is fine.
+// planMake names the new replicas of ready volumes on live nodes, but for those
+// that this leader has seen made. Asking for one again is fine.
 func planMake(v *View) []Making {
 	var out []Making
 	for _, r := range v.Volumes {
@@ -17,7 +17,7 @@ func planMake(v *View) []Making {
 			continue
 		}
 		for _, x := range r.Replicas {
-			if x.State == holdfast.New && !x.Leaving && v.alive(x) {
+			if x.State == holdfast.New && !x.Leaving && !v.Made[x.ID] && v.alive(x) {
 				out = append(out, Making{r, x})
 			}
 		}

@@ -222,6 +222,11 @@ func TestPlanFinishMakePurge(t *testing.T) {
 	if got := strings.Join(finish, " "); got != "old going" {
 		t.Errorf("finishes %q", got)
 	}
+	v.Made = map[holdfast.ReplicaID]bool{"ready@n1": true}
+	if ms := planMake(v); len(ms) != 0 {
+		t.Errorf("makes again %+v", ms)
+	}
+	v.Made = nil
 	if ms := planMake(v); len(ms) != 1 || ms[0].Replica.ID != "ready@n1" {
 		t.Errorf("makes %+v", ms)
 	}

@@ -76,6 +76,7 @@ type Reconciler struct {
 	nodeGone map[holdfast.NodeID]time.Time
 	poolGone map[holdfast.PoolID]time.Time
 	refused  map[holdfast.NodeID]time.Time
+	made     map[holdfast.ReplicaID]bool
 	verified time.Time
 	found    []Problem // by the last verification
 
@@ -99,6 +100,7 @@ func New(cfg Config) (*Reconciler, error) {
 
 func (r *Reconciler) forgetPast() {
 	r.nodeGone, r.poolGone, r.refused = map[holdfast.NodeID]time.Time{}, map[holdfast.PoolID]time.Time{}, map[holdfast.NodeID]time.Time{}
+	r.made = map[holdfast.ReplicaID]bool{}
 	r.verified, r.found = time.Time{}, nil
 }
 
@@ -236,5 +238,5 @@ func (r *Reconciler) look(ctx context.Context) (*View, error) {
 	now := r.cfg.Now()
 	remember(nodes, now, r.nodeGone, r.poolGone)
 	return &View{Now: now, Nodes: nodes, Volumes: volumes, Tombstones: stones, NodeGone: r.nodeGone, PoolGone: r.poolGone,
-		Refused: r.refused, Policy: r.cfg.Policy, Limits: r.cfg.Limits}, nil
+		Refused: r.refused, Made: r.made, Policy: r.cfg.Policy, Limits: r.cfg.Limits}, nil
 }

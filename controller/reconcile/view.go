@@ -23,8 +23,10 @@ type View struct {
 	// Refused are nodes that could not make a replica, and until when they are not
 	// asked again.
 	Refused map[holdfast.NodeID]time.Time
-	Policy  placement.Policy
-	Limits  Limits
+	// Made are new replicas that their nodes have made.
+	Made   map[holdfast.ReplicaID]bool
+	Policy placement.Policy
+	Limits Limits
 }
 
 // Limits bound what reconcile does, and when.
