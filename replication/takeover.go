@@ -336,6 +336,7 @@ func (p *Primary) serve(in []*peer) {
 	}
 	p.settle()
 	p.growPeers()
+	p.leave()
 	p.prune()
 	if p.ports.Events.Serving != nil {
 		p.ports.Events.Serving()
