@@ -35,6 +35,7 @@ type peer struct {
 	lastTotal    int64         // of the last repair that ended well
 	lastCopied   int64
 	broke        bool // the connection was closed by the other side
+	greetedAt    time.Duration
 	growing      bool
 	unsettled    bool // it was repaired, and has not been told to forget tail and suspects
 
@@ -290,7 +291,7 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	}
 	rebooted := t.welcome != nil && t.welcome.Boot != m.Welcome.Boot
 	t.up, t.welcome, t.size = true, m.Welcome, m.Welcome.SizeBytes
-	t.refusal, t.downSince, t.broke = "", 0, false
+	t.refusal, t.downSince, t.broke, t.greetedAt = "", 0, false, p.now()
 	switch {
 	case p.phase < serving:
 		p.remind(t)

@@ -15,8 +15,8 @@ type Config struct {
 	// Record is the volume's record in which Self has just been granted.
 	Record holdfast.Record
 	// Predecessor is the primary of the record before the grant: nil if it had
-	// released the volume. It may still answer reads until the read window has
-	// passed, unless it ran on this node.
+	// released the volume. Otherwise it may still answer reads until the read
+	// window has passed.
 	Predecessor *holdfast.Primary
 
 	// Absent are nodes that the metadata store counts as dead: a take-over does
@@ -172,18 +172,18 @@ func (p *Primary) Submit(r *Request) {
 
 // admissible refuses what can never be done.
 func (p *Primary) admissible(r *Request) error {
-	op := "I/O on volume " + p.rec.Name
+	op := func() string { return "I/O on volume " + p.rec.Name }
 	switch {
 	case p.phase == ended && p.err != nil:
 		return p.err
 	case p.phase == ended || p.phase == releasing:
-		return holdfast.E(op, holdfast.Unavailable, "the volume is being detached")
+		return holdfast.E(op(), holdfast.Unavailable, "the volume is being detached")
 	case r.Op == OpFlush:
 		return nil
 	case r.Offset < 0 || r.Length <= 0 || r.Offset > p.size || r.Length > p.size-r.Offset:
-		return holdfast.E(op, holdfast.OutOfRange, fmt.Sprintf("bytes %d to %d are outside of the volume's %d", r.Offset, r.Offset+r.Length, p.size))
+		return holdfast.E(op(), holdfast.OutOfRange, fmt.Sprintf("bytes %d to %d are outside of the volume's %d", r.Offset, r.Offset+r.Length, p.size))
 	case (r.Op == OpRead || r.Op == OpWrite) && (r.Buf == nil || int64(len(r.Buf.B)) != r.Length):
-		return holdfast.E(op, holdfast.Invalid, "the buffer does not have the request's length")
+		return holdfast.E(op(), holdfast.Invalid, "the buffer does not have the request's length")
 	}
 	return nil
 }
@@ -195,7 +195,7 @@ func (p *Primary) held(r *Request) bool {
 	}
 	// Writes and flushes do not begin while a replica is being dropped, nor
 	// while fewer replicas than minInSync are in sync.
-	return r.Op != OpRead && (p.member.losing != 0 || len(p.rec.InSyncReplicas()) < p.rec.Spec.MinInSync)
+	return r.Op != OpRead && (p.member.losing != 0 || !p.mayAck())
 }
 
 // begin starts a request.

@@ -76,17 +76,20 @@ func (p *Primary) askRead(rd *read) {
 // readFrom chooses an in-sync peer: the local one first, another one after a
 // failure.
 func (p *Primary) readFrom(rd *read) *peer {
-	var in []*peer
-	for _, t := range p.peers {
-		if (t.inSync() || mutant(Mutate3ReadRebuilding)) && t.up {
-			if t.rep.Node == p.cfg.Self && rd.tries == 0 {
+	able := func(t *peer) bool { return (t.inSync() || mutant(Mutate3ReadRebuilding)) && t.up }
+	if rd.tries == 0 {
+		for _, t := range p.peers {
+			if t.rep.Node == p.cfg.Self && able(t) {
 				return t
 			}
-			in = append(in, t)
 		}
 	}
-	p.readers.next++
-	return in[(p.readers.next+rd.tries)%len(in)]
+	for {
+		p.readers.next++
+		if t := p.peers[p.readers.next%len(p.peers)]; able(t) {
+			return t
+		}
+	}
 }
 
 // refreshWindow asks those for a sign of life whose last one is too old.

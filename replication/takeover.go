@@ -64,20 +64,22 @@ func (p *Primary) waitFor(up, missing []*peer) time.Duration {
 
 // noteQuiet computes until when a predecessor may answer reads. It needs every
 // replica of its in-sync set for that, so the one that was quiet for longest
-// decides. A tenth is added for clocks of different speed.
+// decides. A tenth is added for clocks of different speed. It is waited for even
+// if the predecessor was a process of this node, which is dead: that one may
+// itself have died while it was waiting.
 func (p *Primary) noteQuiet(up []*peer) {
 	if p.takeover.quietSet {
 		return
 	}
 	p.takeover.quietSet = true
 	old := p.cfg.Predecessor
-	if mutant(Mutate3NoQuiet) || old == nil || old.Node == p.cfg.Self || old.Kind != holdfast.ClientPrimary {
+	if mutant(Mutate3NoQuiet) || old == nil || old.Kind != holdfast.ClientPrimary {
 		return
 	}
 	window := p.cfg.ReadWindow + p.cfg.ReadWindow/10
 	first := true
 	for _, t := range up {
-		at := t.heard + window - time.Duration(t.welcome.QuietNanos)
+		at := t.greetedAt + window - time.Duration(t.welcome.QuietNanos)
 		if first || at < p.takeover.quietAt {
 			p.takeover.quietAt, first = at, false
 		}

@@ -138,7 +138,15 @@ func (p *Primary) diskFailed(t *peer) {
 }
 
 // mayAck says whether the in-sync set is large enough to acknowledge writes.
-func (p *Primary) mayAck() bool { return len(p.rec.InSyncReplicas()) >= p.rec.Spec.MinInSync }
+func (p *Primary) mayAck() bool {
+	n := 0
+	for i := range p.rec.Replicas {
+		if p.rec.Replicas[i].State == holdfast.InSync {
+			n++
+		}
+	}
+	return n >= p.rec.Spec.MinInSync
+}
 
 // settleWrite acknowledges w when every needed replica has applied it
 // (invariant 2).
