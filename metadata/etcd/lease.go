@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
@@ -112,35 +113,122 @@ func (s *Store) revoke(id clientv3.LeaseID) error {
 
 // keep refreshes a lease until ctx ends.
 func (s *Store) keep(ctx context.Context, t taken) *keep.Lease {
-	return keep.New(ctx, keep.Config{
+	ctx, cancel := context.WithCancel(ctx)
+	r := &refresher{s: s, taken: t, life: ctx}
+	opened, done := context.WithTimeout(ctx, t.ttl/3)
+	_ = r.open(opened) // the login is done before it is urgent; if it fails it is tried again
+	done()
+	kept := keep.New(ctx, keep.Config{
 		TTL:     t.ttl,
 		Clock:   bootTime,
 		Taken:   t.at,
-		Refresh: func(ctx context.Context) error { return s.refresh(ctx, t) },
-		Release: func(context.Context) error { return s.revoke(t.id) },
+		Refresh: r.refresh,
+		Release: func(context.Context) error {
+			cancel()
+			return s.revoke(t.id)
+		},
 	})
+	go func() {
+		<-kept.Lost()
+		cancel()
+	}()
+	return kept
 }
 
-// refresh confirms a lease, and that the key is still on it: another lease of
+// refresher confirms one lease over and over, on one stream: the etcd client
+// logs in each time that a stream is opened, which is slow work for the server.
+type refresher struct {
+	s       *Store
+	taken   taken
+	life    context.Context
+	stream  *stream      // nil when there is none
+	opening chan *stream // nil when none is being opened
+}
+
+type stream struct {
+	etcdserverpb.Lease_LeaseKeepAliveClient
+	cancel context.CancelFunc
+	err    error // why it could not be opened
+}
+
+// refresh confirms the lease, and that the key is still on it: another lease of
 // the same holder, or an etcd that was put back, takes the key away without
 // ending the lease. The read is linearizable, so that a member that was cut off
 // or stopped cannot confirm anything.
-func (s *Store) refresh(ctx context.Context, t taken) error {
+func (r *refresher) refresh(ctx context.Context) error {
 	const op = "refresh a lease"
-	if _, err := s.client.KeepAliveOnce(ctx, t.id); err != nil {
-		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			return holdfast.WrapKind(op, holdfast.NotFound, err)
-		}
-		return s.fail(op, err)
-	}
-	resp, err := s.client.Get(ctx, t.key)
+	ttl, err := r.extend(ctx)
 	if err != nil {
-		return s.fail(op, err)
+		return r.s.fail(op, err)
 	}
-	if len(resp.Kvs) == 0 || clientv3.LeaseID(resp.Kvs[0].Lease) != t.id {
+	if ttl <= 0 {
+		return holdfast.E(op, holdfast.NotFound, "it has run out")
+	}
+	resp, err := r.s.client.Get(ctx, r.taken.key)
+	if err != nil {
+		return r.s.fail(op, err)
+	}
+	if len(resp.Kvs) == 0 || clientv3.LeaseID(resp.Kvs[0].Lease) != r.taken.id {
 		return holdfast.E(op, holdfast.NotFound, "its key is gone or on another lease")
 	}
 	return nil
+}
+
+// extend asks for the lease's whole time anew, and gives what the server
+// answers: 0 when the lease is gone. Whatever goes wrong ends the stream, so
+// that an answer always belongs to the question just asked.
+func (r *refresher) extend(ctx context.Context) (ttl int64, err error) {
+	if err := r.open(ctx); err != nil {
+		return 0, clientv3.ContextError(ctx, err)
+	}
+	var resp *etcdserverpb.LeaseKeepAliveResponse
+	stop := context.AfterFunc(ctx, r.stream.cancel)
+	if err = r.stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: int64(r.taken.id)}); err == nil {
+		resp, err = r.stream.Recv()
+	}
+	if !stop() && err == nil {
+		err = ctx.Err() // the stream has just been ended
+	}
+	if err != nil {
+		r.stream.cancel()
+		r.stream = nil
+		return 0, clientv3.ContextError(ctx, err)
+	}
+	return resp.TTL, nil
+}
+
+// open makes sure that there is a stream. Opening one may take longer than ctx
+// allows: it goes on, and the next call finds it.
+func (r *refresher) open(ctx context.Context) error {
+	if r.stream != nil {
+		return nil
+	}
+	if r.opening == nil {
+		opening := make(chan *stream, 1)
+		r.opening = opening
+		go func() {
+			life, cancel := context.WithCancel(r.life)
+			timer := time.AfterFunc(r.s.cfg.CallTimeout, cancel)
+			c, err := etcdserverpb.NewLeaseClient(r.s.client.ActiveConnection()).LeaseKeepAlive(life)
+			if !timer.Stop() && err == nil {
+				err = context.DeadlineExceeded
+			}
+			if err != nil {
+				cancel()
+			}
+			opening <- &stream{c, cancel, err}
+		}()
+	}
+	select {
+	case opened := <-r.opening:
+		r.opening = nil
+		if opened.err == nil {
+			r.stream = opened
+		}
+		return opened.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Campaign waits until this candidate leads.

@@ -123,7 +123,7 @@ func ready(ctx context.Context, op string, cfg ServerConfig, e *embed.Etcd, fail
 
 // closeTimeout is how long a member may take to stop in order. One that has
 // failed may never; everything acknowledged is on its disk.
-const closeTimeout = 10 * time.Second
+const closeTimeout = 5 * time.Second
 
 func closeWithin(e *embed.Etcd, d time.Duration) {
 	done := make(chan struct{})

@@ -22,7 +22,7 @@
 // everything again. It does not survive losing etcd's data: the replicas' disks
 // do, they keep the records they were shown.
 //
-// A Store owns one goroutine that looks for an etcd that was put back, one per
+// A Store owns one goroutine that looks for an etcd that was put back, a few per
 // lease and per leadership, and those of the etcd client. A Server owns those of
 // the etcd server.
 package etcd
