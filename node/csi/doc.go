@@ -20,7 +20,7 @@
 // State: one file per volume in Config.StateDir, named by the volume's id,
 //
 //	{"version":1, "volume":ID, "names":[...], "fsType":..., "bootId":...,
-//	 "orchestrated":bool, "formatting":bool, "deadMounts":bool, "entries":[...]}
+//	 "orchestrated":bool, "formatting":bool, "entries":[...]}
 //
 // written (and synced) before a mount is made and after it is gone. It says
 // which paths are ours and who detaches; whether something is mounted is always

@@ -53,7 +53,9 @@ func (s *Service) mountNew(ctx context.Context, f filesystem) error {
 	}
 	opts := f.options(fsType, deviceRO)
 	if err := s.mounter.FormatAndMountSensitiveWithFormatOptions(f.dev.path, f.path, fsType, opts, nil, mkfsOptions(fsType)); err != nil {
-		return mountFailed(op, f.use.flags, err)
+		if fsType != "xfs" || s.mountAgain(f, opts) != nil {
+			return mountFailed(op, f.use.flags, err)
+		}
 	}
 	if f.st.Formatting {
 		f.st.Formatting = false
@@ -80,11 +82,26 @@ func (s *Service) undoMount(path string, err error) error {
 	return err
 }
 
-func mountFailed(op string, flags []string, err error) error {
-	if len(flags) > 0 {
-		return holdfast.WrapKind(fmt.Sprintf("%s (mount flags %s: check that the filesystem knows them)", op, strings.Join(flags, ",")), holdfast.Invalid, err)
+// mountAgain mounts an XFS that the kernel refused since it still knows the same
+// filesystem from another device. That can only be a device which this volume had
+// before and which is dead, while a container that has not ended holds it: a
+// volume has one device, and nobody else has that UUID. Hence nouuid is safe.
+func (s *Service) mountAgain(f filesystem, opts []string) error {
+	if err := s.mounter.Mount(f.dev.path, f.path, "xfs", append(slices.Clone(opts), "nouuid")); err != nil {
+		return err
 	}
-	return holdfast.WrapKind(op, holdfast.Other, err)
+	s.cfg.Log.Warn("mounted although the filesystem is still held by its former, dead device; end the containers that use that",
+		"volume", f.st.Volume, "path", f.path)
+	return nil
+}
+
+// mountFailed makes what mount(8) and mkfs said one line.
+func mountFailed(op string, flags []string, err error) error {
+	msg := tidy([]byte(err.Error()))
+	if len(flags) > 0 {
+		return invalid(op, "%s; check that the filesystem knows the mount flags %s", msg, strings.Join(flags, ","))
+	}
+	return holdfast.E(op, holdfast.Other, msg)
 }
 
 // fsTypeOf is the filesystem on the device, or the one to make on a device that
@@ -156,11 +173,6 @@ func (f filesystem) options(fsType string, deviceRO bool) []string {
 	if deviceRO {
 		// A log cannot be replayed onto a device that takes no writes.
 		opts = append(opts, map[string]string{"xfs": "norecovery", "ext4": "noload"}[fsType])
-	}
-	if fsType == "xfs" && f.st.DeadMounts {
-		// The kernel may still know this very filesystem from the dead device,
-		// held by a container that has not ended; it is shut down there.
-		opts = append(opts, "nouuid")
 	}
 	return opts
 }

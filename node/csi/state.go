@@ -24,7 +24,6 @@ type volumeState struct {
 	BootID       string            `json:"bootId"`
 	Orchestrated bool              `json:"orchestrated,omitempty"` // a controller published it, and will unpublish it
 	Formatting   bool              `json:"formatting,omitempty"`   // mkfs was begun on an empty device
-	DeadMounts   bool              `json:"deadMounts,omitempty"`   // mounts of a dead device were detached lazily and may live on in containers
 	Entries      []entry           `json:"entries,omitempty"`
 
 	dropped []entry // whose dead mounts the call under way has taken away

@@ -161,7 +161,6 @@ func (s *Service) dropDead(st *volumeState, dead string) error {
 		if err := unix.Unmount(m.Mountpoint, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err != nil {
 			return holdfast.WrapKind("detach the dead mount at "+m.Mountpoint, holdfast.InUse, err)
 		}
-		st.DeadMounts = true
 		st.dropped = append(st.dropped, *e)
 		s.cfg.Log.Warn("a mount of a dead device was detached", "volume", st.Volume, "path", m.Mountpoint, "device", m.Source)
 	}
