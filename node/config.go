@@ -46,7 +46,7 @@ func DefaultConfig() Config {
 	return Config{
 		Agent:    agent.DefaultConfig(),
 		StateDir: "/var/lib/holdfast", RunDir: "/run/holdfast",
-		DataListen: ":9812", APIListen: ":9813",
+		DataListen: ":9810", APIListen: ":9812",
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -33,6 +34,7 @@ type Node struct {
 	agent   *agent.Agent
 	plane   *dataplane.Plane
 	front   *fuseloop.FrontEnd
+	lock    *os.File // of the instance
 }
 
 // New makes a node that does nothing yet. Errors: Invalid.
@@ -75,6 +77,14 @@ func (n *Node) Run(ctx context.Context) error {
 
 // build makes the parts; none of them answers anybody yet.
 func (n *Node) build(ctx context.Context) error {
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	cfg := n.cfg.Agent
+	if n.lock, cfg.Instance, err = takeInstance(ctx, n.cfg.StateDir, boot); err != nil {
+		return err
+	}
 	cluster, err := n.cfg.Store.Cluster(ctx)
 	if err != nil {
 		return err
@@ -86,11 +96,9 @@ func (n *Node) build(ctx context.Context) error {
 	if n.plane, err = n.newPlane(cluster); err != nil {
 		return err
 	}
-	pools, err := n.newPools(cluster, n.plane)
-	if err != nil {
-		return err
-	}
-	n.agent, err = agent.New(n.cfg.Agent, agent.Deps{Store: n.cfg.Store, Plane: plane{n.plane}, FrontEnd: n.front, Pools: pools, Log: n.cfg.Log})
+	n.agent, err = agent.New(cfg, agent.Deps{
+		Store: n.cfg.Store, Plane: plane{n.plane}, FrontEnd: n.front, Pools: n.newPools(cluster, boot, n.plane), Log: n.cfg.Log,
+	})
 	return err
 }
 
@@ -109,6 +117,9 @@ func (n *Node) dismantle(abandon bool) error {
 	}
 	if n.front != nil {
 		errs = append(errs, n.front.Close())
+	}
+	if n.lock != nil { // last: it says that nothing of this process is left
+		errs = append(errs, n.lock.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -16,9 +16,6 @@ import (
 	"github.com/holdfast-storage/holdfast/node/dataplane"
 )
 
-// bootIDFile identifies the boot of this host.
-const bootIDFile = "/proc/sys/kernel/random/boot_id"
-
 // pools opens pools by the engine, and serves their replicas by the data plane.
 type pools struct {
 	cluster   holdfast.ClusterID
@@ -28,15 +25,11 @@ type pools struct {
 	plane     *dataplane.Plane
 }
 
-func (n *Node) newPools(cluster holdfast.ClusterID, p *dataplane.Plane) (*pools, error) {
-	boot, err := os.ReadFile(bootIDFile)
-	if err != nil {
-		return nil, holdfast.WrapKind("read the boot id", holdfast.Unsupported, err)
-	}
+func (n *Node) newPools(cluster holdfast.ClusterID, boot string, p *dataplane.Plane) *pools {
 	return &pools{
-		cluster: cluster, node: n.cfg.Agent.ID, bootID: strings.TrimSpace(string(boot)),
+		cluster: cluster, node: n.cfg.Agent.ID, bootID: boot,
 		mountRoot: filepath.Join(n.cfg.RunDir, "pools"), plane: p,
-	}, nil
+	}
 }
 
 // Open implements agent.PoolOpener.

@@ -18,12 +18,11 @@ import (
 // Agent is one node's agent: New, Start, Run, Close, in this order. All other
 // methods may be called from any goroutine between Start and Close.
 type Agent struct {
-	cfg      Config
-	deps     Deps
-	log      *slog.Logger
-	events   *events
-	instance string // of this process: tells it from a predecessor with the same node id
-	started  time.Time
+	cfg     Config
+	deps    Deps
+	log     *slog.Logger
+	events  *events
+	started time.Time
 
 	registered     chan struct{} // closed after the first registration
 	registeredOnce sync.Once
@@ -62,12 +61,15 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	if cfg.Domain.Host == "" {
 		cfg.Domain.Host = string(cfg.ID)
 	}
+	if cfg.Instance == "" {
+		cfg.Instance = string(holdfast.NewReplicaID())
+	}
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	a := &Agent{
 		cfg: cfg, deps: deps, log: deps.Log.With("node", string(cfg.ID)), events: newEvents(),
-		instance: string(holdfast.NewReplicaID()), started: time.Now().UTC(),
+		started:     time.Now().UTC(),
 		registered:  make(chan struct{}),
 		refreshSoon: make(chan struct{}, 1), purgeSoon: make(chan struct{}, 1), checkSoon: make(chan struct{}, 1),
 		volumes: map[holdfast.VolumeID]*slot{}, upkeep: map[holdfast.VolumeID]*upkeep{},

@@ -17,7 +17,11 @@ type Config struct {
 	ID      holdfast.NodeID
 	Domain  holdfast.Domain // Host defaults to the id
 	Release string          // of this daemon, for the registration
-	Pools   []PoolConfig
+	// Instance names this process among those that ever are this node; default:
+	// a new name. Whoever sets it makes sure that no two that live share it: the
+	// lease of an earlier one is then taken over without waiting.
+	Instance string
+	Pools    []PoolConfig
 	// AutoPools also adopts every block device that carries this cluster's and
 	// this node's identity, now and when it turns up later.
 	AutoPools bool

@@ -38,7 +38,7 @@ func (a *Agent) joinFirst(ctx context.Context) error {
 func (a *Agent) joinOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.LeaseTTL)
 	defer cancel()
-	l, err := a.deps.Store.Join(ctx, a.cfg.ID, a.instance, a.cfg.LeaseTTL)
+	l, err := a.deps.Store.Join(ctx, a.cfg.ID, a.cfg.Instance, a.cfg.LeaseTTL)
 	if err != nil {
 		return err
 	}
