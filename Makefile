@@ -1,0 +1,93 @@
+# Holdfast. `make help` lists the targets; the two to begin with are demo and test.
+
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+BIN     := build/bin
+LINT_VERSION := v2.15.0
+LINT    := $(BIN)/golangci-lint-$(LINT_VERSION)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Tests run real mounts and real databases: two packages at once are enough.
+GO_TEST := go test -p 2 -timeout 25m
+SEED    ?= 1
+RUNS    ?= 1000
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build build/holdfast
+	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o build/holdfast ./cmd/holdfast
+
+.PHONY: demo
+demo: ## Show it: a cluster on this machine, a database, a power cut (root, about two minutes)
+	scripts/prerequisites.sh demo
+	$(MAKE) --no-print-directory build
+	build/holdfast demo
+
+.PHONY: test
+test: ## Run all tests, then a slice of the simulation (root)
+	scripts/prerequisites.sh test
+	$(GO_TEST) ./...
+	$(GO_TEST) ./replication/sim -run '^TestSeeds$$' -sim.seed=1000 -sim.runs=200
+
+.PHONY: race
+race: ## Run all tests under the race detector (root)
+	scripts/prerequisites.sh test race
+	CGO_ENABLED=1 $(GO_TEST) -timeout 50m -race ./...
+
+.PHONY: sim
+sim: ## Simulate clusters with faults: make sim SEED=1 RUNS=1000
+	$(GO_TEST) ./replication/sim -count=1 -v -run '^TestSeeds$$' -sim.seed=$(SEED) -sim.runs=$(RUNS)
+
+.PHONY: mutations
+mutations: ## Break each rule of the protocol on purpose: the simulation must notice
+	$(GO_TEST) ./replication/sim -count=1 -v -tags mutations -run '^TestMutations$$'
+
+.PHONY: bench
+bench: ## Measure speed and latency, as tables (root)
+	scripts/prerequisites.sh test bench
+	go test -p 1 -run '^$$' -bench . -benchtime 2s ./replication/wire ./engine ./node/dataplane ./node/device/fuseloop
+
+.PHONY: check
+check: format vet lint rules generated ## All that is checked without running anything (what CI does first)
+
+.PHONY: format
+format: ## Complain about files that gofmt would change
+	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs -r ls 2>/dev/null | xargs -r gofmt -l); \
+	if [ -n "$$bad" ]; then echo "not formatted, run gofmt -w on:"; echo "$$bad"; exit 1; fi
+
+.PHONY: vet
+vet: ## go vet
+	go vet ./...
+	go vet -tags mutations ./replication/...
+
+$(LINT):
+	@mkdir -p $(BIN)
+	GOBIN=$(CURDIR)/$(BIN) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	mv $(BIN)/golangci-lint $@
+
+.PHONY: lint
+lint: $(LINT) ## Run the linters of .golangci.yml
+	$(LINT) run ./...
+
+.PHONY: rules
+rules: ## Check the house rules: imports, sizes, package comments
+	go test ./internal/archtest
+	@if git grep -nE '\b(TO[D]O|FIX[M]E)\b' -- . ':!LICENSE'; then echo "do these now, or say in the tracker what is to be done"; exit 1; fi
+
+.PHONY: generate
+generate: ## Generate code from proto/
+	scripts/prerequisites.sh generate
+	scripts/generate.sh
+
+.PHONY: generated
+generated: ## Check that generated code is up to date, where protoc is installed
+	@if command -v protoc >/dev/null; then scripts/generated.sh; else echo "protoc is not installed: generated code is not checked"; fi
+
+.PHONY: clean
+clean: ## Remove build/ and what killed tests left behind
+	scripts/clean.sh
+	rm -rf build
