@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/holdfast-storage/holdfast"
@@ -80,17 +81,24 @@ func (s *Service) create(ctx context.Context, q CreateRequest) (holdfast.Record,
 		case holdfast.PhaseReady:
 			return rec, nil
 		case holdfast.PhaseDeleting:
-			err = s.delete(ctx, rec.ID)
-		default:
-			if rec, err = s.finishCreate(ctx, rec, q.From); err == nil && rec.Phase == holdfast.PhaseReady {
-				return rec, nil
+			if err := s.delete(ctx, rec.ID); err != nil {
+				return rec, err
 			}
-		}
-		if err != nil && !errors.Is(err, holdfast.NotFound) {
-			return holdfast.Record{}, err
+		default:
+			return s.takeOn(ctx, rec, q.From)
 		}
 	}
 	return holdfast.Record{}, errRaced()
+}
+
+// takeOn finishes a creation. A volume that somebody deletes meanwhile stays
+// deleted: the one who asked for it may have gone.
+func (s *Service) takeOn(ctx context.Context, rec holdfast.Record, from holdfast.NodeID) (holdfast.Record, error) {
+	rec, err := s.finishCreate(ctx, rec, from)
+	if errors.Is(err, holdfast.NotFound) || err == nil && rec.Phase != holdfast.PhaseReady {
+		err = holdfast.E("", holdfast.Unavailable, "it was deleted while it was being created; repeat the call to create it anew")
+	}
+	return rec, err
 }
 
 // sameVolume says whether a volume of the wanted name is what is asked for.
@@ -208,24 +216,22 @@ func ready(rec holdfast.Record) holdfast.Record {
 }
 
 // makeReplicas asks all nodes at once for the replicas that are not made yet, and
-// answers with those that failed.
-func (s *Service) makeReplicas(ctx context.Context, c *creation) (bad []holdfast.Replica) {
+// answers with those that failed, and why.
+func (s *Service) makeReplicas(ctx context.Context, c *creation) map[holdfast.ReplicaID]error {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for _, x := range c.rec.Replicas {
-		if c.made[x.ID] {
-			continue
-		}
+	bad := map[holdfast.ReplicaID]error{}
+	missing := slices.DeleteFunc(slices.Clone(c.rec.Replicas), func(x holdfast.Replica) bool { return c.made[x.ID] })
+	for _, x := range missing {
 		wg.Go(func() {
 			err := s.MakeReplica(ctx, c.rec, x)
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil {
 				c.made[x.ID] = true
-				return
+			} else {
+				bad[x.ID] = err
 			}
-			bad = append(bad, x)
-			c.failed[x.Node] = err
 		})
 	}
 	wg.Wait()
@@ -247,14 +253,23 @@ func (s *Service) MakeReplica(ctx context.Context, rec holdfast.Record, x holdfa
 // replaceFailed takes the replicas that could not be made out of the record, with
 // tombstones since they may exist after all, and names others instead. If there
 // are none, the volume is given up.
-func (s *Service) replaceFailed(ctx context.Context, c *creation, bad []holdfast.Replica) (holdfast.Record, error) {
+func (s *Service) replaceFailed(ctx context.Context, c *creation, bad map[holdfast.ReplicaID]error) (holdfast.Record, error) {
+	now, err := s.cfg.Store.Volume(ctx, string(c.rec.ID))
+	if err != nil || now.Revision != c.rec.Revision {
+		return now, err // somebody changed or deleted it: that is why, not the nodes
+	}
 	cluster, err := s.Cluster(ctx)
 	if err != nil {
 		return c.rec, err
 	}
 	next := c.rec.Clone()
-	for _, x := range bad {
-		next.Replicas = remove(next.Replicas, x.ID)
+	var gone []holdfast.Replica
+	for _, x := range c.rec.Replicas {
+		if e := bad[x.ID]; e != nil {
+			c.failed[x.Node] = e
+			gone = append(gone, x)
+			next.Replicas = remove(next.Replicas, x.ID)
+		}
 	}
 	avoid, unavailable := map[holdfast.NodeID]string{}, false
 	for n, e := range c.failed {
@@ -262,7 +277,7 @@ func (s *Service) replaceFailed(ctx context.Context, c *creation, bad []holdfast
 		unavailable = unavailable || errors.Is(e, holdfast.Unavailable)
 	}
 	s.cfg.Log.Warn("replicas could not be made; choosing other nodes", "volume", c.rec.Name, "failed", avoid)
-	choices, err := placement.Choose(placement.Request{Cluster: cluster, Spec: c.rec.Spec, Count: len(bad), Existing: next.Replicas, Avoid: avoid, From: c.from})
+	choices, err := placement.Choose(placement.Request{Cluster: cluster, Spec: c.rec.Spec, Count: len(gone), Existing: next.Replicas, Avoid: avoid, From: c.from})
 	if err != nil {
 		if unavailable { // another time it may work
 			err = holdfast.WrapKind("", holdfast.Unavailable, err)
@@ -270,7 +285,7 @@ func (s *Service) replaceFailed(ctx context.Context, c *creation, bad []holdfast
 		return c.rec, s.giveUp(ctx, c.rec, err)
 	}
 	next.Replicas = append(next.Replicas, newReplicas(choices)...)
-	stones := s.tombstones(c.rec, bad)
+	stones := s.tombstones(c.rec, gone)
 	next, err = s.cfg.Store.RetireReplicas(ctx, next, stones)
 	if err == nil {
 		s.purgeSoon(ctx, stones)
@@ -284,9 +299,9 @@ func (s *Service) giveUp(ctx context.Context, rec holdfast.Record, why error) er
 	stones := s.tombstones(rec, rec.Replicas)
 	err := s.cfg.Store.DropVolume(ctx, rec, stones)
 	switch {
-	case errors.Is(err, holdfast.Busy):
+	case errors.Is(err, holdfast.Busy), errors.Is(err, holdfast.NotFound):
 		return err // somebody else is at it: look again
-	case err != nil && !errors.Is(err, holdfast.NotFound):
+	case err != nil:
 		return errors.Join(why, holdfast.Wrap("give the volume up", err))
 	}
 	s.purgeSoon(ctx, stones)

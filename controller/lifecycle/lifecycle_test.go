@@ -238,6 +238,35 @@ func TestCreateGoesOnWhenItsCallerLeavesAndTheNextCallJoins(t *testing.T) {
 	c.CheckClean()
 }
 
+func TestAVolumeDeletedWhileItIsCreatedStaysDeleted(t *testing.T) {
+	c, s := three(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	c.SetFault(func(n holdfast.NodeID, method string, after bool) error {
+		if method == "CreateReplica" && n == "n1" && !after {
+			once.Do(func() { close(entered) })
+			<-release
+		}
+		return nil
+	})
+	created := make(chan error, 1)
+	go func() {
+		_, err := s.Create(t.Context(), "db", size(gib))
+		created <- err
+	}()
+	<-entered
+	if err := s.Delete(t.Context(), "db"); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	wantKind(t, <-created, holdfast.Unavailable, "deleted")
+	if recs, _ := s.List(t.Context()); len(recs) != 0 {
+		t.Errorf("it came back: %+v", recs)
+	}
+	eventually(t, "replicas are removed", noReplicas(c, "n1", "n2", "n3"))
+	c.Check()
+}
+
 func TestManyCallersAndTwoControllersMakeOneVolume(t *testing.T) {
 	c, s := three(t)
 	other := newService(t, c, c.Store.Client())

@@ -88,7 +88,7 @@ func (g *rig) pass() {
 // converge lets controller and primaries work by turns.
 func (g *rig) converge() {
 	g.t.Helper()
-	for range 8 {
+	for range 6 {
 		g.pass()
 		g.Settle()
 	}
@@ -400,7 +400,7 @@ func TestPassesKilledAtEveryStep(t *testing.T) {
 					_ = doomed.Pass(t.Context()) // its clocks start here
 					g.clock.add(11 * time.Minute)
 					d.On(g.Cluster, store)
-					for range 6 {
+					for range 4 {
 						_ = doomed.Pass(t.Context())
 						g.Settle()
 					}

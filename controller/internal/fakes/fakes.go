@@ -49,6 +49,7 @@ func New(t testing.TB) *Cluster {
 type Node struct {
 	ID       holdfast.NodeID
 	c        *Cluster
+	ops      sync.Mutex // making and removing replicas exclude each other
 	lease    metadata.Lease
 	down     bool
 	replicas map[holdfast.ReplicaID]Stored
@@ -185,6 +186,8 @@ func (n *Node) serve(method string, f func() error) error {
 // CreateReplica implements the node's service.
 func (n *Node) CreateReplica(ctx context.Context, in *holdfastv1.CreateReplicaRequest, _ ...grpc.CallOption) (*holdfastv1.CreateReplicaResponse, error) {
 	err := n.serve("CreateReplica", func() error {
+		n.ops.Lock()
+		defer n.ops.Unlock()
 		rec, err := n.c.Store.Volume(ctx, in.VolumeId)
 		if err != nil {
 			return err
@@ -207,6 +210,8 @@ func (n *Node) CreateReplica(ctx context.Context, in *holdfastv1.CreateReplicaRe
 func (n *Node) PurgeTombstones(ctx context.Context, _ *holdfastv1.PurgeTombstonesRequest, _ ...grpc.CallOption) (*holdfastv1.PurgeTombstonesResponse, error) {
 	out := &holdfastv1.PurgeTombstonesResponse{}
 	err := n.serve("PurgeTombstones", func() error {
+		n.ops.Lock()
+		defer n.ops.Unlock()
 		ts, err := n.c.Store.Tombstones(ctx)
 		if err != nil {
 			return err
