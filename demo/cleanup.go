@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 )
 
 // mount is one line of mountinfo.
@@ -68,8 +69,11 @@ func unescape(s string) string {
 // files there, as the end of a kernel would: FUSE connections are aborted first,
 // so that nothing waits for a server that is gone.
 func forget(dir string) error {
+	// First what the front ends know by their own marks: once its FUSE mount is
+	// gone, a loop device does not show any more that it was below dir.
+	errs := []error{forgetDevices(dir)}
 	ms, err := mountsBelow(dir)
-	errs := []error{err}
+	errs = append(errs, err)
 	for _, m := range ms {
 		if strings.HasPrefix(m.fsType, "fuse") {
 			errs = append(errs, abortFuse(m))
@@ -86,6 +90,19 @@ func forget(dir string) error {
 	}
 	for _, l := range loopsBelow(dir) {
 		errs = append(errs, detachLoop(l))
+	}
+	return errors.Join(errs...)
+}
+
+// forgetDevices removes the volumes' devices of the daemons that ran below dir,
+// which is one daemon's folder or that of all of them.
+func forgetDevices(dir string) error {
+	one, _ := filepath.Glob(filepath.Join(dir, "run/devices"))
+	all, _ := filepath.Glob(filepath.Join(dir, "*/run/devices"))
+	var errs []error
+	for _, root := range append(one, all...) {
+		_, err := fuseloop.CleanRoot(context.Background(), fuseloop.Config{Root: root})
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -25,14 +25,10 @@ func (r *rig) mkfs(fsType string) string {
 
 func mount(t *testing.T, path, fsType string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hf-test-mount-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
 	t.Cleanup(func() {
 		for unix.Unmount(dir, unix.MNT_DETACH) == nil {
 		}
-		_ = os.Remove(dir)
 	})
 	run(t, "mount", "-t", fsType, path, dir)
 	return dir
@@ -72,10 +68,11 @@ func (s suite) testFilesystem(t *testing.T, fsType string) {
 		t.Fatal(err)
 	}
 	run(t, "sync", "-f", dir)
-	run(t, "fstrim", dir)
-	if now := r.mem.Used(); used-now < 90*mib {
-		t.Errorf("fstrim after removing 100 MiB freed %d MiB", (used-now)/mib)
-	}
+	// XFS frees a removed file's space in the background.
+	eventually(t, "fstrim frees most of the 100 MiB that were removed", func() bool {
+		run(t, "fstrim", dir)
+		return used-r.mem.Used() > 90*mib
+	})
 	run(t, "umount", dir)
 	check := map[string][]string{"xfs": {"xfs_repair", "-n"}, "ext4": {"fsck.ext4", "-fn"}}[fsType]
 	run(t, check[0], append(check[1:], r.dev.Path())...)

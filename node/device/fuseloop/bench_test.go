@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -67,16 +68,30 @@ func BenchmarkFio(b *testing.B) {
 	} {
 		b.Run(fmt.Sprintf("%s/bs=%d/depth=%d", load.rw, load.bs, load.depth), func(b *testing.B) {
 			var ours, theirs float64
+			var cpu time.Duration
 			for b.Loop() {
+				before := cpuTime(b)
 				ours += fioIOPS(b, dev.Path(), load.rw, load.bs, load.depth)
+				cpu += cpuTime(b) - before
 				theirs += fioIOPS(b, plain, load.rw, load.bs, load.depth)
 			}
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(ours/float64(b.N), "iops")
 			b.ReportMetric(theirs/float64(b.N), "plain-iops")
 			b.ReportMetric(ours/theirs, "ratio")
+			b.ReportMetric(cpu.Seconds()*1e6/ours, "server-cpu-µs") // per request
 		})
 	}
+}
+
+// cpuTime is what this process, which is the server, has used. Unlike rates it
+// can be compared on a machine that does other things too.
+func cpuTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func ramBacking(b *testing.B) *os.File {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,9 @@ type Device struct {
 	dir  string // where the filesystem is mounted
 	loop loopDevice
 	srv  *server
+
+	abortOnce sync.Once
+	aborted   chan struct{} // closed when Abort begins
 
 	busy chan struct{} // holds one token while Grow, Close or the end of Abort works
 	gone bool          // removed; under busy
@@ -146,7 +150,7 @@ func (d *Device) close() error {
 		if err != nil && !errors.Is(err, unix.EBUSY) {
 			return holdfast.WrapKind("unbind", holdfast.Unavailable, err)
 		}
-		if time.Now().After(deadline) {
+		if d.isAborted() || time.Now().After(deadline) {
 			if err := d.loop.keep(); errors.Is(err, os.ErrNotExist) {
 				break // let go just now
 			} else if err != nil {
@@ -157,6 +161,15 @@ func (d *Device) close() error {
 		<-time.After(10 * time.Millisecond)
 	}
 	return d.dismantle()
+}
+
+func (d *Device) isAborted() bool {
+	select {
+	case <-d.aborted:
+		return true
+	default:
+		return false
+	}
 }
 
 func (d *Device) inUse() error {
@@ -172,7 +185,9 @@ const abortWait = 5 * time.Second
 // itself open the kernel keeps it, failing all I/O, until that is closed.
 func (d *Device) Abort() error {
 	op := "abort " + d.loop.Path
+	d.abortOnce.Do(func() { close(d.aborted) })
 	// First the connection: from here on nothing waits for the backend.
+	d.srv.ending.Store(true)
 	err := abortMount(d.dir)
 	d.srv.stop()
 	select {
@@ -205,6 +220,9 @@ func (d *Device) dismantle() error {
 		if err := d.loop.clear(0); err != nil {
 			return holdfast.WrapKind("unbind "+d.loop.Path, holdfast.Other, err)
 		}
+	}
+	if d.srv != nil {
+		d.srv.ending.Store(true)
 	}
 	if err := abortMount(d.dir); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -73,44 +74,75 @@ func New(c Config) (*FrontEnd, error) {
 // dyingWait bounds how long New waits for a killed predecessor to be gone.
 const dyingWait = 10 * time.Second
 
-// takeRoot locks the root and reads or makes the owner mark: the file "owner"
-// holds the mark and the process id of who has the lock.
+// holder is the content of the file "owner": the mark, and who has the lock.
+type holder struct {
+	owner string
+	pid   int
+	pidNS string // the namespace in which pid means something
+}
+
+func readHolder(path string) (h holder) {
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		_, _ = fmt.Sscanf(string(raw), "%s %d %s", &h.owner, &h.pid, &h.pidNS)
+	}
+	return h
+}
+
+// takeRoot locks the root and reads or makes the owner mark.
 func (f *FrontEnd) takeRoot() error {
 	path := filepath.Join(f.root, ownerFile)
 	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return holdfast.WrapKind("open "+path, holdfast.Other, err)
 	}
-	var pid int
-	for deadline := time.Now().Add(dyingWait); ; <-time.After(20 * time.Millisecond) {
-		if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-			break
-		}
-		raw, _ := os.ReadFile(path)
-		_, _ = fmt.Sscanf(string(raw), "%s %d", &f.owner, &pid)
-		if !dying(pid) || time.Now().After(deadline) {
-			lock.Close()
-			return holdfast.E("lock "+path, holdfast.InUse, fmt.Sprintf("process %d has it; give each daemon a directory of its own", pid))
-		}
-		// A killed process cannot end while a thread of it waits for an answer
-		// that only itself could give: ending its connections frees it.
-		f.abortMounts()
+	if err := f.waitLock(lock); err != nil {
+		lock.Close()
+		return err
 	}
-	f.lock = lock
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return holdfast.WrapKind("read "+path, holdfast.Other, err)
-	}
-	if _, err := fmt.Sscanf(string(raw), "%s %d", &f.owner, &pid); err != nil || len(f.owner) != 16 {
+	h := readHolder(path)
+	if f.owner = h.owner; len(f.owner) != 16 {
 		var b [8]byte
 		_, _ = rand.Read(b[:])
 		f.owner = hex.EncodeToString(b[:])
 	}
-	line := fmt.Sprintf("%s %d\n", f.owner, os.Getpid())
+	line := fmt.Sprintf("%s %d %s\n", f.owner, os.Getpid(), pidNamespace())
 	if err = lock.Truncate(0); err == nil {
 		_, err = lock.WriteAt([]byte(line), 0)
 	}
-	return holdfast.WrapKind("write "+path, holdfast.Other, err)
+	if err != nil {
+		lock.Close()
+		return holdfast.WrapKind("write "+path, holdfast.Other, err)
+	}
+	f.lock = lock
+	return nil
+}
+
+// waitLock takes the lock; it waits only for a holder that has been killed. Such
+// a process cannot end while a thread of it waits in the kernel for an answer
+// that only itself could give: ending its connections frees it.
+func (f *FrontEnd) waitLock(lock *os.File) error {
+	deadline := time.Now().Add(dyingWait)
+	for {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return holdfast.WrapKind("lock "+lock.Name(), holdfast.Other, err)
+		}
+		h := readHolder(lock.Name())
+		if h.pidNS != pidNamespace() || !dying(h.pid) || time.Now().After(deadline) {
+			return holdfast.E("lock "+lock.Name(), holdfast.InUse, fmt.Sprintf("process %d has it; give each daemon a directory of its own", h.pid))
+		}
+		f.abortMounts()
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+func pidNamespace() string {
+	ns, _ := os.Readlink("/proc/self/ns/pid")
+	return ns
 }
 
 // dying says whether the process was killed or has ended, though parts of it may
@@ -129,8 +161,8 @@ func dying(pid int) bool {
 				return true
 			}
 		case "SigPnd", "ShdPnd":
-			var pending uint64
-			if _, err := fmt.Sscanf(value, "%x", &pending); err == nil && pending&(1<<(unix.SIGKILL-1)) != 0 {
+			pending, err := strconv.ParseUint(value, 16, 64)
+			if err == nil && pending&(1<<(unix.SIGKILL-1)) != 0 {
 				return true
 			}
 		}
@@ -194,12 +226,17 @@ func (f *FrontEnd) Open(ctx context.Context, o device.Options, b device.Backend)
 	return d, nil
 }
 
+func isVolume(name string) bool {
+	raw, err := hex.DecodeString(name)
+	return err == nil && len(raw) == 16 && strings.ToLower(name) == name
+}
+
 func validate(o device.Options, b device.Backend) error {
 	bad := func(format string, a ...any) error {
 		return holdfast.E("", holdfast.Invalid, fmt.Sprintf(format, a...))
 	}
-	if raw, err := hex.DecodeString(string(o.Volume)); err != nil || len(raw) != 16 {
-		return bad("the volume id %q is not 32 hexadecimal digits", o.Volume)
+	if !isVolume(string(o.Volume)) {
+		return bad("the volume id %q is not 32 lower-case hexadecimal digits", o.Volume)
 	}
 	switch {
 	case b == nil:
@@ -235,7 +272,7 @@ func (f *FrontEnd) open(ctx context.Context, o device.Options, b device.Backend)
 	if err := ctx.Err(); err != nil {
 		return nil, holdfast.WrapKind("", holdfast.Unavailable, err)
 	}
-	d := &Device{fe: f, opts: o, dir: f.dir(o.Volume), busy: make(chan struct{}, 1)}
+	d := &Device{fe: f, opts: o, dir: f.dir(o.Volume), busy: make(chan struct{}, 1), aborted: make(chan struct{})}
 	if err := d.start(b); err != nil {
 		d.dismantle()
 		return nil, err

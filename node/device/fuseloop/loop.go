@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,8 +24,12 @@ type loopDevice struct {
 	File string // base name of the file behind it
 }
 
-// configureTries bounds the races for a free device that one call may lose.
-const configureTries = 200
+// configureTries bounds the races for a free device that one call may lose; with
+// configureWait between two of them that is about five seconds.
+const (
+	configureTries = 500
+	configureWait  = 10 * time.Millisecond
+)
 
 // attachLoop binds a free loop device to the file that is open as fileFD, whose
 // path is path. The descriptor stays the caller's.
@@ -36,7 +40,7 @@ func attachLoop(fileFD int, path string, blk int) (loopDevice, error) {
 		return loopDevice{}, holdfast.WrapKind(op, holdfast.Unavailable, err)
 	}
 	defer ctl.Close()
-	for range configureTries {
+	for try := range configureTries {
 		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return loopDevice{}, holdfast.WrapKind(op+": find a free one", holdfast.Unavailable, err)
@@ -49,7 +53,10 @@ func attachLoop(fileFD int, path string, blk int) (loopDevice, error) {
 		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) {
 			return loopDevice{}, holdfast.WrapKind(op+": "+l.Path, holdfast.Unavailable, err)
 		}
-		runtime.Gosched() // somebody else was faster: ask again
+		// Somebody else was faster: ask again.
+		if try > 10 {
+			<-time.After(configureWait)
+		}
 	}
 	return loopDevice{}, holdfast.E(op, holdfast.Busy, fmt.Sprintf("lost the race for a free device %d times; try again", configureTries))
 }
@@ -207,6 +214,9 @@ func (l loopDevice) tune(blk int, readOnly bool) error {
 	if n, err := l.number("queue/logical_block_size"); err != nil || n != int64(blk) {
 		return bad("the logical block size", n)
 	}
+	// One request of the block layer becomes one of FUSE; failing to set it costs
+	// speed only.
+	_ = os.WriteFile(l.sys("queue/max_sectors_kb"), []byte(strconv.Itoa(maxWrite>>10)), 0)
 	if readOnly {
 		if ro, err := l.number("ro"); err != nil || ro != 1 {
 			return bad("the read-only flag", ro)

@@ -30,6 +30,18 @@ func (f *FrontEnd) CleanOrphans(ctx context.Context) ([]holdfast.VolumeID, error
 	return cleaned, holdfast.Wrap(op, err)
 }
 
+// CleanRoot removes what a killed process left below c.Root without starting a
+// front end there: CleanOrphans for demonstrations and tests, whose daemons do
+// not come back. It fails with InUse while a process that lives has the root.
+func CleanRoot(ctx context.Context, c Config) ([]holdfast.VolumeID, error) {
+	f, err := New(c)
+	if err != nil {
+		return nil, err
+	}
+	cleaned, err := f.CleanOrphans(ctx)
+	return cleaned, errors.Join(err, f.Close())
+}
+
 // clean removes the devices and mounts of the volumes that orphan names, and
 // says which there were. The lock on the root directory proves that no other
 // process serves them.
@@ -43,7 +55,7 @@ func (f *FrontEnd) clean(orphan func(holdfast.VolumeID) bool) ([]holdfast.Volume
 	// The mounts first: it ends their connections, so that no step after it can
 	// wait for an answer.
 	for _, e := range dirs {
-		if vol := holdfast.VolumeID(e.Name()); e.Name() != ownerFile && orphan(vol) {
+		if vol := holdfast.VolumeID(e.Name()); isVolume(e.Name()) && orphan(vol) {
 			found[vol] = true
 			errs = append(errs, f.cleanMount(vol))
 		}
@@ -93,7 +105,7 @@ func (f *FrontEnd) abortMounts() {
 		return
 	}
 	for _, e := range dirs {
-		if e.Name() != ownerFile {
+		if isVolume(e.Name()) {
 			_ = abortMount(filepath.Join(f.root, e.Name()))
 		}
 	}

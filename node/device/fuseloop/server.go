@@ -1,7 +1,6 @@
 package fuseloop
 
 import (
-	"errors"
 	"log/slog"
 	"os"
 	"sync"
@@ -32,6 +31,8 @@ type server struct {
 	cfg  serverConfig
 	size atomic.Int64 // bytes, as answered to the kernel
 	reqs sync.Pool    // of *ioRequest
+	// ending is set when the end of the connection is wanted.
+	ending atomic.Bool
 
 	file    *os.File
 	conn    syscall.RawConn
@@ -149,8 +150,8 @@ func (r *reader) run() {
 		case errno == unix.EINTR || errno == unix.ENOENT:
 			// Interrupted, or the request was withdrawn while it was read.
 		default:
-			if !errors.Is(errno, unix.ENODEV) && !errors.Is(errno, unix.ECONNABORTED) {
-				r.s.cfg.Log.Error("reading from the kernel failed; the device is dead", "file", r.s.cfg.Name, "error", errno)
+			if !r.s.ending.Load() {
+				r.s.cfg.Log.Error("the connection to the kernel ended; the device is dead", "file", r.s.cfg.Name, "error", errno)
 			}
 			return
 		}
