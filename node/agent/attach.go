@@ -18,6 +18,9 @@ type slot struct {
 	vol  Volume        // nil: no client primary here
 	dev  device.Device // nil: no device (any more)
 	size int64         // the device's, in bytes
+	// cancel ends the attach that has the turn; nil when none has. Guarded by the
+	// agent's mutex alone.
+	cancel context.CancelFunc
 	// grown is closed, and replaced, when size changes or the device goes.
 	grown chan struct{}
 }
@@ -82,12 +85,38 @@ func (a *Agent) begin(ctx context.Context) (_ context.Context, end func(), err e
 	return ctx, func() { stop(); cancel(); a.work.Done() }, nil
 }
 
+// cancellable lets a detach end the attach that has the slot's turn.
+func (a *Agent) cancellable(ctx context.Context, s *slot) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.cancel = cancel
+	return ctx, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		s.cancel = nil
+		cancel()
+	}
+}
+
+// cancelAttach ends the attach of a volume that is under way: one that waits for
+// replicas must not keep its volume from being detached.
+func (a *Agent) cancelAttach(id holdfast.VolumeID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := a.volumes[id]; s != nil && s.cancel != nil {
+		s.cancel()
+	}
+}
+
 func (a *Agent) attachNow(ctx context.Context, id holdfast.VolumeID, mode attachMode) (string, error) {
 	s, unlock, err := a.lock(ctx, id)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
+	ctx, done := a.cancellable(ctx, s)
+	defer done()
 	if s.vol != nil && isEnded(s.vol) {
 		a.clearEnded(s, s.vol)
 	}
@@ -126,14 +155,21 @@ func (a *Agent) openDevice(ctx context.Context, s *slot, spec holdfast.Spec) (st
 	size := vol.SizeBytes()
 	dev, err := a.deps.FrontEnd.Open(ctx, device.Options{Volume: s.id, SizeBytes: size, LogicalBlk: spec.WithDefaults().LogicalBlk}, vol)
 	if err != nil {
-		return "", errors.Join(err, a.release(ctx, s))
+		return "", errors.Join(err, a.undo(ctx, s))
 	}
 	a.set(s, func() { s.dev, s.size = dev, size })
 	if !a.spawn(func() { a.tend(s, vol, dev, resized) }) {
-		return "", errors.Join(holdfast.E("", holdfast.Unavailable, "this node's daemon is stopping"), a.closeDevice(ctx, s, true), a.release(ctx, s))
+		return "", errors.Join(holdfast.E("", holdfast.Unavailable, "this node's daemon is stopping"), a.closeDevice(ctx, s, true), a.undo(ctx, s))
 	}
 	a.note(s.id, fmt.Sprintf("attached as %s, %d bytes", dev.Path(), size))
 	return dev.Path(), nil
+}
+
+// undo releases what an attach began, also when that was cancelled.
+func (a *Agent) undo(ctx context.Context, s *slot) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	return a.release(ctx, s)
 }
 
 // set changes a slot; the turn is held.

@@ -294,3 +294,20 @@ func TestAnAttachAfterAHalfDoneDetachBeginsAnew(t *testing.T) {
 		t.Error("the device is served by a primary that takes no more I/O")
 	}
 }
+
+func TestADetachEndsAnAttachThatWaits(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	a.plane.block = make(chan struct{}) // the replicas never answer
+	attached := make(chan error, 1)
+	go func() { _, err := a.Attach(t.Context(), rec.ID); attached <- err }()
+	eventually(t, "the attach waits", func() bool { return a.plane.opened() == 1 })
+	if err := a.Detach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, <-attached, holdfast.Unavailable)
+	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
+		t.Errorf("attached to %q", got)
+	}
+}

@@ -38,6 +38,7 @@ func (a *Agent) detachJoined(ctx context.Context, id holdfast.VolumeID, force bo
 }
 
 func (a *Agent) detachNow(ctx context.Context, id holdfast.VolumeID, force bool) error {
+	a.cancelAttach(id)
 	s, unlock, err := a.lock(ctx, id)
 	if err != nil {
 		return err

@@ -8,8 +8,9 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
-// releaseTimeout bounds giving a maintenance grant back. A client that attaches
-// waits for it at most so long; the next grant fences what is left.
+// releaseTimeout bounds giving back a maintenance grant, or that of an attach
+// that failed. Who attaches next waits at most so long; its grant fences what is
+// left.
 const releaseTimeout = 5 * time.Second
 
 // upkeep is one maintenance primary of this node, being opened or serving.
