@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BIN     := build/bin
 LINT_VERSION := v2.15.0
 LINT    := $(BIN)/golangci-lint-$(LINT_VERSION)
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+RELEASE := $(shell git describe --tags --exact-match 2>/dev/null)
 
 # Tests run real mounts and real databases: two packages at once are enough.
 GO_TEST := go test -p 2 -timeout 25m
@@ -19,7 +19,7 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build build/holdfast
-	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o build/holdfast ./cmd/holdfast
+	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.release=$(RELEASE)" -o build/holdfast ./cmd/holdfast
 
 .PHONY: demo
 demo: ## Show it: a cluster on this machine, a database, a power cut (root, about two minutes)

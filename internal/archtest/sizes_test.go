@@ -17,7 +17,6 @@ const (
 // longFunctions may be longer than maxFuncLines: file:function, and why.
 var longFunctions = map[string]string{
 	"controller/lifecycle/crash_test.go:operations":                       "a table of all operations, each of which is crashed at each step",
-	"csi-sanity/restart_test.go:daemonEnds":                               "one volume's story around the end of its daemon, for files and for blocks",
 	"internal/testcluster/controller_test.go:TestControllerWithRealNodes": "one volume's story from its creation to its tombstones, in order",
 }
 

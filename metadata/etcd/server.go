@@ -199,6 +199,9 @@ func (c ServerConfig) embed(onFatal zapcore.CheckWriteHook) (*embed.Config, erro
 		ec.InitialClusterToken = c.Token
 	}
 	ec.ClientTLSInfo, ec.PeerTLSInfo = c.ClientTLS.info(), c.PeerTLS.info()
+	// Half of etcd's default: a new leader counts every lease from its beginning
+	// and adds this time, and a dead node is noticed only after that.
+	ec.ElectionMs = 500
 	ec.QuotaBackendBytes = c.QuotaBytes
 	if c.QuotaBytes <= 0 {
 		ec.QuotaBackendBytes = 2 << 30
