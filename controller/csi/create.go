@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -31,11 +32,10 @@ func (s *Server) CreateVolume(ctx context.Context, q *csipb.CreateVolumeRequest)
 	if err != nil {
 		return done[csipb.CreateVolumeResponse](nil, holdfast.Wrap(op, err))
 	}
-	create.Spec.Requisite = placement.Within(required, nodes, create.Spec.Replicas)
 	if create.Spec.FSType == "" {
 		create.Spec.FSType = s.chooseFS(ctx, q.GetName(), create.Spec.SizeBytes)
 	}
-	rec, err := s.cfg.Lifecycle.CreateVolume(ctx, create)
+	rec, err := s.createWithin(ctx, create, required, nodes)
 	if errors.Is(err, holdfast.Invalid) && len(required) > 0 {
 		// Elsewhere there may be enough nodes: the orchestrator chooses again.
 		err = holdfast.WrapKind("", holdfast.NoSpace, err)
@@ -47,6 +47,24 @@ func (s *Server) CreateVolume(ctx context.Context, q *csipb.CreateVolumeRequest)
 		return done[csipb.CreateVolumeResponse](nil, holdfast.Wrap(op, err))
 	}
 	return &csipb.CreateVolumeResponse{Volume: s.describe(rec, nodes)}, nil
+}
+
+// createWithin makes the volume where it is required. A volume whose locality is
+// not required can be used from its whole region: when there is no room on the
+// very nodes that are named, it is made elsewhere in the region.
+func (s *Server) createWithin(ctx context.Context, create lifecycle.CreateRequest, required []holdfast.Domain, nodes []holdfast.Node) (holdfast.Record, error) {
+	create.Spec.Requisite = placement.Within(required, nodes, create.Spec.Replicas)
+	rec, err := s.cfg.Lifecycle.CreateVolume(ctx, create)
+	noPlace := errors.Is(err, holdfast.NoSpace) || errors.Is(err, holdfast.Invalid) || errors.Is(err, holdfast.Unavailable)
+	if !noPlace || ctx.Err() != nil || create.Spec.Locality == holdfast.LocalityRequired {
+		return rec, err
+	}
+	wide := regions(required)
+	if slices.Equal(wide, create.Spec.Requisite) {
+		return rec, err
+	}
+	create.Spec.Requisite = wide
+	return s.cfg.Lifecycle.CreateVolume(ctx, create)
 }
 
 // chooseFS is the filesystem for a volume whose creator does not care: that of

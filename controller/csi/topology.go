@@ -49,6 +49,24 @@ func domains(op string, ts []*csipb.Topology) ([]holdfast.Domain, error) {
 	return ds, nil
 }
 
+// regions widens requirements that name hosts to the hosts' regions; the others
+// are the user's own and stay. None means anywhere.
+func regions(required []holdfast.Domain) []holdfast.Domain {
+	var wide []holdfast.Domain
+	for _, d := range required {
+		if d.Host != "" {
+			d = holdfast.Domain{Region: d.Region}
+		}
+		if d == (holdfast.Domain{}) {
+			return nil
+		}
+		if !slices.Contains(wide, d) {
+			wide = append(wide, d)
+		}
+	}
+	return wide
+}
+
 // topology is a domain as CSI shows it, without what is unknown.
 func topology(d holdfast.Domain) *csipb.Topology {
 	t := &csipb.Topology{Segments: map[string]string{}}

@@ -126,6 +126,25 @@ func TestTopologyThatCannotBe(t *testing.T) {
 	c.CheckClean()
 }
 
+// A volume that can be used from its whole region need not be where the pod runs.
+func TestAFullNodeIsNoReasonToRefuseAVolumeThatIsReachableFromThere(t *testing.T) {
+	c := fakes.New(t)
+	c.Add("small", holdfast.Domain{Region: "eu"}, gib)
+	c.Add("large", holdfast.Domain{Region: "eu"}, 100*gib)
+	c.Add("far", holdfast.Domain{Region: "us"}, 900*gib)
+	cl := dial(t, newServer(t, c, csi.Config{}))
+	at := topo(map[string]string{holdfast.TopologyHost: "small", holdfast.TopologyRegion: "eu"})
+	cl.mustCreate(t, create("db", 50*gib, params("replicas", "1"), at))
+	if got := on(t, c, "db"); !slices.Equal(got, []string{"large"}) {
+		t.Errorf("on %v", got)
+	}
+	_, err := cl.CreateVolume(t.Context(), create("near", 50*gib, params("replicas", "1", "locality", "required"), at))
+	wantCode(t, "required locality", err, codes.ResourceExhausted, "small")
+	_, err = cl.CreateVolume(t.Context(), create("more", 500*gib, params("replicas", "1"), at))
+	wantCode(t, "more than the region has", err, codes.ResourceExhausted, "outside the required topology")
+	c.CheckClean()
+}
+
 // A pod that is moved to another node asks for its volume again, with another
 // topology.
 func TestRepeatedWithAnotherTopology(t *testing.T) {
