@@ -113,12 +113,18 @@ func (d *device) answered(o *op, r *replication.Request, err error) {
 func (c *cluster) drive() {
 	w := c.w
 	if !c.attaching && (len(c.devs) == 0 || !c.quiet && w.chance(0.004)) {
-		c.moveTo(c.meta.hosts[w.rng.IntN(len(c.meta.hosts))])
+		c.moveTo(c.meta.hosts[w.rng.IntN(len(c.meta.hosts))], w.chance(0.1))
 	}
 	if len(c.devs) > 0 && !c.quiet {
 		d := c.devs[w.rng.IntN(len(c.devs))]
-		if d.h.up && d.h.pausedUntil <= w.now && len(d.ops) < c.cfg.Depth {
-			d.issue()
+		burst := 1
+		if w.chance(0.15) {
+			burst = c.cfg.Depth
+		}
+		for range burst {
+			if !d.gone && d.h.up && d.h.pausedUntil <= w.now && len(d.ops) < c.cfg.Depth {
+				d.issue()
+			}
 		}
 	}
 	pause := w.between(0, 60*time.Millisecond)
@@ -129,11 +135,11 @@ func (c *cluster) drive() {
 }
 
 // moveTo attaches the volume to a host, as an orchestrator would that believes
-// it is free there; one in ten times by force.
-func (c *cluster) moveTo(h *host) {
+// it is free there, or by force.
+func (c *cluster) moveTo(h *host, force bool) {
 	w := c.w
 	c.attaching = true
-	h.attach(w.chance(0.1), func(d *device) {
+	h.attach(force, func(d *device) {
 		c.attaching = false
 		if d == nil || d.gone {
 			return

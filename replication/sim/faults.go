@@ -28,6 +28,14 @@ func (c *cluster) inject(kind string, h *host) {
 	w := c.w
 	o := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
 	span := w.between(50*time.Millisecond, 9*time.Second)
+	if cutting := kind == "cut" || kind == "one-way" || kind == "isolate"; cutting && w.chance(0.4) {
+		// Somebody loses patience with a node that is cut off.
+		w.after(w.between(0, 1500*time.Millisecond), func() {
+			if !c.attaching && !c.meta.calm {
+				c.moveTo(o, true)
+			}
+		})
+	}
 	w.logf("fault: %s on %s (other %s) for %v", kind, h.id, o.id, span)
 	switch kind {
 	case "kill", "power":

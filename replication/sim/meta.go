@@ -51,6 +51,19 @@ func (m *meta) swap(h *host, want holdfast.Record, done func(holdfast.Record, er
 			if m.w.chance(0.2) { // it was on its way, and arrives late
 				m.w.after(m.w.between(0, 4*time.Second), func() { m.apply(want) })
 			}
+		case promotes(m.rec, want) && m.w.chance(0.1) && !m.calm:
+			// The worst moment: the outcome stays open while the candidate dies.
+			m.w.after(m.w.between(0, 2*time.Second), func() { m.apply(want) })
+			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
+			for _, r := range want.Replicas {
+				if r.Since == want.Epoch && m.w.chance(0.7) {
+					x := m.host(r.Node)
+					m.w.after(m.w.between(0, 500*time.Millisecond), func() {
+						x.kill(false)
+						m.w.after(m.w.between(10*time.Millisecond, 3*time.Second), func() { x.c.restart(x) })
+					})
+				}
+			}
 		case m.w.chance(0.02): // the answer is lost
 			m.apply(want)
 			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
@@ -62,6 +75,11 @@ func (m *meta) swap(h *host, want holdfast.Record, done func(holdfast.Record, er
 			answer(m.rec.Clone(), holdfast.E("swap", holdfast.Busy, "changed meanwhile"))
 		}
 	})
+}
+
+// promotes says whether want brings a replica into the in-sync set.
+func promotes(have, want holdfast.Record) bool {
+	return len(want.InSyncReplicas()) > len(have.InSyncReplicas())
 }
 
 func (m *meta) apply(want holdfast.Record) bool {

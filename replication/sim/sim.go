@@ -36,7 +36,11 @@ type Config struct {
 func Default(seed uint64) Config {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	hosts := 3 + rng.IntN(3)
-	return Config{Seed: seed, Hosts: hosts, Replicas: 2 + rng.IntN(2), Blocks: 64, HotBlocks: 8 + rng.Int64N(24),
+	protocol := replication.Config{
+		SilentAfter: time.Duration(1+rng.IntN(6)) * time.Second,
+		ReadWindow:  time.Duration(1+rng.IntN(2)) * time.Second,
+	}
+	return Config{Seed: seed, Protocol: protocol, Hosts: hosts, Replicas: 2 + rng.IntN(2), Blocks: 64, HotBlocks: 8 + rng.Int64N(24),
 		Depth: 1 + rng.IntN(8), Faults: 45 * time.Second, Heal: 60 * time.Second}
 }
 
