@@ -96,7 +96,7 @@ func (r *reader) write(h inHeader, body []byte) {
 	case h.node != nodeFile || off < 0 || n > maxWrite || int64(len(body)-writeInSize) < n:
 		r.s.sendError(h.unique, unix.EINVAL)
 		return
-	case off+n > r.s.size.Load():
+	case off > r.s.size.Load()-n:
 		r.s.sendError(h.unique, unix.EFBIG)
 		return
 	}
