@@ -107,6 +107,10 @@ func forgetDevices(dir string) error {
 	return errors.Join(errs...)
 }
 
+// Forget is forget for other programs that run whole clusters below one folder.
+// The daemons there must have ended.
+func Forget(dir string) error { return forget(dir) }
+
 // abortFuse ends a FUSE connection; its number is the device's minor number.
 func abortFuse(m mount) error {
 	_, minor, _ := strings.Cut(m.dev, ":")

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/api"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 )
 
@@ -39,10 +40,10 @@ func DefaultOptions() Options {
 // NotFound when something that it needs is not installed, InUse while another
 // run is on; otherwise what did not hold.
 func Run(ctx context.Context, o Options) (err error) {
-	if err := possible(); err != nil {
+	if err := possible(o.Dir); err != nil {
 		return err
 	}
-	unlock, err := lock(o.Dir + ".lock")
+	unlock, err := lock(o.lockFile())
 	if err != nil {
 		return err
 	}
@@ -73,10 +74,10 @@ func Run(ctx context.Context, o Options) (err error) {
 
 // Clean removes what a run with Keep, or one that was killed, left.
 func Clean(ctx context.Context, o Options) error {
-	if err := possible(); err != nil {
+	if err := possible(o.Dir); err != nil {
 		return err
 	}
-	unlock, err := lock(o.Dir + ".lock")
+	unlock, err := lock(o.lockFile())
 	if err != nil {
 		return err
 	}
@@ -84,8 +85,11 @@ func Clean(ctx context.Context, o Options) error {
 	return clean(ctx, network{prefix: o.Prefix}, o.Dir)
 }
 
+// neededBytes is what a run writes at most, all replicas and etcd together.
+const neededBytes = 3 << 30
+
 // possible checks what cannot be made up for.
-func possible() error {
+func possible(dir string) error {
 	const op = "start the demo"
 	if os.Geteuid() != 0 {
 		return holdfast.E(op, holdfast.Denied, "it makes network namespaces and mounts filesystems: run it as root")
@@ -100,8 +104,18 @@ func possible() error {
 			return holdfast.E(op, holdfast.NotFound, dev+" is not there; load its kernel module: modprobe "+map[string]string{"/dev/fuse": "fuse", "/dev/loop-control": "loop"}[dev])
 		}
 	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(dir), &st); err != nil {
+		return holdfast.WrapKind(op+" in "+dir, holdfast.Invalid, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < neededBytes {
+		return holdfast.E(op, holdfast.NoSpace, fmt.Sprintf("%s has %s free, %s are needed; choose another folder with --dir", filepath.Dir(dir), api.Bytes(free), api.Bytes(neededBytes)))
+	}
 	return nil
 }
+
+// lockFile is one for all runs with the same namespaces, whatever their folder.
+func (o Options) lockFile() string { return "/run/" + o.Prefix + "lock" }
 
 // lock makes sure that there is one run at a time.
 func lock(path string) (unlock func(), err error) {
