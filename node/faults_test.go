@@ -178,3 +178,39 @@ func TestADaemonKilledInTheMiddleOfAttachingRecovers(t *testing.T) {
 		}
 	}
 }
+
+func TestManyVolumesMoveAtOnce(t *testing.T) {
+	c := testcluster.Start(t, testcluster.Options{})
+	var recs []holdfast.Record
+	for i := range 9 {
+		recs = append(recs, c.CreateVolume(fmt.Sprintf("v%d", i), 16*mib, c.Nodes...))
+	}
+	t.Run("all", func(t *testing.T) { // ends when they all have
+		for i, rec := range recs {
+			t.Run(rec.Name, func(t *testing.T) {
+				t.Parallel()
+				file, want := pattern(t, 2*mib)
+				for round := range 3 {
+					client := c.Nodes[(i+round)%3].Client()
+					r, err := client.Attach(t.Context(), &holdfastv1.AttachRequest{VolumeId: rec.Name})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if round == 0 {
+						write(t, file, r.GetDevicePath(), 3)
+					} else if sum(t, r.GetDevicePath(), 3, 2) != want {
+						t.Errorf("round %d: read back differs", round)
+					}
+					if _, err := client.Detach(t.Context(), &holdfastv1.DetachRequest{VolumeId: string(rec.ID)}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		}
+	})
+	for _, rec := range recs {
+		if r := c.Record(rec.ID); !r.Healthy() || r.Primary != nil {
+			t.Errorf("volume %s: %+v", rec.Name, r)
+		}
+	}
+}
