@@ -72,7 +72,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if err == nil {
 		err = n.serve(ctx)
 	}
-	return holdfast.Wrap(op, errors.Join(err, n.dismantle(context.Cause(ctx) == error(Abandon{}))))
+	return holdfast.Wrap(op, errors.Join(err, n.dismantle(errors.Is(context.Cause(ctx), Abandon{}))))
 }
 
 // build makes the parts; none of them answers anybody yet.
