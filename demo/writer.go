@@ -3,6 +3,7 @@ package demo
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -155,7 +156,7 @@ func write(ctx context.Context, in io.Writer, out io.Reader, l *ledger) error {
 			return err
 		}
 		if !answers.Scan() {
-			return fmt.Errorf("the database is gone while row %d was being committed (%v)", n, answers.Err())
+			return fmt.Errorf("the database is gone while row %d was being committed: %w", n, errors.Join(answers.Err(), io.ErrUnexpectedEOF))
 		}
 		if answers.Text() != strconv.FormatInt(n, 10) {
 			return fmt.Errorf("the database answered %q to row %d", answers.Text(), n)

@@ -54,12 +54,11 @@ type world struct {
 
 // modelBlock is what may be in a block.
 type modelBlock struct {
-	value    uint64         // what it must read as while there is no crash
-	unsure   []uint64       // what else it may be: a write under way when the process was killed
-	since    []uint64       // what it was, at and since the last flush; a power loss may bring it back
-	changed  holdfast.Epoch // the last epoch in which it was written
-	suspect  bool           // differs from what was acknowledged; must be named until settled
-	flushing bool           // scratch
+	value   uint64         // what it must read as while there is no crash
+	unsure  []uint64       // what else it may be: a write under way when the process was killed
+	since   []uint64       // what it was, at and since the last flush; a power loss may bring it back
+	changed holdfast.Epoch // the last epoch in which it was written
+	suspect bool           // differs from what was acknowledged; must be named until settled
 }
 
 // fuse kills the process after so many operations of the disk.

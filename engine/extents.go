@@ -37,20 +37,6 @@ func widen(xs []holdfast.Extent, unit int64) []holdfast.Extent {
 	return merge(out)
 }
 
-// clip cuts extents at size.
-func clip(xs []holdfast.Extent, size int64) []holdfast.Extent {
-	out := make([]holdfast.Extent, 0, len(xs))
-	for _, x := range xs {
-		if x.Offset < size {
-			out = append(out, holdfast.Extent{Offset: x.Offset, Length: min(x.Length, size-x.Offset)})
-		}
-	}
-	if len(out) == 0 {
-		return nil
-	}
-	return out
-}
-
 // within says whether all of x lies in the sorted, merged extents.
 func within(x holdfast.Extent, xs []holdfast.Extent) bool {
 	i, found := slices.BinarySearchFunc(xs, x.Offset, func(e holdfast.Extent, off int64) int { return cmp.Compare(e.Offset, off) })

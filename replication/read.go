@@ -9,7 +9,6 @@ type readers struct {
 	n      int     // begun and not done, waiting for a range or for a peer
 	parked []*read // waiting until the primary may read again
 	next   int     // where the search for a peer begins, when none is local
-	active []*read // all that are begun, so that an end can answer them
 }
 
 // read is a read on its way.

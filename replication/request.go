@@ -30,6 +30,4 @@ type Request struct {
 	// not block or call the primary. Errors: OutOfRange, Fenced (the device is
 	// to be closed), Unavailable (released).
 	Done func(r *Request, err error)
-
-	state any
 }

@@ -37,7 +37,7 @@ func (d *Dir) at(name string) string { return filepath.Join(d.root, filepath.Fro
 // retry repeats a call that a signal interrupted.
 func retry(f func() error) error {
 	for {
-		if err := f(); err != unix.EINTR {
+		if err := f(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
@@ -88,7 +88,7 @@ func (d *Dir) Mkdir(name string) error {
 // Remove implements FS.
 func (d *Dir) Remove(name string) error {
 	err := retry(func() error { return unix.Unlink(d.at(name)) })
-	if err == unix.EISDIR {
+	if errors.Is(err, unix.EISDIR) {
 		err = retry(func() error { return unix.Rmdir(d.at(name)) })
 	}
 	return sysErr("remove", d.at(name), err)
@@ -246,7 +246,7 @@ func (f *dirFile) Extents(off, n int64) ([]holdfast.Extent, error) {
 	var out []holdfast.Extent
 	for at, end := off, off+n; at < end; {
 		data, err := f.seek(at, unix.SEEK_DATA)
-		if err == unix.ENXIO || err == nil && data >= end {
+		if errors.Is(err, unix.ENXIO) || err == nil && data >= end {
 			return out, nil
 		}
 		if err != nil {

@@ -269,7 +269,7 @@ func TestMountGroup(t *testing.T) {
 		}
 	}
 	now, err := os.Stat("/etc/passwd")
-	if err != nil || now.Sys().(interface{}) == nil || now.Mode() != passwd.Mode() {
+	if err != nil || now.Sys() == nil || now.Mode() != passwd.Mode() {
 		t.Errorf("a symbolic link was followed: %v, %v", now.Mode(), err)
 	}
 	f.write(tg+"/new", "")

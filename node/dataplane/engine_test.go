@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -85,7 +84,7 @@ func checkPool(t testing.TB, dir string, rep holdfast.ReplicaID) {
 		t.Error(err)
 	}
 	for _, x := range problems {
-		t.Error(fmt.Sprintf("pool of replica %s: %s", rep, x))
+		t.Errorf("pool of replica %s: %s", rep, x)
 	}
 	if err := p.Close(); err != nil {
 		t.Error(err)

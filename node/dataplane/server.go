@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -31,7 +32,8 @@ func (p *Plane) Serve(l net.Listener) error {
 	wait := 5 * time.Millisecond
 	for {
 		nc, err := l.Accept()
-		switch ne, ok := err.(net.Error); {
+		var ne net.Error
+		switch {
 		case p.life.Err() != nil:
 			if err == nil {
 				_ = nc.Close()
@@ -45,7 +47,7 @@ func (p *Plane) Serve(l net.Listener) error {
 			if !p.spawn(func() { p.greet(nc) }) {
 				p.drop(nc)
 			}
-		case ok && temporary(ne):
+		case errors.As(err, &ne) && temporary(ne):
 			p.log.Warn("accept of a data connection failed; trying again", "err", err)
 			pause(p.life, wait)
 			wait = min(2*wait, time.Second)
