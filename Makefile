@@ -47,7 +47,13 @@ mutations: ## Break each rule of the protocol on purpose: the simulation must no
 	$(GO_TEST) ./replication/sim -count=1 -v -tags mutations -run '^TestMutations$$'
 
 .PHONY: bench
-bench: ## Measure speed and latency, as tables (root)
+bench: ## Measure a cluster on this machine, with fio: make bench ARGS=-short (root)
+	scripts/prerequisites.sh test bench
+	$(MAKE) --no-print-directory build
+	go run ./bench $(ARGS)
+
+.PHONY: bench-parts
+bench-parts: ## Measure single packages: wire, engine, data plane, device (root)
 	scripts/prerequisites.sh test bench
 	go test -p 1 -run '^$$' -bench . -benchtime 2s ./replication/wire ./engine ./node/dataplane ./node/device/fuseloop
 

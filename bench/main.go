@@ -1,0 +1,164 @@
+// Command bench measures a cluster on this machine: three daemons of the real
+// program with pools in memory (image files on a tmpfs, with XFS over a loop
+// device, as the product makes them), volumes of one and three replicas through
+// FUSE and loop devices, and beside them what the same memory does without
+// Holdfast: a file in a pool's XFS and a plain loop device.
+//
+// Runs of the targets are interleaved and repeated; it prints medians with their
+// range and writes all of it as JSON. Everything shares one machine's CPUs, so
+// the ratios say more than the rates: a replicated write is three times the work
+// on the same CPUs. It needs root, fio, /dev/fuse, loop devices and about 5 GiB
+// of memory, and removes everything it made, also when it is interrupted; a run
+// that was killed is cleaned up by the next one.
+//
+// Goroutines: one per daemon, which waits for its end.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/demo"
+)
+
+// options are the command line.
+type options struct {
+	binary, dir, out string
+	short, control   bool
+	repeat           int
+	runtime          time.Duration
+	targets, loads   string
+	hook             string // run beside every measurement, to profile it
+}
+
+func parse(args []string) (options, error) {
+	var o options
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.StringVar(&o.binary, "binary", "build/holdfast", "the program to measure")
+	fs.StringVar(&o.dir, "dir", "/dev/shm/hf-bench", "folder for the run, on a tmpfs; removed at the end")
+	fs.StringVar(&o.out, "out", "build/bench.json", "where the results go")
+	fs.BoolVar(&o.short, "short", false, "a quick look: one repetition of half a second")
+	fs.BoolVar(&o.control, "control", true, "also measure creating, attaching and taking over volumes")
+	fs.IntVar(&o.repeat, "repeat", 5, "repetitions")
+	fs.DurationVar(&o.runtime, "runtime", 2*time.Second, "of each measurement")
+	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,x1,x3")
+	fs.StringVar(&o.loads, "loads", "", "only these loads, by commas: "+strings.Join(names(), ","))
+	fs.StringVar(&o.hook, "hook", "", "shell command run beside every measurement, such as a profiler; $PIDS are the daemons")
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	if o.short {
+		o.repeat, o.runtime = 1, 500*time.Millisecond
+	}
+	return o, nil
+}
+
+func main() {
+	// The daemons are to die with this process: the kernel ties that to the
+	// thread that started them.
+	runtime.LockOSThread()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	o, err := parse(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err == nil {
+		err = run(ctx, o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run measures. What it made is gone when it returns.
+func run(ctx context.Context, o options) (err error) {
+	if os.Geteuid() != 0 {
+		return holdfast.E("measure", holdfast.Denied, "it mounts filesystems: run it as root")
+	}
+	if _, err := exec.LookPath("fio"); err != nil {
+		return holdfast.E("measure", holdfast.NotFound, "fio is not installed; on Debian: apt-get install fio")
+	}
+	unlock, err := lock(o.dir + ".lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := remove(o.dir); err != nil { // of a run that was killed
+		return err
+	}
+	b := &bench{o: o, cluster: newCluster(o)}
+	defer func() {
+		b.cluster.stop()
+		err = errors.Join(err, remove(o.dir))
+	}()
+	if err := b.measure(ctx); err != nil {
+		return err
+	}
+	b.results.print(os.Stdout)
+	return b.results.write(o.out)
+}
+
+// bench is one run.
+type bench struct {
+	o       options
+	cluster *cluster
+	results results
+}
+
+func (b *bench) measure(ctx context.Context) error {
+	b.results.begin(b.o)
+	if err := b.cluster.start(ctx); err != nil {
+		return err
+	}
+	targets, err := b.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	if err := b.data(ctx, targets); err != nil {
+		return err
+	}
+	if b.o.control {
+		return b.controlPlane(ctx)
+	}
+	return nil
+}
+
+// lock makes sure that there is one run at a time.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, holdfast.Wrap("lock the bench", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, holdfast.E("measure", holdfast.InUse, "another bench is running; wait for it or end it")
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// remove takes away everything below dir. The daemons have ended: with their
+// parent, if nothing else ended them.
+func remove(dir string) error {
+	if err := demo.Forget(dir); err != nil {
+		return err
+	}
+	if raw, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(raw), " "+dir+"/") {
+		return errors.Join(err, holdfast.E("clean up "+dir, holdfast.InUse, "something is still mounted below it; see: findmnt | grep "+dir))
+	}
+	return holdfast.Wrap("remove "+dir, os.RemoveAll(filepath.Clean(dir)))
+}
