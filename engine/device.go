@@ -39,9 +39,9 @@ type FormatOptions struct {
 type OpenOptions struct {
 	Device    string // block device, or image file
 	Cluster   holdfast.ClusterID
-	Node      holdfast.NodeID
-	MountRoot string // pools are mounted in it, in directories named by their ids
-	BootID    string // of the host
+	Node      holdfast.NodeID // this one; a pool that was formatted on another says so in Info
+	MountRoot string          // pools are mounted in it, in directories named by their ids
+	BootID    string          // of the host
 	// ReserveBytes is the space kept free for metadata; 0 for the default.
 	ReserveBytes int64
 }
@@ -159,10 +159,11 @@ func (t *target) foreign(ctx context.Context) (string, error) {
 	if _, err := t.f.ReadAt(tail, t.size-int64(len(tail))); err != nil {
 		return "", holdfast.WrapKind("read the end of "+t.path, holdfast.Corrupt, err)
 	}
-	for where, p := range map[string][]byte{"beginning": t.head, "end": tail} {
-		if len(bytes.Trim(p, "\x00")) > 0 {
-			return "data without a known signature at its " + where, nil
-		}
+	switch {
+	case len(bytes.Trim(t.head, "\x00")) > 0:
+		return "data without a known signature at its beginning", nil
+	case len(bytes.Trim(tail, "\x00")) > 0:
+		return "data without a known signature at its end", nil
 	}
 	return "", nil
 }
@@ -309,7 +310,7 @@ func (t *target) makeFilesystem(ctx context.Context, id holdfast.PoolID, again b
 		return err
 	} else if what != "" {
 		return errorf("check that it is empty", holdfast.Exists, "it holds %s; only an empty device can become a pool. "+
-			"If what it holds is not needed any more: wipefs --all %s, then dd if=/dev/zero of=%s bs=1M count=1 conv=notrunc", what, t.path, t.path)
+			"If what it holds is not needed any more: wipefs --all %s, then dd if=/dev/zero of=%s bs=1M count=1 conv=notrunc (the same for its last MiB)", what, t.path, t.path)
 	}
 	const minBytes = 300 << 20
 	if t.size < minBytes {
@@ -361,7 +362,7 @@ func (m *mounted) open(o OpenOptions) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := OpenFS(FSOptions{FS: fs, Cluster: o.Cluster, BootID: o.BootID, ReserveBytes: o.ReserveBytes, Device: o.Device})
+	p, err := OpenFS(FSOptions{FS: fs, Cluster: o.Cluster, Node: o.Node, BootID: o.BootID, ReserveBytes: o.ReserveBytes, Device: o.Device})
 	if err != nil {
 		return nil, err
 	}

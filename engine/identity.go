@@ -35,9 +35,9 @@ type Identity struct {
 }
 
 func (id Identity) validate() error {
-	for what, s := range map[string]string{"cluster": string(id.Cluster), "pool": string(id.Pool)} {
-		if !safeName(s) {
-			return errorf("check pool identity", holdfast.Invalid, "the %s id %q cannot be used: 1 to %d letters, digits, '_' and '-' are needed", what, s, holdfast.MaxIDBytes)
+	for _, part := range [][2]string{{"cluster", string(id.Cluster)}, {"pool", string(id.Pool)}} {
+		if !safeName(part[1]) {
+			return errorf("check pool identity", holdfast.Invalid, "the %s id %q cannot be used: 1 to %d letters, digits, '_' and '-' are needed", part[0], part[1], holdfast.MaxIDBytes)
 		}
 	}
 	return holdfast.ValidateNodeID(id.Node)
@@ -46,7 +46,7 @@ func (id Identity) validate() error {
 // safeName says whether an id can be a path component.
 func safeName(s string) bool {
 	const ok = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
-	return s != "" && len(s) <= holdfast.MaxIDBytes && strings.Trim(s, ok) == "" && strings.IndexFunc(s, func(r rune) bool { return !strings.ContainsRune(ok, r) }) < 0
+	return s != "" && len(s) <= holdfast.MaxIDBytes && strings.IndexFunc(s, func(r rune) bool { return !strings.ContainsRune(ok, r) }) < 0
 }
 
 // decodeIdentity reads an identity file's content; kind Corrupt if it is none.

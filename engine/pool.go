@@ -20,6 +20,7 @@ import (
 type FSOptions struct {
 	FS      disk.FS
 	Cluster holdfast.ClusterID
+	Node    holdfast.NodeID // this one; may be empty
 	// BootID identifies the boot of the host: when it is another one than that
 	// of the last writes, what they wrote may be lost.
 	BootID string
@@ -33,6 +34,7 @@ type FSOptions struct {
 type Pool struct {
 	fs     disk.FS
 	id     Identity
+	node   holdfast.NodeID // where it is open; "" if not told
 	device string
 	bootID string
 	// instance is what the writes since its last change can only be lost with:
@@ -63,7 +65,7 @@ func OpenFS(o FSOptions) (*Pool, error) {
 	if err := id.ofCluster(o.Cluster); err != nil {
 		return nil, err
 	}
-	p := &Pool{fs: o.FS, id: id, device: o.Device, bootID: o.BootID, instance: o.BootID,
+	p := &Pool{fs: o.FS, id: id, node: o.Node, device: o.Device, bootID: o.BootID, instance: o.BootID,
 		open: map[holdfast.ReplicaID]*Replica{}}
 	if err := p.start(o.ReserveBytes); err != nil {
 		if p.lock != nil {
@@ -129,6 +131,9 @@ func (p *Pool) Info() holdfast.Pool {
 	info.TotalBytes, info.FreeBytes = u.TotalBytes, max(0, u.FreeBytes-p.space.reserve)
 	if info.FreeBytes < minBudget {
 		info.State, info.Message = holdfast.PoolFull, "new space is refused: delete volumes or move replicas away"
+	}
+	if p.node != "" && p.node != p.id.Node && info.Message == "" {
+		info.Message = "it was formatted on node " + string(p.id.Node)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
