@@ -368,8 +368,11 @@ func TestNoAllocationPerRequest(t *testing.T) {
 		"read":  request(opRead, 1, nodeFile, words(40, map[int]uint64{16: 4096})),
 		"flush": request(opFsync, 1, nodeFile, make([]byte, 16)),
 	} {
-		// A pool may be emptied by a garbage collection meanwhile.
-		if n := testing.AllocsPerRun(2000, func() { r.handle(p) }); n >= 1 {
+		limit := 1.0 // a pool may be emptied by a garbage collection meanwhile
+		if poolsDrop {
+			limit = 5
+		}
+		if n := testing.AllocsPerRun(2000, func() { r.handle(p) }); n >= limit {
 			t.Errorf("a %s allocates %v times", name, n)
 		}
 	}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package fuseloop
+
+const poolsDrop = false
