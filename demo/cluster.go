@@ -193,6 +193,26 @@ func (c *cluster) ready(ctx context.Context) error {
 	})
 }
 
+// healthy waits until a node that was away says that all is well: then its own
+// etcd member has caught up too, and another one may die.
+func (c *cluster) healthy(ctx context.Context, via string) error {
+	return until(ctx, time.Minute, "be healthy again as node "+via+" sees it", func(ctx context.Context) (bool, error) {
+		if err := c.alive(); err != nil {
+			return false, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		st, err := c.status(ctx, via)
+		if err != nil {
+			return false, err
+		}
+		if len(st.GetProblems()) > 0 {
+			return false, fmt.Errorf("%s: %s", st.GetProblems()[0].GetSubject(), st.GetProblems()[0].GetWhat())
+		}
+		return true, nil
+	})
+}
+
 func (c *cluster) sockets() bool {
 	for _, id := range c.nodes {
 		if _, err := os.Stat(csiSocket(c.dir, id)); err != nil {

@@ -205,6 +205,10 @@ func (r *run) loseReplica(ctx context.Context) error {
 		return err
 	}
 	r.tl.note("the replica on %s is in sync again, %s were copied", cutNode, api.Bytes(replica(v, cutNode).GetCopiedBytes()))
+	if err := r.c.healthy(ctx, cutNode); err != nil {
+		return err
+	}
+	r.tl.note("the whole cluster is healthy again, its etcd included")
 	return r.letWrite(ctx, 2*time.Second)
 }
 
@@ -277,8 +281,9 @@ func (r *run) bringBack(ctx context.Context) error {
 	// written is what this one missed.
 	back := replica(v, dbNode)
 	written, whole := int64(v.GetLive().GetWriteBytes()), replica(v, apiNode).GetAllocatedBytes()
+	took := time.Since(begin)
 	r.tl.note("%s is in sync again %s after its start: %s copied; %s were written meanwhile, a whole replica holds %s",
-		dbNode, seconds(time.Since(begin)), api.Bytes(back.GetCopiedBytes()), api.Bytes(written), api.Bytes(whole))
+		dbNode, seconds(took), api.Bytes(back.GetCopiedBytes()), api.Bytes(written), api.Bytes(whole))
 	// Besides what was written, its own unconfirmed writes are copied: a queue's
 	// worth, rounded up to regions.
 	const slack = 64 << 20
@@ -287,7 +292,7 @@ func (r *run) bringBack(ctx context.Context) error {
 	if !ok {
 		return holdfast.E("repair the replica on node "+dbNode, holdfast.Corrupt, fmt.Sprintf("%d bytes were copied although %d were written", back.GetCopiedBytes(), written))
 	}
-	return nil
+	return r.c.healthy(ctx, dbNode)
 }
 
 // grow makes the mounted volume larger while the database writes.
