@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"bytes"
 	"maps"
 	"math/rand/v2"
 	"path"
@@ -96,7 +95,9 @@ func (m *Mem) Kill() {
 // unmap takes the memory of all mapped files away from those who mapped them.
 func (n *inode) unmap() {
 	if n.file != nil && n.file.mapped != nil {
-		n.file.mapped.cur = bytes.Clone(n.file.mapped.cur)
+		cur := make([]byte, len(n.file.mapped.cur))
+		snapshot(cur, n.file.mapped.cur)
+		n.file.mapped.cur = cur
 	}
 	for _, child := range n.names { // the order does not matter
 		child.unmap()

@@ -2,6 +2,8 @@ package disk
 
 import (
 	"bytes"
+	"sync/atomic"
+	"unsafe"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -168,8 +170,8 @@ func (c *content) allocMapped(m *Mem, no int64) bool {
 func (c *content) sync(m *Mem) {
 	c.durableSize = c.size
 	if mp := c.mapped; mp != nil {
-		mp.check()
-		copy(mp.durable, mp.cur)
+		snapshot(mp.durable, mp.cur)
+		check(mp.durable, mp.alloc)
 		return
 	}
 	for _, no := range c.dirty {
@@ -257,11 +259,24 @@ func (c *content) toMapped() {
 	c.leaves, c.dirty, c.mapped = nil, nil, mp
 }
 
+// snapshot copies memory that others may be storing to, word by word, as the
+// kernel would find it.
+func snapshot(to, from []byte) {
+	i := 0
+	for ; i+8 <= len(from); i += 8 {
+		w := atomic.LoadUint64((*uint64)(unsafe.Pointer(&from[i])))
+		if *(*uint64)(unsafe.Pointer(&to[i])) != w {
+			*(*uint64)(unsafe.Pointer(&to[i])) = w
+		}
+	}
+	copy(to[i:], from[i:])
+}
+
 // check panics when something was stored where nothing is allocated.
-func (mp *mapped) check() {
-	for no := int64(0); no*PageSize < int64(len(mp.cur)); no++ {
-		p := mp.cur[no*PageSize : min((no+1)*PageSize, int64(len(mp.cur)))]
-		if (int(no) >= len(mp.alloc) || !mp.alloc[no]) && !bytes.Equal(p, zeroPage[:len(p)]) {
+func check(mem []byte, alloc []bool) {
+	for no := 0; no*PageSize < len(mem); no++ {
+		p := mem[no*PageSize : min((no+1)*PageSize, len(mem))]
+		if (no >= len(alloc) || !alloc[no]) && !bytes.Equal(p, zeroPage[:len(p)]) {
 			panic("disk: stored through a mapping where nothing was allocated: a full disk would kill the process here")
 		}
 	}
@@ -305,10 +320,11 @@ func (c *content) revert(m *Mem, pg *page) {
 }
 
 func (mp *mapped) crash(keep func() bool) {
-	mp.check()
 	// The memory of the life before may still be looked at by somebody; it is
 	// not the disk's any more.
-	cur := bytes.Clone(mp.cur)
+	cur := make([]byte, len(mp.cur))
+	snapshot(cur, mp.cur)
+	check(cur, mp.alloc)
 	for at := 0; at < len(cur); at += PageSize {
 		end := min(at+PageSize, len(cur))
 		if !bytes.Equal(cur[at:end], mp.durable[at:end]) && !keep() {
