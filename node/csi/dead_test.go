@@ -28,8 +28,9 @@ func (f *fixture) shutDown(path string) {
 
 func TestDeadFilesystemIsMountedAgain(t *testing.T) {
 	f := newFixture(t)
-	id, st, tg, t2 := f.volume("xfs", 320*mib), f.staging("s"), f.target("t"), f.target("t2")
+	id, st, tg, t2, t3 := f.volume("xfs", 320*mib), f.staging("s"), f.target("t"), f.target("t2"), f.target("t3")
 	f.ok(f.stage(id, st, mountCap()), f.publish(id, st, tg, mountCap(), false), f.publish(id, st, t2, mountCap(), true))
+	f.ok(f.publish(id, st, t3, mountCap(), false), f.publish(id, st, t3, mountCap(), true)) // stays writable
 	f.write(tg+"/x", "data")
 	f.shutDown(st)
 	if r, err := f.health(id); err != nil || !strings.Contains(r, "MountDead") {
@@ -37,17 +38,18 @@ func TestDeadFilesystemIsMountedAgain(t *testing.T) {
 	}
 	// Publish alone must be enough: Mesos and kubelet may go on from there.
 	f.ok(f.publish(id, st, tg, mountCap(), false))
-	for _, p := range []string{st, tg, t2} {
+	for _, p := range []string{st, tg, t2, t3} {
 		f.wantMounts(p, 1)
 		f.wantFile(p+"/x", "data")
 	}
 	if err := os.WriteFile(t2+"/y", nil, 0o600); err == nil {
 		t.Error("a read-only target became writable")
 	}
+	f.write(t3+"/y", "still writable")
 	if r, err := f.health(id); err != nil || r != "" {
 		t.Errorf("health: %q, %v", r, err)
 	}
-	f.ok(f.unpublish(id, tg), f.unpublish(id, t2), f.unstage(id, st))
+	f.ok(f.unpublish(id, tg), f.unpublish(id, t2), f.unpublish(id, t3), f.unstage(id, st))
 	f.wantMounts(f.dir, 0)
 	f.wantAttached(id, false)
 }

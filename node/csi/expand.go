@@ -14,7 +14,7 @@ import (
 // NodeExpandVolume waits until the device has the size that the controller was
 // asked for, and lets the filesystem grow to it. Repeating it changes nothing.
 func (s *Service) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
-	return run(ctx, s, "expand volume "+r.GetVolumeId(), r, func(ctx context.Context) (*csi.NodeExpandVolumeResponse, error) {
+	return run(ctx, s, asked{"expand volume " + r.GetVolumeId(), r}, func(ctx context.Context) (*csi.NodeExpandVolumeResponse, error) {
 		op := "expand volume " + r.GetVolumeId()
 		at, err := s.locate(ctx, op, r.GetVolumeId(), r.GetVolumePath())
 		if err != nil {
@@ -136,7 +136,7 @@ func (s *Service) look(op string, at place) (place, error) {
 
 // NodeGetVolumeStats tells how full a filesystem is, or how large a block volume.
 func (s *Service) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
-	return run(ctx, s, "statistics of volume "+r.GetVolumeId(), r, func(ctx context.Context) (*csi.NodeGetVolumeStatsResponse, error) {
+	return run(ctx, s, asked{"statistics of volume " + r.GetVolumeId(), r}, func(ctx context.Context) (*csi.NodeGetVolumeStatsResponse, error) {
 		op := "statistics of volume " + r.GetVolumeId()
 		at, err := s.locate(ctx, op, r.GetVolumeId(), r.GetVolumePath())
 		if err != nil {

@@ -63,6 +63,17 @@ func TestGotcha01LeavesDetachingToTheController(t *testing.T) {
 	f.wantAttached(id, true)
 }
 
+func TestGotcha01FailureLeavesTheAttachmentOfOthers(t *testing.T) {
+	f := newFixture(t)
+	id, st := f.volume("ext4", 64*mib), f.staging("s")
+	_, err := f.vols.Attach(t.Context(), id) // by a controller, or by hand
+	f.ok(err)
+	wantCode(t, f.stage(id, filepath.Join(f.dir, "absent"), mountCap()), codes.InvalidArgument)
+	wantCode(t, f.stage(id, st, mountCap(flags("no-such-option"))), codes.InvalidArgument)
+	f.wantAttached(id, true)
+	f.wantMounts(f.dir, 0)
+}
+
 func TestGotcha02NeverStacksMounts(t *testing.T) {
 	f := newFixture(t)
 	id, st, tg := f.volume("xfs", 320*mib), f.staging("s"), f.target("t")
@@ -236,6 +247,9 @@ func TestGotcha05PublishesAgainAfterReboot(t *testing.T) {
 	b, err := os.ReadFile(file)
 	f.ok(err, os.WriteFile(file, []byte(strings.ReplaceAll(string(b), f.states.boot, "an-earlier-boot")), 0o600))
 	f.restart()
+	// What was published before the reboot is not any more: it keeps nobody out.
+	sole := mountCap(mode(csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER))
+	f.ok(f.publish(id, st, f.target("other"), sole, false), f.unpublish(id, f.target("other")))
 	f.ok(f.stage(id, st, mountCap()), f.publish(id, st, tg, mountCap(), false))
 	f.wantFile(tg+"/x", "before")
 	f.ok(f.unpublish(id, tg), f.unstage(id, st))
@@ -274,7 +288,9 @@ func TestGotcha06LongWorkGoesOnAndIsJoined(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	_, err := client.NodeStageVolume(ctx, req)
-	wantCode(t, err, codes.DeadlineExceeded)
+	if c := status.Code(err); c != codes.DeadlineExceeded && c != codes.Unavailable { // whichever side saw it first
+		t.Errorf("code %v: %v", c, err)
+	}
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {

@@ -13,7 +13,7 @@ import (
 // NodeGetVolumeHealth reports what is wrong with the volume as seen from this
 // node: paths that are dead, and replicas that are missing.
 func (s *Service) NodeGetVolumeHealth(ctx context.Context, r *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
-	return run(ctx, s, "health of volume "+r.GetVolumeId(), r, func(ctx context.Context) (*csi.NodeGetVolumeHealthResponse, error) {
+	return run(ctx, s, asked{"health of volume " + r.GetVolumeId(), r}, func(ctx context.Context) (*csi.NodeGetVolumeHealthResponse, error) {
 		op := "health of volume " + r.GetVolumeId()
 		if err := checkVolume(op, r.GetVolumeId()); err != nil {
 			return nil, err

@@ -106,15 +106,21 @@ type runKey struct {
 // String is what errors show.
 func (k runKey) String() string { return k.method }
 
+// asked is a request, with the name of what it asks for.
+type asked struct {
+	method string
+	req    proto.Message
+}
+
 // run does the work of a call in the background of it, shared with every
 // identical call that comes meanwhile (gotcha 6).
-func run[R any](ctx context.Context, s *Service, method string, req proto.Message, work func(context.Context) (R, error)) (R, error) {
+func run[R any](ctx context.Context, s *Service, q asked, work func(context.Context) (R, error)) (R, error) {
 	var none R
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(req)
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(q.req)
 	if err != nil {
-		return none, grpcstatus.To(holdfast.WrapKind(method, holdfast.Invalid, err))
+		return none, grpcstatus.To(holdfast.WrapKind(q.method, holdfast.Invalid, err))
 	}
-	v, err := s.runs.Do(ctx, runKey{method, sha256.Sum256(b)}, func(ctx context.Context) (any, error) {
+	v, err := s.runs.Do(ctx, runKey{q.method, sha256.Sum256(b)}, func(ctx context.Context) (any, error) {
 		ctx, cancel := context.WithTimeout(ctx, s.cfg.WorkTimeout)
 		defer cancel()
 		return work(ctx)
@@ -124,7 +130,7 @@ func run[R any](ctx context.Context, s *Service, method string, req proto.Messag
 	}
 	r, ok := v.(R)
 	if !ok {
-		return none, grpcstatus.To(holdfast.E(method, holdfast.Other, fmt.Sprintf("unexpected result %T", v)))
+		return none, grpcstatus.To(holdfast.E(q.method, holdfast.Other, fmt.Sprintf("unexpected result %T", v)))
 	}
 	return r, nil
 }

@@ -433,13 +433,18 @@ func TestReadOnlyDeviceIsMountedWithoutRecovery(t *testing.T) {
 		id, st, tg := f.volume(fs, 320*mib), f.staging(fmt.Sprint(i)), f.target(fmt.Sprint(i))
 		f.ok(f.stage(id, st, mountCap()))
 		f.write(st+"/x", "data")
+		if fs == "xfs" {
+			f.shutDown(st) // it leaves a log that is not empty
+		}
 		f.ok(f.unstage(id, st))
 		path, err := f.vols.Attach(t.Context(), id)
 		f.ok(err)
 		dev, err := openDev(path)
 		f.ok(err, dev.setReadOnly(true))
 		f.ok(f.stage(id, st, reader), f.publish(id, st, tg, reader, false))
-		f.wantFile(tg+"/x", "data")
+		if fs == "ext4" { // without its log, the XFS need not have the file yet
+			f.wantFile(tg+"/x", "data")
+		}
 		if err := os.WriteFile(tg+"/y", nil, 0o600); err == nil {
 			t.Error("a reader can write")
 		}

@@ -55,7 +55,7 @@ type request struct {
 // NodeStageVolume attaches the volume if need be and mounts its filesystem at
 // the staging path. For a block volume attaching is all there is to do.
 func (s *Service) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
-	return run(ctx, s, "stage volume "+r.GetVolumeId(), r, func(ctx context.Context) (*csi.NodeStageVolumeResponse, error) {
+	return run(ctx, s, asked{"stage volume " + r.GetVolumeId(), r}, func(ctx context.Context) (*csi.NodeStageVolumeResponse, error) {
 		op := "stage volume " + r.GetVolumeId()
 		if err := firstError(checkVolume(op, r.GetVolumeId()), checkPath(op, "staging_target_path", r.GetStagingTargetPath())); err != nil {
 			return nil, err
@@ -75,7 +75,7 @@ func (s *Service) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeReq
 // NodePublishVolume makes the volume appear at the target path. It stages the
 // volume too where that was not done, or where its mount has died.
 func (s *Service) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	return run(ctx, s, "publish volume "+r.GetVolumeId(), r, func(ctx context.Context) (*csi.NodePublishVolumeResponse, error) {
+	return run(ctx, s, asked{"publish volume " + r.GetVolumeId(), r}, func(ctx context.Context) (*csi.NodePublishVolumeResponse, error) {
 		op := "publish volume " + r.GetVolumeId()
 		if err := firstError(checkVolume(op, r.GetVolumeId()), checkPath(op, "target_path", r.GetTargetPath())); err != nil {
 			return nil, err

@@ -19,7 +19,7 @@ func ignoreEOF(err error) error {
 
 // NodeUnpublishVolume unmounts the target and removes it.
 func (s *Service) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	return run(ctx, s, "unpublish volume "+r.GetVolumeId(), r, func(ctx context.Context) (*csi.NodeUnpublishVolumeResponse, error) {
+	return run(ctx, s, asked{"unpublish volume " + r.GetVolumeId(), r}, func(ctx context.Context) (*csi.NodeUnpublishVolumeResponse, error) {
 		op := "unpublish volume " + r.GetVolumeId()
 		if err := firstError(checkVolume(op, r.GetVolumeId()), checkPath(op, "target_path", r.GetTargetPath())); err != nil {
 			return nil, err
@@ -32,7 +32,7 @@ func (s *Service) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishV
 // NodeUnstageVolume unmounts the staging path, whose directory stays: it is the
 // orchestrator's. With the last path of the volume it is detached.
 func (s *Service) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	return run(ctx, s, "unstage volume "+r.GetVolumeId(), r, func(ctx context.Context) (*csi.NodeUnstageVolumeResponse, error) {
+	return run(ctx, s, asked{"unstage volume " + r.GetVolumeId(), r}, func(ctx context.Context) (*csi.NodeUnstageVolumeResponse, error) {
 		op := "unstage volume " + r.GetVolumeId()
 		if err := firstError(checkVolume(op, r.GetVolumeId()), checkPath(op, "staging_target_path", r.GetStagingTargetPath())); err != nil {
 			return nil, err
