@@ -350,7 +350,7 @@ func TestOtherProcess(t *testing.T) {
 	if r, err = p.Open(testReplica); err != nil {
 		t.Fatal(err)
 	}
-	if again := r.State(); fmt.Sprint(again.Tail) != fmt.Sprint(want) || len(again.Suspects) != 0 || again.Boot == st.Boot {
+	if again := r.State(); fmt.Sprint(again.Tail) != fmt.Sprint(want) || len(again.Suspects) != 0 || again.Boot != st.Boot {
 		t.Fatalf("state after a clean close: %+v, before: %+v", again, st)
 	}
 	// Unmounted under the process' feet, or the machine gone: all with an intent

@@ -40,8 +40,8 @@ type State struct {
 	Suspects []holdfast.Extent
 	// MapSince is the oldest epoch from which the change maps are complete.
 	MapSince holdfast.Epoch
-	// Boot identifies the boot of the host, the mounting of the pool and the
-	// opening of the replica.
+	// Boot identifies the boot of the host and the mounting of the pool: while it
+	// is the same, nothing that was written can have been lost.
 	Boot string
 }
 

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"fmt"
 	"path"
 	"slices"
 	"sync"
@@ -153,7 +152,7 @@ func (r *Replica) recover() error {
 		r.meta.Suspects = merge(append(slices.Clone(r.meta.Suspects), r.intents.extents(size)...))
 	}
 	r.meta.Opens++
-	r.boot = fmt.Sprintf("%s/%s/%d", r.pool.bootID, r.pool.instance, r.meta.Opens)
+	r.boot = r.pool.bootID + "/" + r.pool.instance
 	if err := r.writeMeta(r.meta); err != nil {
 		return err
 	}

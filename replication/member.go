@@ -93,7 +93,7 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 			continue
 		}
 		switch {
-		case t.repair.stage == repairReady && !t.epochPending && t.size >= next.SizeBytes && p.phase == serving && p.member.losing == 0:
+		case t.repair.stage == repairReady && !rep.Leaving && !t.epochPending && t.size >= next.SizeBytes && p.phase == serving && p.member.losing == 0:
 			rep.State, rep.Since = holdfast.InSync, next.Epoch+1
 			members = true
 		case rep.State == holdfast.Stale || rep.State == holdfast.New:

@@ -1,7 +1,6 @@
 package replication
 
 import (
-	"errors"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -425,9 +424,9 @@ func (r *Replica) done(j job, t *Task) {
 	a := &Message{Type: j.m.Type, ID: j.m.ID, Offset: t.Offset, Length: t.Length}
 	switch {
 	case t.Err == nil:
-	case errors.Is(t.Err, holdfast.NoSpace):
+	case holdfast.KindOf(t.Err) == holdfast.NoSpace:
 		a.Status = StatusNoSpace
-	case t.Kind == TaskChanged && errors.Is(t.Err, holdfast.NotFound):
+	case t.Kind == TaskChanged && holdfast.KindOf(t.Err) == holdfast.NotFound:
 		a.Status = StatusNoMap
 	default:
 		r.fail(t.Err)
