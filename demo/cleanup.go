@@ -149,8 +149,7 @@ func detachLoop(dev string) error {
 // clean removes everything that a run made, also an earlier one that was killed.
 // It is called before and after each run. ctx must not be the interrupted one.
 func clean(ctx context.Context, n network, dir string) error {
-	killAll(ctx, func() []int { return n.processes(ctx) })
-	errs := []error{forget(dir), n.down(ctx)}
+	errs := []error{killAll(ctx, func() []int { return n.processes(ctx) }), forget(dir), n.down(ctx)}
 	if ms, err := mountsBelow(dir); err != nil || len(ms) > 0 {
 		// Removing the folder now could remove what is mounted in it.
 		return errors.Join(append(errs, err, holdfast.E("clean up "+dir, holdfast.InUse, "something is still mounted below it; see: findmnt | grep "+dir))...)

@@ -107,12 +107,12 @@ func (c *cluster) alive() error {
 // powerOff kills a node's daemon and everything else that runs there, takes its
 // link away, and removes what the kernel of a dead machine would not know any
 // more. Its pool's image stays as it is.
-func (c *cluster) powerOff(ctx context.Context, id string, also ...*process) error {
+func (c *cluster) powerOff(ctx context.Context, id string) error {
 	if err := c.net.cut(ctx, id); err != nil {
 		return err
 	}
-	for _, p := range append(also, c.procs[id]) {
-		p.kill()
+	if err := c.net.killOn(ctx, id); err != nil {
+		return err
 	}
 	delete(c.procs, id)
 	return forget(filepath.Join(c.dir, id))

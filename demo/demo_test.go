@@ -138,7 +138,7 @@ func TestTheNetworkCarriesAndCuts(t *testing.T) {
 	n := network{prefix: "hf-test-net-"}
 	ctx := context.Background()
 	t.Cleanup(func() {
-		killAll(ctx, func() []int { return n.processes(ctx) })
+		_ = killAll(ctx, func() []int { return n.processes(ctx) })
 		if err := n.down(ctx); err != nil {
 			t.Error(err)
 		}
@@ -210,7 +210,7 @@ func TestDatabaseAndWriter(t *testing.T) {
 	n := network{prefix: "hf-test-db-"}
 	ctx := context.Background()
 	t.Cleanup(func() {
-		killAll(ctx, func() []int { return n.processes(ctx) })
+		_ = killAll(ctx, func() []int { return n.processes(ctx) })
 		_ = n.down(ctx)
 		_ = os.RemoveAll(dir)
 	})
@@ -246,7 +246,10 @@ func TestDatabaseAndWriter(t *testing.T) {
 	if err := until(ctx, 20*time.Second, "write", func(context.Context) (bool, error) { return l.count() >= 20, nil }); err != nil {
 		t.Fatal(err)
 	}
-	db.kill()
+	if err := n.killOn(ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	<-db.done
 	if err := <-w.done; !errors.Is(err, holdfast.Unavailable) {
 		t.Errorf("the writer ended with %v, want unavailable", err)
 	}

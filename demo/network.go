@@ -81,18 +81,30 @@ func (n network) namespaces() []string {
 func (n network) processes(ctx context.Context) []int {
 	var out []int
 	for _, ns := range n.namespaces() {
-		text, err := command(ctx, "ip", "netns", "pids", ns)
-		if err != nil {
-			continue
-		}
-		for _, f := range strings.Fields(text) {
-			var pid int
-			if _, err := fmt.Sscan(f, &pid); err == nil && pid > 1 && pid != os.Getpid() {
-				out = append(out, pid)
-			}
+		out = append(out, processesIn(ctx, ns)...)
+	}
+	return out
+}
+
+func processesIn(ctx context.Context, ns string) []int {
+	text, err := command(ctx, "ip", "netns", "pids", ns)
+	if err != nil {
+		return nil
+	}
+	var out []int
+	for _, f := range strings.Fields(text) {
+		var pid int
+		if _, err := fmt.Sscan(f, &pid); err == nil && pid > 1 && pid != os.Getpid() {
+			out = append(out, pid)
 		}
 	}
 	return out
+}
+
+// killOn ends everything that runs on a node without warning. It returns when
+// nothing is left: a database's own processes outlive their parent for a moment.
+func (n network) killOn(ctx context.Context, id string) error {
+	return killAll(ctx, func() []int { return processesIn(ctx, n.node(id)) })
 }
 
 // down removes the namespaces; links and bridge go with them.

@@ -87,8 +87,8 @@ func lastLines(path string, n int) []string {
 }
 
 // killAll ends processes by their ids and waits until they are gone.
-func killAll(ctx context.Context, list func() []int) {
-	_ = until(ctx, 10*time.Second, "end processes", func(context.Context) (bool, error) {
+func killAll(ctx context.Context, list func() []int) error {
+	return until(ctx, 10*time.Second, "end processes", func(context.Context) (bool, error) {
 		pids := list()
 		for _, pid := range pids {
 			_ = unix.Kill(pid, unix.SIGKILL)

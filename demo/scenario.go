@@ -217,7 +217,7 @@ func (r *run) loseReplica(ctx context.Context) error {
 func (r *run) losePower(ctx context.Context) error {
 	r.tl.heading("The node with the database dies: the power of " + dbNode + " is cut")
 	cut := time.Now()
-	if err := r.c.powerOff(ctx, dbNode, r.db); err != nil {
+	if err := r.c.powerOff(ctx, dbNode); err != nil {
 		return err
 	}
 	r.db = nil
