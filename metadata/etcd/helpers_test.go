@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -22,19 +23,25 @@ import (
 	"github.com/holdfast-storage/holdfast/metadata/metadatatest"
 )
 
-// freePorts finds ports that nobody listens on.
+// freePorts finds ports that nobody listens on, below those that the kernel
+// gives to outgoing connections: one of these could take the port of a member
+// that is stopped for a moment.
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
 	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for range 1000 {
+		port := 12000 + rand.IntN(18000)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		defer l.Close() // all together, so that they differ
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		if ports = append(ports, port); len(ports) == n {
+			return ports
+		}
 	}
-	return ports
+	t.Fatal("no free ports were found")
+	return nil
 }
 
 // testLog sends warnings to the test's output, as long as the test runs.
@@ -81,6 +88,7 @@ func newCluster(t *testing.T, members int, tls *certs) *cluster {
 			PeerURLs:   []string{fmt.Sprintf("%s://127.0.0.1:%d", scheme, ports[2*i+1])},
 			Logger:     testLog(t),
 		}
+		cfg.CheapPasswords()
 		if tls != nil {
 			cfg.ClientTLS, cfg.PeerTLS = tls.server, tls.server
 			c.client.TLS = tls.client
@@ -99,7 +107,6 @@ func newCluster(t *testing.T, members int, tls *certs) *cluster {
 
 // start starts what does not run, at the same time, and waits until it serves.
 func (c *cluster) start() {
-	c.t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var g errgroup.Group

@@ -41,6 +41,8 @@ type ServerConfig struct {
 	// StartTimeout is how long a majority may take to be there; default 60 s.
 	StartTimeout time.Duration
 	Logger       *slog.Logger // warnings and worse; default none
+
+	bcryptCost uint // of users' passwords; 0 is etcd's default. Lower in tests, see export_test.go
 }
 
 // ServerTLS are files in PEM. With a CA, clients or peers must show a
@@ -117,13 +119,14 @@ func ready(ctx context.Context, op string, cfg ServerConfig, e *embed.Etcd, fail
 	case <-ctx.Done():
 		err = holdfast.E("", holdfast.Unavailable, fmt.Sprintf("no majority of the members %v was there in time", slices.Sorted(maps.Keys(cfg.Members))))
 	}
-	closeWithin(e, closeTimeout)
+	closeWithin(e, time.Second) // the rest goes on in the background
 	return nil, holdfast.WrapKind(op, holdfast.Unavailable, err)
 }
 
-// closeTimeout is how long a member may take to stop in order. One that has
-// failed may never; everything acknowledged is on its disk.
-const closeTimeout = 5 * time.Second
+// closeTimeout is how long a member may take to stop in order: it gives calls
+// under way about seven seconds. One that has failed may never stop; everything
+// acknowledged is on its disk.
+const closeTimeout = 20 * time.Second
 
 func closeWithin(e *embed.Etcd, d time.Duration) {
 	done := make(chan struct{})
@@ -208,6 +211,9 @@ func (c ServerConfig) embed(onFatal zapcore.CheckWriteHook) (*embed.Config, erro
 	}
 	// An hour of history is more than any watch needs to catch up.
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, "1h"
+	if c.bcryptCost != 0 {
+		ec.BcryptCost = c.bcryptCost
+	}
 	ec.EnableGRPCGateway, ec.EnablePprof = false, false
 	log := c.Logger
 	if log == nil {
