@@ -145,7 +145,7 @@ type Task struct {
 	Buf       *buf.Buf // of Length bytes, for TaskRead and TaskWrite
 	Extents   []holdfast.Extent
 	Promise   Promise
-	Record    holdfast.Record
+	Record    *holdfast.Record // to be kept, not changed
 	Hashes    []Hash
 
 	// Err is the answer: nil; NoSpace when the pool is full and nothing was
@@ -153,8 +153,7 @@ type Task struct {
 	// replica.
 	Err error
 
-	// Ctx is the machine's own.
-	Ctx any
+	job job // the machine's own
 }
 
 // Hash is the SHA-256 of one HashBlock, cut to 128 bits.

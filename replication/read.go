@@ -24,10 +24,12 @@ type read struct {
 // beginRead waits for writes in flight in its range, then reads.
 func (p *Primary) beginRead(r *Request) {
 	rd := &read{req: r, ext: blockRange(r.Offset, r.Length)}
-	rd.hold = hold{ext: rd.ext, granted: func() { p.startRead(rd) }}
+	rd.hold = hold{ext: rd.ext}
 	if p.locks.acquire(&rd.hold) {
 		p.startRead(rd)
+		return
 	}
+	rd.hold.granted = func() { p.startRead(rd) }
 }
 
 // readable says whether reads may be answered now (invariant 3): every in-sync

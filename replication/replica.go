@@ -195,12 +195,12 @@ func (r *Replica) advance() {
 		return
 	}
 	p := Promise{Epoch: g.m.Epoch, Grant: g.m.Hello.Grant}
-	r.submit(&Task{Kind: TaskPromise, Promise: p, Record: g.m.Hello.Record}, job{greeting: g, then: r.promised})
+	r.submit(&Task{Kind: TaskPromise, Promise: p, Record: &g.m.Hello.Record}, job{greeting: g, then: r.promised})
 }
 
 // promised welcomes the primary, unless a newer one has called meanwhile.
 func (r *Replica) promised(t *Task) {
-	g := t.Ctx.(job).greeting
+	g := t.job.greeting
 	if t.Err != nil {
 		r.fail(t.Err)
 		if r.hello == g {
@@ -336,7 +336,7 @@ func (r *Replica) task(s *session, m *Message) *Task {
 func (r *Replica) onRecord(s *session, m *Message) {
 	s.promising = true
 	done := func(t *Task) { r.entered(s, m, s.epoch, t.Err) }
-	r.submit(&Task{Kind: TaskPromise, Promise: r.promise, Record: *m.Record}, job{then: done})
+	r.submit(&Task{Kind: TaskPromise, Promise: r.promise, Record: m.Record}, job{then: done})
 }
 
 // onEpoch follows the session's primary into a new epoch: the promise and the
@@ -362,7 +362,7 @@ func (r *Replica) onEpoch(s *session, m *Message) {
 		}
 		r.entered(s, m, m.Epoch, t.Err)
 	}
-	r.submit(&Task{Kind: TaskPromise, Promise: p, Record: *m.Record}, job{then: mark})
+	r.submit(&Task{Kind: TaskPromise, Promise: p, Record: m.Record}, job{then: mark})
 }
 
 // entered answers a new epoch and then serves what was held.
@@ -396,7 +396,7 @@ func (r *Replica) submit(t *Task, j job) {
 	if t.Kind == TaskPromise {
 		r.highest = t.Promise
 	}
-	t.Ctx = j
+	t.job = j
 	r.active++
 	if t.Kind == TaskPromise && mutant(Mutate1ForgetPromise) || t.Kind == TaskFlush && mutant(Mutate4FlushNothing) {
 		t.Kind = TaskCommit
@@ -406,7 +406,7 @@ func (r *Replica) submit(t *Task, j job) {
 
 // OnDone is the event that the store has finished a task.
 func (r *Replica) OnDone(t *Task) {
-	j := t.Ctx.(job)
+	j := t.job
 	r.active--
 	if j.then != nil {
 		j.then(t)

@@ -44,10 +44,12 @@ func (p *Primary) beginWrite(r *Request) {
 
 // lockWrite starts w once its range is free (invariant 5).
 func (p *Primary) lockWrite(w *write) {
-	w.hold = hold{ext: w.ext, exclusive: true, granted: func() { p.startWrite(w) }}
+	w.hold = hold{ext: w.ext, exclusive: true}
 	if p.locks.acquire(&w.hold) {
 		p.startWrite(w)
+		return
 	}
+	w.hold.granted = func() { p.startWrite(w) }
 }
 
 // startWrite gives the write its number and sends it. A write that got its range

@@ -36,7 +36,7 @@ func (b engineBacking) Do(t *replication.Task) {
 	case replication.TaskFlush:
 		t.Err = r.Flush()
 	case replication.TaskPromise:
-		t.Err = r.SetPromise(t.Promise.Epoch, t.Promise.Grant, t.Record)
+		t.Err = r.SetPromise(t.Promise.Epoch, t.Promise.Grant, *t.Record)
 	case replication.TaskMark:
 		t.Err = r.Mark(t.Epoch, t.Extents)
 	case replication.TaskChanged:

@@ -64,7 +64,7 @@ func (b *memBacking) Do(t *replication.Task) {
 	case replication.TaskWrite, replication.TaskTrim:
 		b.write(t)
 	case replication.TaskPromise:
-		b.state.Promise, b.state.Record = t.Promise, t.Record
+		b.state.Promise, b.state.Record = t.Promise, *t.Record
 	case replication.TaskMark:
 		b.changes[t.Epoch] = append(b.changes[t.Epoch], t.Extents...)
 	case replication.TaskChanged:

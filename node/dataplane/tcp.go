@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,7 +27,8 @@ const (
 
 // tcpConn is a connection to a machine on another node. Its writer gathers
 // whatever is queued into one writev: 2.2 times the rate of a write per message
-// when measured. Its reader alone reports the end.
+// when measured. While no more than one request is under way there is nothing to
+// gather, and sendNow does without it. Its reader alone reports the end.
 type tcpConn struct {
 	v     *volume
 	nc    net.Conn
@@ -35,8 +37,17 @@ type tcpConn struct {
 	// Guarded by the volume's mutex.
 	closed bool // by the owner: nothing is delivered any more
 	unsent bool // in v.unsent
+	// balance is requests sent less answers received, or the other way round on
+	// a replica's side, where it is negative.
+	balance int
+
+	direct *sender // used by who has claimed it
 
 	mu      sync.Mutex // guards the rest; a leaf
+	writing bool       // the writer has a batch
+	claimed bool       // sendNow has one
+	failed  bool       // sendNow could not write
+	rest    []byte     // of what sendNow began to write; goes before the queue
 	queue   []*replication.Message
 	bytes   int
 	closing bool // nothing more is queued; the writer ends when the queue is empty
@@ -46,7 +57,7 @@ type tcpConn struct {
 }
 
 func newTCPConn(v *volume, nc net.Conn, owner machine) *tcpConn {
-	return &tcpConn{v: v, nc: nc, owner: owner, kick: make(chan struct{}, 1)}
+	return &tcpConn{v: v, nc: nc, owner: owner, kick: make(chan struct{}, 1), direct: newSender(nc)}
 }
 
 // run reads until the connection ends; r, of the plane's buffers, holds what was
@@ -91,6 +102,7 @@ func (c *tcpConn) Send(m *replication.Message) {
 		m.Buf.Release()
 		return
 	}
+	c.balance++
 	if !c.unsent {
 		c.unsent = true
 		c.v.unsent = append(c.v.unsent, c)
@@ -173,37 +185,60 @@ func (c *tcpConn) read(r *bufio.Reader) error {
 			batch = append(batch, m)
 		}
 		c.v.lock()
-		for i, m := range batch {
-			if c.closed {
-				m.Buf.Release()
-			} else {
-				c.owner.OnMessage(c, m)
-			}
-			batch[i] = nil
-		}
+		task := c.deliver(batch)
 		c.v.unlock()
+		task.do()
 		if err != nil {
 			return err
 		}
 	}
 }
 
-// take moves what is queued to batch, up to the bounds. ended says that nothing
-// is queued and nothing will be.
-func (c *tcpConn) take(batch []*replication.Message) (_ []*replication.Message, ended bool) {
+// deliver hands over what was read, within a step. A single request to an idle
+// replica may be done here: its answer is what its sender waits for, and there is
+// nothing else to read meanwhile.
+func (c *tcpConn) deliver(batch []*replication.Message) borrowed {
+	c.balance -= len(batch)
+	c.v.lend = len(batch) == 1 && c.balance == -1
+	for i, m := range batch {
+		if c.closed {
+			m.Buf.Release()
+		} else {
+			c.owner.OnMessage(c, m)
+		}
+		batch[i] = nil
+	}
+	task := c.v.borrowed
+	c.v.lend, c.v.borrowed = false, borrowed{}
+	return task
+}
+
+// take moves what is queued to batch, up to the bounds, after the rest of what
+// sendNow began. ended says that nothing is queued and nothing will be, or that
+// nothing more can be sent. The writer holds no batch when it calls this.
+func (c *tcpConn) take(batch []*replication.Message) (_ []*replication.Message, rest []byte, ended bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.writing = false
+	if c.claimed {
+		return batch, nil, false // sendNow wakes the writer if anything is left
+	}
+	if c.failed {
+		return batch, nil, true
+	}
+	rest, c.rest = c.rest, nil
 	n, size := 0, 0
 	for n < len(c.queue) && n < writeBatch && size < writeBatchBytes {
 		size += wire.HeaderSize + len(wire.Data(c.queue[n])) + 16*len(c.queue[n].Extents)
 		n++
 	}
 	batch = append(batch, c.queue[:n]...)
-	rest := copy(c.queue, c.queue[n:])
-	clear(c.queue[rest:])
-	c.queue = c.queue[:rest]
+	left := copy(c.queue, c.queue[n:])
+	clear(c.queue[left:])
+	c.queue = c.queue[:left]
 	c.bytes -= size
-	return batch, n == 0 && c.closing
+	c.writing = n > 0 || len(rest) > 0
+	return batch, rest, !c.writing && c.closing
 }
 
 // write sends what is queued until the connection is closing and the queue is
@@ -212,16 +247,17 @@ func (c *tcpConn) write() {
 	w := newGather(c.nc)
 	var batch []*replication.Message
 	for {
+		var rest []byte
 		var ended bool
-		batch, ended = c.take(batch[:0])
+		batch, rest, ended = c.take(batch[:0])
 		if ended {
 			break
 		}
-		if len(batch) == 0 {
+		if len(batch) == 0 && len(rest) == 0 {
 			<-c.kick
 			continue
 		}
-		err := w.write(batch)
+		err := w.write(rest, batch)
 		for i, m := range batch {
 			m.Buf.Release()
 			batch[i] = nil
@@ -267,27 +303,17 @@ func newGather(nc net.Conn) *gather {
 	return g
 }
 
-func (g *gather) write(batch []*replication.Message) error {
-	g.heads, g.iov = g.heads[:0], g.iov[:0]
-	start := 0
-	for _, m := range batch {
-		var err error
-		if g.heads, err = wire.AppendHeader(g.heads, m); err != nil {
-			return err
-		}
-		if data := wire.Data(m); data != nil {
-			g.iov = append(g.iov, g.heads[start:], data)
-			start = len(g.heads)
-		}
+// write writes rest, as it is, and then the batch.
+func (g *gather) write(rest []byte, batch []*replication.Message) error {
+	var err error
+	if g.heads, g.iov, err = frames(g.heads, g.iov, batch); err != nil {
+		return err
 	}
-	if start < len(g.heads) {
-		g.iov = append(g.iov, g.heads[start:])
+	if len(rest) > 0 {
+		g.iov = slices.Insert(g.iov, 0, rest)
 	}
-	err := g.send()
+	err = g.send()
 	clear(g.iov)
-	if cap(g.heads) > 64<<10 {
-		g.heads = nil
-	}
 	return holdfast.WrapKind("write to data connection", holdfast.Unavailable, err)
 }
 

@@ -17,6 +17,8 @@ type volume struct {
 	fifo     []entry // the run queue, from head on
 	head     int
 	unsent   []*tcpConn // to which something was sent in this step
+	lend     bool       // this step's goroutine would do one short task itself
+	borrowed borrowed   // that task
 	replicas map[holdfast.ReplicaID]*localReplica
 	primary  *Volume // nil when not served here
 }
@@ -39,7 +41,8 @@ type machine interface {
 func (v *volume) lock() { v.mu.Lock() }
 
 // unlock ends a step: what the event caused locally is done first, in order,
-// then the connections' writers learn that they have work.
+// then what was sent is written, by the connections' writers or, where there is
+// little, here.
 func (v *volume) unlock() {
 	for v.head < len(v.fifo) {
 		e := v.fifo[v.head]
@@ -55,13 +58,23 @@ func (v *volume) unlock() {
 	if cap(v.fifo) > 1024 {
 		v.fifo = nil
 	}
+	var few [4]*tcpConn // with nothing to gather: sent to without the writer
+	n := 0
 	for i, c := range v.unsent {
 		c.unsent = false
-		c.wake()
+		if n < len(few) && c.direct != nil && c.balance >= -1 && c.balance <= 1 {
+			few[n] = c
+			n++
+		} else {
+			c.wake()
+		}
 		v.unsent[i] = nil
 	}
 	v.unsent = v.unsent[:0]
 	v.mu.Unlock()
+	for _, c := range few[:n] {
+		c.sendNow()
+	}
 }
 
 // step runs f as one event.

@@ -199,7 +199,7 @@ func (d *disk) apply(t *replication.Task, part func() bool) {
 		if t.Promise.Epoch < d.promise.Epoch {
 			panic("sim: a promise went back")
 		}
-		d.promise, d.record = t.Promise, t.Record
+		d.promise, d.record = t.Promise, *t.Record
 	default:
 		d.control(t, first, last)
 	}
