@@ -49,14 +49,19 @@ type Config struct {
 	API []string `json:"api,omitempty"`
 	// CSI is the socket of the CSI driver: identity, controller and node services.
 	// Empty: none.
-	CSI string `json:"csi"`
+	CSI        string     `json:"csi"`
+	CSIOptions CSIOptions `json:"csiOptions,omitzero"`
 	// StateDir is the daemon's own folder, which outlives a reboot; RunDir need
 	// not: pools and devices are mounted below it.
 	StateDir string `json:"stateDir,omitempty"`
 	RunDir   string `json:"runDir,omitempty"`
 	Etcd     Etcd   `json:"etcd"`
 	Times    Times  `json:"times,omitzero"`
-	Log      Log    `json:"log,omitzero"`
+
+	Placement   Placement   `json:"placement,omitzero"`
+	Reconcile   Reconcile   `json:"reconcile,omitzero"`
+	Replication Replication `json:"replication,omitzero"`
+	Log         Log         `json:"log,omitzero"`
 }
 
 // Etcd says where the records are: exactly one of Embedded and Endpoints.
@@ -185,6 +190,9 @@ func (c Config) Validate() error {
 	}
 	if r := time.Duration(c.Times.ReplaceAfter); r < time.Duration(c.Times.Lease) {
 		return bad("times.replaceAfter is %v; it must be longer than times.lease", r)
+	}
+	if err := c.validateSettings(); err != nil {
+		return err
 	}
 	if err := c.Log.validate(); err != nil {
 		return err

@@ -54,6 +54,7 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 	}
 	defer unlock()
 	log := o.Log.With("node", cfg.Node)
+	routeKlog(log)
 	log.Info("starting", "release", o.Release, "address", cfg.Address, "pools", len(cfg.Pools))
 	recs, err := openRecords(ctx, cfg, log)
 	if err != nil {
@@ -94,14 +95,14 @@ func (d *daemon) run(ctx context.Context) error {
 	defer func() { _ = conns.Close() }()
 	d.clients = newNodeClients(d.recs, conns)
 	var err error
-	d.life, err = lifecycle.New(lifecycle.Config{Store: d.recs, Nodes: d.clients, Self: holdfast.NodeID(d.cfg.Node), Log: d.log})
+	d.life, err = lifecycle.New(lifecycle.Config{Store: d.recs, Nodes: d.clients, Self: holdfast.NodeID(d.cfg.Node), Policy: d.cfg.Placement.policy(), Log: d.log})
 	if err != nil {
 		return err
 	}
 	defer d.life.Close()
 	rc, err := reconcile.New(reconcile.Config{
 		Store: d.recs, Lifecycle: d.life, Nodes: d.clients, Candidate: d.cfg.Node, Log: d.log,
-		Limits: reconcile.Limits{ReplaceAfter: time.Duration(d.cfg.Times.ReplaceAfter)},
+		Policy: d.cfg.Placement.policy(), Limits: d.cfg.limits(),
 	})
 	if err != nil {
 		return err
@@ -215,10 +216,14 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
 	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
+	nc.Primary = cfg.Replication.primary()
 	if cfg.CSI == "" {
 		return nc, nil
 	}
-	controller, err := csi.New(csi.Config{Lifecycle: d.life, Release: d.o.Release, Log: d.log})
+	nc.CSINoStaging = cfg.CSIOptions.NoStaging
+	cc := cfg.csiController()
+	cc.Lifecycle, cc.Release, cc.Log = d.life, d.o.Release, d.log
+	controller, err := csi.New(cc)
 	if err != nil {
 		return nc, err
 	}

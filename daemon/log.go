@@ -3,6 +3,8 @@ package daemon
 import (
 	"io"
 	"log/slog"
+
+	"k8s.io/klog/v2"
 )
 
 // Handler writes log records to w as configured.
@@ -17,3 +19,7 @@ func (l Log) Handler(w io.Writer) slog.Handler {
 	}
 	return slog.NewTextHandler(w, o)
 }
+
+// routeKlog has what k8s.io/mount-utils logs written as everything else is. It
+// logs through a logger of its whole process, so the last daemon's counts.
+func routeKlog(log *slog.Logger) { klog.SetSlogLogger(log.With("part", "mount")) }

@@ -36,6 +36,9 @@ type Config struct {
 	// controller. Needed when CSIEndpoint is set, as every client asks for the
 	// identity first.
 	RegisterCSI nodecsi.Register
+	// CSINoStaging makes the CSI node service mount volumes at their targets
+	// straight away: it does not announce STAGE_UNSTAGE_VOLUME.
+	CSINoStaging bool
 
 	RPC     rpc.Config
 	Primary replication.Config // times and rates of primaries; zero values are defaults

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"net"
 	"path/filepath"
 	"strings"
@@ -305,22 +304,6 @@ func TestRequestsCarryTheFlags(t *testing.T) {
 	}
 	if do(t, at, "volume", "delete", "db-1"); s.deleted != "" {
 		t.Error("deleted without being asked to go ahead")
-	}
-}
-
-func TestParseSize(t *testing.T) {
-	for in, want := range map[string]int64{
-		"0": 0, "512": 512, "1k": 1 << 10, "1KiB": 1 << 10, "1Ki": 1 << 10, "1kb": 1000, "10GiB": 10 << 30, "10 G": 10 << 30, "1.5T": 3 << 39, "2TB": 2e12,
-		"9007199254740993": 9007199254740993, "1P": 1 << 50,
-	} {
-		if got, err := parseSize(in); err != nil || got != want {
-			t.Errorf("%q: got %d, %v, want %d", in, got, err, want)
-		}
-	}
-	for _, in := range []string{"", "G", "-1", "1X", "1GG", "1e9", "99999999P", "..", "1.2.3"} {
-		if got, err := parseSize(in); !errors.Is(err, holdfast.Invalid) {
-			t.Errorf("%q: got %d, %v, want invalid", in, got, err)
-		}
 	}
 }
 

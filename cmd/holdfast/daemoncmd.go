@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/api"
 	"github.com/holdfast-storage/holdfast/daemon"
 	"github.com/holdfast-storage/holdfast/node/agent"
 )
@@ -20,7 +21,8 @@ A first try on one machine, with etcd inside the daemon and a pool in a file:
 
   holdfast node --embedded-etcd --pool /var/lib/holdfast/pool.img,format,size=10GiB
 
-Otherwise write a configuration file:
+Otherwise write a configuration file; "holdfast node config" prints one with every
+setting, its default and what it means. The least there is:
 
   node: n1                     # default: the host name
   address: 10.0.0.1            # where the other nodes reach this one
@@ -30,7 +32,16 @@ Otherwise write a configuration file:
     format: true               # makes a pool of it if it is empty, refuses it otherwise
   etcd:
     endpoints: [http://10.0.0.11:2379, http://10.0.0.12:2379, http://10.0.0.13:2379]
-    # or: embedded: {members: {n1: 10.0.0.1, n2: 10.0.0.2, n3: 10.0.0.3}}`
+    # or: embedded: {members: {n1: 10.0.0.1, n2: 10.0.0.2, n3: 10.0.0.3}}
+
+What else can be set, all with good defaults:
+
+  csi, csiOptions   the CSI socket, and what it announces to Mesos, Kubernetes and Nomad
+  placement         how far pools are filled: overcommit, minFree
+  reconcile         how many lost replicas are rebuilt at once: rebuilds, rebuildsPerNode
+  replication       silentAfter, reconnectFor, repairRate
+  times             lease (a silent node is dead), replaceAfter (its replicas are made elsewhere)
+  api, dataPort, nodePort, autoPools, stateDir, runDir, log`
 
 // daemonFlags override the configuration file.
 type daemonFlags struct {
@@ -120,7 +131,7 @@ func parsePool(s string) (agent.PoolConfig, error) {
 		case p == "format":
 			pc.Format = true
 		case isSize:
-			n, err := parseSize(size)
+			n, err := api.ParseBytes(size)
 			if err != nil {
 				return pc, err
 			}

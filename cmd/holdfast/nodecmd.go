@@ -8,15 +8,29 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/api"
+	"github.com/holdfast-storage/holdfast/docs"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
 // nodeCommand is the daemon, with the commands about nodes below it.
 func (c *cli) nodeCommand() *cobra.Command {
 	cmd := c.daemonCommand()
-	cmd.AddCommand(c.nodeList(), c.nodeInspect(), c.nodeDrain(), c.nodeUndrain(), c.nodeForget())
+	cmd.AddCommand(c.nodeConfig(), c.nodeList(), c.nodeInspect(), c.nodeDrain(), c.nodeUndrain(), c.nodeForget())
 	return cmd
+}
+
+func (c *cli) nodeConfig() *cobra.Command {
+	return &cobra.Command{
+		Use: "config", Short: "Print an example of the daemon's configuration, with every setting explained",
+		Example: "  holdfast node config > /etc/holdfast/node.yaml",
+		Args:    exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			_, err := io.WriteString(c.out, docs.NodeYAML)
+			return holdfast.Wrap("print the example", err)
+		},
+	}
 }
 
 // nodeArgs completes the names of nodes.

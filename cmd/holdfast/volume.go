@@ -54,7 +54,7 @@ func (c *cli) volumeCreate() *cobra.Command {
 				return usage(cmd, fmt.Errorf("the size is missing: add --size, such as --size 10GiB"))
 			}
 			var err error
-			if q.SizeBytes, err = parseSize(size); err != nil {
+			if q.SizeBytes, err = api.ParseBytes(size); err != nil {
 				return err
 			}
 			q.Name = args[0]
@@ -128,7 +128,7 @@ func (c *cli) volumeExpand() *cobra.Command {
 				return err
 			}
 			more, relative := strings.CutPrefix(args[1], "+")
-			size, err := parseSize(more)
+			size, err := api.ParseBytes(more)
 			if err != nil {
 				return err
 			}

@@ -15,7 +15,11 @@ import (
 const capacityUnit = 1 << 20
 
 // GetCapacity says how large volumes with these parameters may be, together: what
-// pools have, divided by the replicas. A topology narrows it only where locality
+// pools have that is neither written nor promised, divided by the replicas. It
+// counts with less overcommit than placement does: Mesos offers what it reports to
+// frameworks as disk space, and grows it again by what thin volumes do not use,
+// and Kubernetes' scheduler sends tasks where it is, so that both would fill pools
+// until writes wait. Making a volume may still succeed where it says 0. A topology narrows it only where locality
 // is required, or to a region: elsewhere a volume is as large wherever it is used.
 func (s *Server) GetCapacity(ctx context.Context, q *csipb.GetCapacityRequest) (*csipb.GetCapacityResponse, error) {
 	const op = "get capacity"
@@ -50,6 +54,7 @@ func (s *Server) GetCapacity(ctx context.Context, q *csipb.GetCapacityRequest) (
 
 // capacityAt is the capacity for volumes that can be used from a domain.
 func (s *Server) capacityAt(c placement.Cluster, spec holdfast.Spec, at holdfast.Domain) (total, largest int64) {
+	c.Policy.Overcommit = min(c.Policy.Overcommit, s.cfg.ReportedOvercommit)
 	if at.Region != "" {
 		spec.Requisite = []holdfast.Domain{{Region: at.Region}}
 	}

@@ -43,6 +43,9 @@ type Config struct {
 	Agent holdfast.NodeID
 	// IgnoreUnknownParameters accepts parameters of CreateVolume that mean nothing.
 	IgnoreUnknownParameters bool
+	// ReportedOvercommit is the overcommit that GetCapacity counts with, as far as
+	// it is less than the policy's. Default 1: what it reports can be filled.
+	ReportedOvercommit float64
 	// DefaultBytes is the size of a volume whose creator names none; default 1 GiB.
 	DefaultBytes int64
 	// Patience is how long lists and capacities wait for the metadata store when
@@ -67,6 +70,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.DefaultBytes <= 0 {
 		cfg.DefaultBytes = 1 << 30
+	}
+	if cfg.ReportedOvercommit < 1 {
+		cfg.ReportedOvercommit = 1
 	}
 	if cfg.Patience <= 0 {
 		cfg.Patience = 50 * time.Second

@@ -183,38 +183,49 @@ func TestGetCapacity(t *testing.T) {
 		return &csipb.GetCapacityRequest{Parameters: q.Parameters}
 	}
 	three, largest := capacity(cl, p())
-	if three != 40*gib || largest != 40*gib { // 10 GiB and four times promised
+	if three != 10*gib || largest != 10*gib {
 		t.Errorf("three replicas: %d, largest %d", three, largest)
 	}
-	if one, _ := capacity(cl, p("replicas", "1")); one != 120*gib {
+	if one, _ := capacity(cl, p("replicas", "1")); one != 30*gib {
 		t.Errorf("one replica: %d", one)
 	}
 	if four, _ := capacity(cl, p("replicas", "4")); four != 0 {
 		t.Errorf("four replicas: %d", four)
 	}
-	if z, _ := capacity(cl, p("replicas", "1", "zones", "z-n1")); z != 40*gib {
+	if z, _ := capacity(cl, p("replicas", "1", "zones", "z-n1")); z != 10*gib {
 		t.Errorf("one zone: %d", z)
 	}
 	near := p("replicas", "1", "locality", "required")
 	near.AccessibleTopology = &csipb.Topology{Segments: map[string]string{holdfast.TopologyHost: "n2"}}
-	if n, _ := capacity(cl, near); n != 40*gib {
+	if n, _ := capacity(cl, near); n != 10*gib {
 		t.Errorf("required locality on a node: %d", n)
 	}
 	far := p("replicas", "1")
 	far.AccessibleTopology = near.AccessibleTopology
-	if n, _ := capacity(cl, far); n != 120*gib {
+	if n, _ := capacity(cl, far); n != 30*gib {
 		t.Errorf("preferred locality on a node: %d", n)
 	}
 	if n, _ := capacity(cl, &csipb.GetCapacityRequest{VolumeCapabilities: []*csipb.VolumeCapability{withMode(csipb.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)}}); n != 0 {
 		t.Errorf("volumes that cannot be made: %d", n)
 	}
+	promising := dial(t, newServer(t, c, csi.Config{ReportedOvercommit: 100}))
+	if n, _ := capacity(promising, p()); n != 40*gib { // no more than placement promises
+		t.Errorf("reported with overcommit: %d", n)
+	}
 	cl.mustCreate(t, create("db", 4*gib))
-	if after, _ := capacity(cl, p()); after != 36*gib {
+	if after, _ := capacity(cl, p()); after != 6*gib { // thin, nothing is written, but promised
 		t.Errorf("after a volume of 4 GiB: %d", after)
 	}
+	if after, _ := capacity(promising, p()); after != 36*gib {
+		t.Errorf("after a volume of 4 GiB, with overcommit: %d", after)
+	}
 	local := dial(t, newServer(t, c, csi.Config{Agent: "n1"}))
-	if n, _ := capacity(local, p()); n != 9*gib { // four nodes are alive
+	if n, _ := capacity(local, p()); n != 6*gib/4 { // four nodes are alive
 		t.Errorf("one agent's view: %d", n)
+	}
+	cl.mustCreate(t, create("large", 20*gib)) // more than is reported, and possible as it is thin
+	if n, largest := capacity(cl, p()); n != 0 || largest != 0 {
+		t.Errorf("more than there is was promised already: %d, largest %d", n, largest)
 	}
 	_, err := cl.GetCapacity(t.Context(), p("repl", "1"))
 	wantCode(t, "unknown parameter", err, codes.InvalidArgument)

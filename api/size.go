@@ -1,4 +1,4 @@
-package main
+package api
 
 import (
 	"fmt"
@@ -9,10 +9,10 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
-// parseSize reads "10GiB", "10G", "1.5T", "500MB" or plain bytes. As with
+// ParseBytes reads "10GiB", "10G", "1.5T", "500MB" or plain bytes. As with
 // truncate(1), K, M, G and T (also with iB) are powers of 1024, KB, MB, GB and
-// TB powers of 1000.
-func parseSize(s string) (int64, error) {
+// TB powers of 1000. The error is of kind Invalid.
+func ParseBytes(s string) (int64, error) {
 	bad := func(why string) (int64, error) {
 		return 0, holdfast.E("read size", holdfast.Invalid, fmt.Sprintf("%q %s; write it like 10GiB, 1.5T, 500MB or in plain bytes", s, why))
 	}
