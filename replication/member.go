@@ -17,6 +17,7 @@ type membership struct {
 	want     holdfast.Record // what the swap asked for
 	retryAt  time.Duration
 	losing   uint32 // peers being dropped, until all others know the epoch without them
+	gone     uint32 // of these, those that are not in the record any more
 	marks    []holdfast.Extent
 	doubt    holdfast.Epoch // a replica has promised this epoch, which is not ours
 	pruned   holdfast.Epoch // change maps were pruned in this epoch
@@ -263,6 +264,9 @@ func (p *Primary) adopt(rec holdfast.Record) {
 		p.ports.Events.Resized(rec.SizeBytes)
 	}
 	p.forgetCandidates()
+	if p.member.gone != 0 {
+		p.announced()
+	}
 	p.growPeers()
 	p.leave()
 	p.settle()
@@ -380,7 +384,7 @@ func (p *Primary) enterEpoch() {
 
 // lost is the set of peers being dropped that the record does not count any more.
 func (p *Primary) lost() uint32 {
-	var lost uint32
+	lost := p.member.gone
 	for _, t := range p.peers {
 		if p.member.losing&t.bit != 0 && !t.inSync() {
 			lost |= t.bit
@@ -435,6 +439,8 @@ func (p *Primary) announced() {
 	}
 	lost := p.lost()
 	p.member.losing &^= lost
+	p.slots &^= p.member.gone
+	p.member.gone = 0
 	for _, t := range p.peers {
 		if lost&t.bit != 0 {
 			t.required = false

@@ -79,8 +79,14 @@ func (p *Primary) syncPeers() {
 }
 
 // abandon lets go of a peer that is no longer in the record. It was not in sync.
+// One that has just been dropped is waited for until the others know: its bit
+// stays taken for so long.
 func (p *Primary) abandon(t *peer) {
 	p.hangUp(t)
+	if p.member.losing&t.bit != 0 {
+		p.member.gone |= t.bit
+		return
+	}
 	p.unrequire(t)
 	p.slots &^= t.bit
 }
