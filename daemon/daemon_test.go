@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -167,6 +168,30 @@ func checkCSI(t *testing.T, conns *rpc.Conns, socket string) {
 	}
 	if r, err := csi.NewNodeClient(cc).NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{}); err != nil || r.GetNodeId() != "n1" {
 		t.Errorf("node: %v, %v", r, err)
+	}
+	checkModes(t, csi.NewControllerClient(cc), csi.NewNodeClient(cc))
+}
+
+// checkModes asks controller and node for a volume that is not there, in every
+// access mode: they agree which there are.
+func checkModes(t *testing.T, controller csi.ControllerClient, node csi.NodeClient) {
+	t.Helper()
+	good := []csi.VolumeCapability_AccessMode_Mode{
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER,
+	}
+	for n := range csi.VolumeCapability_AccessMode_Mode_name {
+		mode := csi.VolumeCapability_AccessMode_Mode(n)
+		c := &csi.VolumeCapability{AccessMode: &csi.VolumeCapability_AccessMode{Mode: mode}, AccessType: &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}}
+		want := holdfast.Invalid
+		if slices.Contains(good, mode) {
+			want = holdfast.NotFound
+		}
+		_, cerr := controller.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: "nope", NodeId: "n1", VolumeCapability: c})
+		_, nerr := node.NodeStageVolume(t.Context(), &csi.NodeStageVolumeRequest{VolumeId: "nope", StagingTargetPath: t.TempDir(), VolumeCapability: c})
+		if !errors.Is(cerr, want) || !errors.Is(nerr, want) {
+			t.Errorf("access mode %v: the controller says %v, the node %v; want both %v", mode, cerr, nerr, want)
+		}
 	}
 }
 

@@ -63,7 +63,7 @@ func checkCapability(op string, c *csipb.VolumeCapability) (fsType string, mount
 	case csipb.VolumeCapability_AccessMode_UNKNOWN:
 		return "", false, invalid(op, "a volume_capability has no access_mode; set one")
 	default:
-		return "", false, invalid(op, "the access mode %v is not supported: a volume is attached to one node at a time; use a SINGLE_NODE mode (ReadWriteOnce)", mode)
+		return "", false, invalid(op, "the access mode %v is not supported: a volume is attached to one node at a time; use a SINGLE_NODE mode (in Kubernetes ReadWriteOnce, in Nomad single-node-writer)", mode)
 	}
 	switch t := c.GetAccessType().(type) {
 	case *csipb.VolumeCapability_Block:

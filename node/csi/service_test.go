@@ -428,7 +428,7 @@ func TestReadOnlyBlock(t *testing.T) {
 
 func TestReadOnlyDeviceIsMountedWithoutRecovery(t *testing.T) {
 	f := newFixture(t)
-	reader := mountCap(mode(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY))
+	reader := mountCap(mode(csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY))
 	for i, fs := range []string{"xfs", "ext4"} {
 		id, st, tg := f.volume(fs, 320*mib), f.staging(fmt.Sprint(i)), f.target(fmt.Sprint(i))
 		f.ok(f.stage(id, st, mountCap()))

@@ -61,10 +61,14 @@ func checkCapability(op string, c *csi.VolumeCapability) (use, error) {
 	case csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:
 	case csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER:
 		u.exclude = true
-	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY, csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:
+	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
 		u.readOnly = true
+	case csi.VolumeCapability_AccessMode_UNKNOWN:
+		return u, invalid(op, "the volume_capability has no access_mode; set one")
 	default:
-		return u, invalid(op, "the access mode %v is not supported: a volume has one node that writes; use a SINGLE_NODE mode or MULTI_NODE_READER_ONLY", mode)
+		// Also MULTI_NODE_READER_ONLY: who accepts it says that the volume can be
+		// published at several nodes at the same time.
+		return u, invalid(op, "the access mode %v is not supported: a volume is attached to one node at a time; use a SINGLE_NODE mode", mode)
 	}
 	if c.GetBlock() != nil {
 		u.block = true
