@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -55,6 +56,43 @@ func (p *Primary) condemn(t *peer) bool {
 		}
 	}
 	return false
+}
+
+// disqualify begins to drop a needed peer that can never be relied on again as it
+// is. Unlike one that is only silent, it is dropped also if nobody else is there
+// at the moment: I/O waits for them. Without others the primary ends.
+func (p *Primary) disqualify(t *peer) {
+	t.unfit = true
+	p.dropUnfit()
+	p.plan()
+}
+
+// dropUnfit drops what must not be in sync; a candidate is unfit before it is
+// known whether it became in sync.
+func (p *Primary) dropUnfit() {
+	if p.phase < serving || p.phase == ended {
+		return // the take-over chooses
+	}
+	for _, t := range p.peers {
+		if !t.unfit || !t.inSync() {
+			continue
+		}
+		if !slices.ContainsFunc(p.peers, p.reliable) {
+			p.end(holdfast.E("serve volume "+p.rec.Name, holdfast.Corrupt,
+				"the last in-sync replica, on node "+string(t.rep.Node)+", cannot be relied on: "+t.why()+"; attach the volume again to go on from what is durable"))
+			return
+		}
+		if p.member.losing&t.bit == 0 {
+			p.member.losing |= t.bit
+			p.changed("dropping replica %s on node %s: %s", t.rep.ID, t.rep.Node, t.why())
+		}
+	}
+}
+
+// reliable says whether a peer can be what the others are dropped for: in sync,
+// and there, or not away for long.
+func (p *Primary) reliable(t *peer) bool {
+	return t.inSync() && !t.unfit && p.member.losing&t.bit == 0 && (t.up || p.now()-t.downSince < p.cfg.SilentAfter)
 }
 
 func (t *peer) why() string {
@@ -226,6 +264,7 @@ func (p *Primary) metadataGone() {
 // tickMembership repeats what could not be done.
 func (p *Primary) tickMembership(now time.Duration) {
 	m := &p.member
+	p.dropUnfit()
 	if p.phase == ended || now < m.retryAt || m.swapping || m.reading {
 		return
 	}
@@ -264,6 +303,7 @@ func (p *Primary) adopt(rec holdfast.Record) {
 		p.ports.Events.Resized(rec.SizeBytes)
 	}
 	p.forgetCandidates()
+	p.dropUnfit()
 	if p.member.gone != 0 {
 		p.announced()
 	}
@@ -304,7 +344,7 @@ func (p *Primary) forgetCandidates() {
 // unrequire stops to wait for a peer that is not in sync.
 func (p *Primary) unrequire(t *peer) {
 	if t.required {
-		t.required = false
+		t.required, t.unfit = false, false
 		p.clearWaiting(t.bit)
 	}
 }
@@ -443,7 +483,7 @@ func (p *Primary) announced() {
 	p.member.gone = 0
 	for _, t := range p.peers {
 		if lost&t.bit != 0 {
-			t.required = false
+			t.required, t.unfit = false, false
 			p.changed("replica %s on node %s was dropped in epoch %d: %s", t.rep.ID, t.rep.Node, p.epoch, t.why())
 		}
 	}
@@ -474,7 +514,7 @@ func (p *Primary) promoted() {
 // in the repair: their own tails of earlier grants, and their suspects.
 func (p *Primary) settle() {
 	for _, t := range p.peers {
-		if t.unsettled && t.inSync() && t.up && !t.epochPending {
+		if t.unsettled && t.inSync() && t.up && !t.epochPending && !t.unfit {
 			t.unsettled = false
 			p.ask(t, &Message{Type: MsgSettle}, func(*Message) {})
 		}

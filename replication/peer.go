@@ -38,6 +38,10 @@ type peer struct {
 	greetedAt    time.Duration
 	growing      bool
 	unsettled    bool // it was repaired, and has not been told to forget tail and suspects
+	// unfit: it lost acknowledged writes, or its disk failed, while its answer
+	// was required. It must not be in sync, however soon it is back, before it
+	// was dropped and repaired.
+	unfit bool
 
 	// required: no write is acknowledged without its answer. All in-sync peers
 	// are, and one that is about to become it.
@@ -193,13 +197,13 @@ func (p *Primary) OnMessage(c Conn, m *Message) {
 		p.lose(t, "it broke the protocol")
 		return
 	}
-	delete(t.pending, m.ID)
 	t.heard = p.now()
 	if m.Status == StatusFenced {
 		m.Buf.Release()
-		p.fenced(t, m.Epoch)
+		p.fenced(t, m.Epoch) // the request waits for the next session, like all others
 		return
 	}
+	delete(t.pending, m.ID)
 	if m.Epoch == p.epoch && t.up {
 		t.asked = max(t.asked, k.at)
 	}
@@ -288,7 +292,7 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 		p.lose(t, why)
 		p.backOff(t)
 		if t.required && m.Status == StatusFailed {
-			p.condemn(t)
+			p.disqualify(t)
 		}
 		return
 	case epoch != p.epoch:
@@ -299,6 +303,9 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	t.up, t.welcome, t.size = true, m.Welcome, m.Welcome.SizeBytes
 	t.refusal, t.downSince, t.broke, t.greetedAt = "", 0, false, p.now()
 	switch {
+	case p.phase == reconciling && t.inSync():
+		p.restartTakeover() // with what it says now
+		return
 	case p.phase < serving:
 		p.remind(t)
 	case t.required:
@@ -314,15 +321,15 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 // has not answered is sent again. If it lost writes in between it can not stay
 // in sync.
 func (p *Primary) rejoin(t *peer, rebooted bool) {
-	p.member.losing &^= p.member.undecided(t)
 	if rebooted && !mutant(Mutate9CarryOn) && len(t.welcome.Suspects) > 0 {
 		// Invariant 9: never carry on over lost acknowledged writes.
-		if !p.condemn(t) {
-			p.end(holdfast.E("serve volume "+p.rec.Name, holdfast.Corrupt,
-				"the last in-sync replica, on node "+string(t.rep.Node)+", lost power and with it acknowledged writes; attach the volume again to go on from what is durable"))
-		}
+		t.refusal = "it lost power and with it acknowledged writes"
+		p.disqualify(t)
+	}
+	if t.unfit {
 		return
 	}
+	p.member.losing &^= p.member.undecided(t)
 	p.remind(t)
 	for _, w := range p.inflight {
 		if w.waiting&t.bit != 0 {

@@ -19,7 +19,11 @@ type takeover struct {
 
 // tickTakeover goes on with the take-over as far as it can.
 func (p *Primary) tickTakeover(now time.Duration) {
-	if p.phase != connecting || p.member.losing != 0 || p.member.open() {
+	if p.phase != connecting || p.member.open() {
+		return
+	}
+	// Who was to be left out, but is not yet, may be all that is left now.
+	if p.member.losing = p.lost(); p.member.losing != 0 {
 		return
 	}
 	var up, missing []*peer
@@ -50,7 +54,7 @@ func (p *Primary) tickTakeover(now time.Duration) {
 // nodes are known to be dead, and somebody who is there has lost nothing.
 func (p *Primary) waitFor(up, missing []*peer) time.Duration {
 	for _, t := range missing {
-		if !slices.Contains(p.cfg.Absent, t.rep.Node) {
+		if !t.unfit && !slices.Contains(p.cfg.Absent, t.rep.Node) {
 			return p.cfg.SilentAfter
 		}
 	}
@@ -97,10 +101,13 @@ func (p *Primary) choose(up []*peer) []*peer {
 		if t.rep.Node != p.cfg.Self {
 			n++
 		}
+		if t.unfit {
+			n += 4 * holdfast.MaxVolumeBytes
+		}
 		return n
 	}
 	for _, t := range up {
-		if len(t.welcome.Suspects) == 0 || mutant(Mutate6KeepSuspects) {
+		if len(t.welcome.Suspects) == 0 && !t.unfit || mutant(Mutate6KeepSuspects) {
 			clean = append(clean, t)
 		}
 		if rank(t) < rank(best) {
@@ -241,9 +248,7 @@ func (p *Primary) copyAll(source *peer, targets []*peer, data extentSet, done fu
 	}
 	p.ask(source, &Message{Type: MsgRead, Offset: piece.Offset, Length: piece.Length}, func(m *Message) {
 		if m == nil || m.Status != StatusOK || m.Buf == nil {
-			if m != nil && m.Status == StatusFailed {
-				p.lose(source, "its disk has failed")
-			}
+			p.unable(source, m)
 			done(false)
 			return
 		}
@@ -271,9 +276,7 @@ func (p *Primary) toAll(targets []*peer, make func() *Message, done func(ok bool
 		p.ask(t, make(), func(m *Message) {
 			if m == nil || m.Status != StatusOK {
 				good = false
-				if m != nil && m.Status == StatusFailed {
-					p.lose(t, "its disk has failed")
-				}
+				p.unable(t, m)
 			}
 			if left--; left == 0 {
 				done(good)
@@ -282,6 +285,19 @@ func (p *Primary) toAll(targets []*peer, make func() *Message, done func(ok bool
 	}
 	if left == 0 && !good {
 		done(false)
+	}
+}
+
+// unable notes that a replica could not do what it was asked for; in a take-over
+// it is left out then, if there are others.
+func (p *Primary) unable(t *peer, m *Message) {
+	switch {
+	case m == nil:
+	case m.Status == StatusFailed:
+		p.diskFailed(t)
+	case m.Status == StatusNoSpace && p.phase == reconciling:
+		t.unfit = true
+		p.lose(t, "its pool is full")
 	}
 }
 
@@ -332,6 +348,7 @@ func (p *Primary) markAll(targets []*peer, set extentSet, done func(ok bool)) {
 func (p *Primary) serve(in []*peer) {
 	p.phase = serving
 	for _, t := range in {
+		t.unfit = false // chosen all the same: there is no other
 		// A source with suspects keeps them until all replicas are in sync again:
 		// a repair needs them, also under a later primary.
 		t.unsettled = len(t.welcome.Suspects) == 0

@@ -134,8 +134,8 @@ func (p *Primary) noSpace(t *peer, w *write) {
 func (p *Primary) diskFailed(t *peer) {
 	p.lose(t, "its disk has failed")
 	p.backOff(t)
-	if t.inSync() && p.phase >= serving && !p.condemn(t) {
-		p.end(holdfast.E("serve volume "+p.rec.Name, holdfast.Corrupt, "the disk of the last in-sync replica, on node "+string(t.rep.Node)+", has failed"))
+	if t.required {
+		p.disqualify(t)
 	}
 }
 
