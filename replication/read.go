@@ -2,6 +2,7 @@ package replication
 
 import (
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/buf"
 )
 
 // readers are the reads under way.
@@ -19,6 +20,8 @@ type read struct {
 	inner bool // runs under somebody else's hold
 	tries int
 	done  bool
+	// inPlace: a store of this process writes straight into the request's buffer.
+	inPlace bool
 }
 
 // beginRead waits for writes in flight in its range, then reads.
@@ -34,6 +37,8 @@ func (p *Primary) beginRead(r *Request) {
 
 // readable says whether reads may be answered now (invariant 3): every in-sync
 // replica has answered in this epoch to something sent within the read window.
+// So must one that may have become in sync without a word to us: another primary
+// could have been granted the volume with it alone.
 func (p *Primary) readable() bool {
 	if p.phase != serving && p.phase != releasing || p.member.losing != 0 {
 		return false
@@ -43,7 +48,8 @@ func (p *Primary) readable() bool {
 		if mutant(Mutate3NoWindow) && t.inSync() && t.up {
 			continue
 		}
-		if t.inSync() && (!t.up || t.epochPending || t.asked == 0 || t.asked < oldest) {
+		needed := t.inSync() || t.required && p.member.open()
+		if needed && (!t.up || t.epochPending || t.asked == 0 || t.asked < oldest) {
 			return false
 		}
 	}
@@ -69,7 +75,7 @@ func (p *Primary) askRead(rd *read) {
 	t := p.readFrom(rd)
 	m := &Message{Type: MsgRead, Offset: rd.ext.Offset, Length: rd.ext.Length}
 	if t.rep.Node == p.cfg.Self && rd.ext.Length == rd.req.Length {
-		m.Buf = rd.req.Buf.Retain() // same process: read in place
+		m.Buf, rd.inPlace = rd.req.Buf.Retain(), true // same process: read in place
 	}
 	p.send(t, m, call{rd: rd})
 }
@@ -97,7 +103,7 @@ func (p *Primary) readFrom(rd *read) *peer {
 func (p *Primary) refreshWindow() {
 	now := p.now()
 	for _, t := range p.peers {
-		if t.inSync() && t.up && now-t.sentAt >= p.cfg.PingEvery/4 {
+		if t.required && t.up && now-t.sentAt >= p.cfg.PingEvery/4 {
 			p.ask(t, &Message{Type: MsgPing}, func(*Message) { p.retryReads() })
 		}
 	}
@@ -109,6 +115,7 @@ func (p *Primary) readDone(t *peer, rd *read, m *Message) {
 	if rd.done {
 		return
 	}
+	rd.inPlace = false
 	switch {
 	case m.Status == StatusFailed:
 		rd.tries++
@@ -132,11 +139,20 @@ func (p *Primary) readDone(t *peer, rd *read, m *Message) {
 	}
 }
 
-// readLost takes back a read whose connection broke.
+// readLost takes back a read whose connection broke. A store that was to read in
+// place may still do so, at any time and with what is old by then: the request
+// gets another buffer.
 func (p *Primary) readLost(rd *read) {
-	if !rd.done {
-		p.parkRead(rd)
+	if rd.done {
+		return
 	}
+	if rd.inPlace {
+		rd.inPlace = false
+		old := rd.req.Buf
+		rd.req.Buf = buf.Get(len(old.B))
+		old.Release()
+	}
+	p.parkRead(rd)
 }
 
 func (p *Primary) parkRead(rd *read) {

@@ -24,7 +24,8 @@ type Request struct {
 	Length int64
 	// Buf holds the data of OpWrite and receives that of OpRead, Length bytes,
 	// at most buf.Max. The primary keeps references of its own for as long as it
-	// needs the data.
+	// needs the data. It may put another buffer in its place for OpRead, taking
+	// over the reference to the first: Done finds the data in Buf.
 	Buf *buf.Buf
 	// Done is called when the request is over, under the volume's lock: it must
 	// not block or call the primary. Errors: OutOfRange, Fenced (the device is

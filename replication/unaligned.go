@@ -76,7 +76,8 @@ func (p *Primary) modify(r *Request) {
 	}
 	b := buf.Get(int(ext.Length))
 	read := &read{req: &Request{Op: OpRead, Offset: ext.Offset, Length: ext.Length, Buf: b}}
-	read.req.Done = func(_ *Request, err error) {
+	read.req.Done = func(got *Request, err error) {
+		b := got.Buf
 		if err != nil {
 			b.Release()
 			p.finishWrite(w, err)
