@@ -132,7 +132,7 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 			continue
 		}
 		switch {
-		case t.repair.stage == repairReady && !rep.Leaving && !t.epochPending && t.size >= next.SizeBytes && p.phase == serving && p.member.losing == 0:
+		case t.repair.stage == repairReady && !rep.Leaving && !t.epochPending && t.size >= next.SizeBytes && p.working() && p.member.losing == 0:
 			rep.State, rep.Since = holdfast.InSync, next.Epoch+1
 			members = true
 		case rep.State == holdfast.Stale || rep.State == holdfast.New:
@@ -147,7 +147,7 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 		next.SizeBytes = size
 		wanted = true
 	}
-	if p.phase == releasing && len(p.inflight) == 0 && p.readers.n == 0 && p.flush.idle() && p.member.losing == 0 {
+	if p.phase == releasing && len(p.inflight) == 0 && p.readers.n == 0 && p.flush.idle() {
 		next.Primary = nil
 		wanted = true
 	}
@@ -216,6 +216,7 @@ func (p *Primary) OnSwap(rec holdfast.Record, err error) {
 	case err == nil || errors.Is(err, holdfast.Busy):
 		m.outage = 0
 		p.adopt(rec)
+		p.forgetCandidates() // also if a newer record was known already
 	case errors.Is(err, holdfast.NotFound):
 		p.OnDeleted()
 	default:
@@ -265,6 +266,8 @@ func (p *Primary) metadataGone() {
 func (p *Primary) tickMembership(now time.Duration) {
 	m := &p.member
 	p.dropUnfit()
+	p.leave()
+	p.growPeers()
 	if p.phase == ended || now < m.retryAt || m.swapping || m.reading {
 		return
 	}
@@ -313,6 +316,9 @@ func (p *Primary) adopt(rec holdfast.Record) {
 	p.prune()
 	p.plan()
 	p.tickTakeover(p.now())
+	if rec.Epoch == before.Epoch {
+		p.settleHeld() // minInSync may be lower now
+	}
 	p.admit()
 }
 
@@ -352,33 +358,46 @@ func (p *Primary) unrequire(t *peer) {
 // leave drops in-sync replicas that the controller has marked as leaving, once
 // enough others are in sync.
 func (p *Primary) leave() {
+	staying := 0
 	for _, t := range p.peers {
-		if t.inSync() && t.rep.Leaving && p.phase == serving && len(p.rec.InSyncReplicas()) > max(1, p.rec.Spec.MinInSync) {
-			p.condemn(t)
+		if t.inSync() && p.member.losing&t.bit == 0 {
+			staying++
+		}
+	}
+	for _, t := range p.peers {
+		switch {
+		case !t.rep.Leaving:
+		case t.repair != nil:
+			p.failRepair(t.repair, "it is leaving")
+		case t.inSync() && p.member.losing&t.bit == 0 && p.phase == serving && staying > max(1, p.rec.Spec.MinInSync) && p.condemn(t):
+			staying--
 		}
 	}
 }
 
-// growPeers makes the in-sync replicas as large as the volume shall be.
+// growPeers makes the in-sync replicas, and those that get live writes, as large
+// as the volume shall be.
 func (p *Primary) growPeers() {
 	target := p.target()
 	if target <= p.rec.SizeBytes || p.phase < serving {
 		return
 	}
 	for _, t := range p.peers {
-		if !t.inSync() || !t.up || t.size >= target || t.growing {
+		if !t.inSync() && !t.live() || !t.up || t.size >= target || t.growing || p.now() < t.growAt {
 			continue
 		}
 		t.growing = true
 		p.ask(t, &Message{Type: MsgGrow, Length: target}, func(m *Message) {
 			t.growing = false
 			switch {
-			case m == nil:
+			case m == nil: // asked again when it is back
 			case m.Status == StatusOK:
 				t.size = max(t.size, target)
 				p.plan()
 			case m.Status == StatusFailed:
 				p.diskFailed(t)
+			default:
+				t.growAt = p.now() + p.cfg.NoSpaceRetry
 			}
 		})
 	}
@@ -488,9 +507,7 @@ func (p *Primary) announced() {
 		}
 	}
 	p.clearWaiting(lost)
-	for _, w := range append([]*write(nil), p.inflight...) {
-		p.settleWrite(w) // those that minInSync held
-	}
+	p.settleHeld()
 	p.settle()
 	p.prune()
 	p.admit()

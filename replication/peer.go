@@ -37,7 +37,8 @@ type peer struct {
 	broke        bool // the connection was closed by the other side
 	greetedAt    time.Duration
 	growing      bool
-	unsettled    bool // it was repaired, and has not been told to forget tail and suspects
+	growAt       time.Duration // not asked to grow before this time
+	unsettled    bool          // it was repaired, and has not been told to forget tail and suspects
 	// unfit: it lost acknowledged writes, or its disk failed, while its answer
 	// was required. It must not be in sync, however soon it is back, before it
 	// was dropped and repaired.
@@ -51,10 +52,11 @@ type peer struct {
 
 // call is a request that waits for its answer.
 type call struct {
-	at time.Duration
-	w  *write
-	rd *read
-	fn func(*Message) // nil message: the connection is gone
+	at   time.Duration
+	data bool // a task for the disk, which must be done within IOTimeout
+	w    *write
+	rd   *read
+	fn   func(*Message) // nil message: the connection is gone
 }
 
 func (t *peer) inSync() bool { return t.rep.State == holdfast.InSync }
@@ -170,6 +172,10 @@ func (p *Primary) send(t *peer, m *Message, k call) {
 	t.nextID++
 	m.ID, m.Epoch, m.Committed = t.nextID, p.epoch, p.committed()
 	k.at = p.now()
+	switch m.Type {
+	case MsgRead, MsgWrite, MsgTrim, MsgFlush, MsgHash:
+		k.data = true
+	}
 	t.sentAt = k.at
 	t.pending[m.ID] = k
 	t.conn.Send(m)
@@ -354,9 +360,23 @@ func (p *Primary) tickPeer(t *peer, now time.Duration) {
 		}
 		p.lose(t, "it does not answer")
 	}
+	if t.up && p.stuck(t, now) && p.condemn(t) {
+		p.lose(t, "it lives, but does not get its work done")
+	}
 	if t.inSync() && t.downSince != 0 && now-t.downSince >= p.patience(t) && p.phase >= serving {
 		p.condemn(t)
 	}
+}
+
+// stuck says whether a disk keeps a peer's task for too long, whatever its
+// process answers.
+func (p *Primary) stuck(t *peer, now time.Duration) bool {
+	for _, k := range t.pending {
+		if k.data && now-k.at >= p.cfg.IOTimeout {
+			return true
+		}
+	}
+	return false
 }
 
 // patience is how long a needed peer may be away: not long when its process is

@@ -247,6 +247,7 @@ func (p *Primary) Tick() {
 	p.tickTakeover(now)
 	p.tickMembership(now)
 	p.tickRepairs(now)
+	p.admit()
 	p.retryReads()
 	p.finishRelease()
 	p.noteWaits(now)

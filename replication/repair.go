@@ -57,10 +57,16 @@ func (b *pacer) refill(now time.Duration) {
 	b.last = now
 }
 
+// working says whether replicas are repaired: while the volume is served, and
+// while a release waits for writes that minInSync holds back.
+func (p *Primary) working() bool {
+	return p.phase == serving || p.phase == releasing && len(p.inflight) > 0
+}
+
 // tickRepairs starts repairs and keeps them going.
 func (p *Primary) tickRepairs(now time.Duration) {
 	p.repairs.refill(now)
-	if p.phase != serving || p.member.losing != 0 {
+	if !p.working() || p.member.losing != 0 {
 		return
 	}
 	for _, t := range p.peers {
@@ -83,13 +89,14 @@ func (p *Primary) startRepair(t *peer) {
 	}
 	r := &repair{t: t, source: source, began: p.now()}
 	t.repair = r
-	p.ask(t, &Message{Type: MsgGrow, Length: max(p.target(), p.rec.SizeBytes)}, func(m *Message) {
+	size := max(p.target(), p.rec.SizeBytes)
+	p.ask(t, &Message{Type: MsgGrow, Length: size}, func(m *Message) {
 		switch {
 		case r.dead:
 		case m == nil || m.Status != StatusOK:
 			p.failRepair(r, "it could not grow")
 		default:
-			t.size = max(t.size, max(p.target(), p.rec.SizeBytes))
+			t.size = max(t.size, size)
 			p.goLive(r)
 		}
 	})
@@ -338,7 +345,7 @@ func (p *Primary) requireTarget(r *repair) {
 	r.t.required = true
 	r.barrier = r.t.nextID
 	for _, w := range p.inflight {
-		if w.sent&r.t.bit != 0 && w.acked&r.t.bit == 0 && !w.done {
+		if w.owed&r.t.bit != 0 && !w.done {
 			w.waiting |= r.t.bit
 		}
 	}

@@ -18,8 +18,6 @@ type write struct {
 	seq  uint64
 	at   time.Duration
 
-	sent    uint32 // peers that it was sent to
-	acked   uint32 // peers that have applied it
 	waiting uint32 // peers whose answer is needed for the acknowledgement
 	full    uint32 // peers that had no space and are asked again
 	owed    uint32 // peers that have it on their way, in their present connection
@@ -87,7 +85,6 @@ func (p *Primary) sendWrite(t *peer, w *write) {
 	} else {
 		m.Buf = w.buf.Retain()
 	}
-	w.sent |= t.bit
 	w.full &^= t.bit
 	w.owed |= t.bit
 	p.send(t, m, call{w: w})
@@ -98,7 +95,6 @@ func (p *Primary) wrote(t *peer, w *write, m *Message) {
 	w.owed &^= t.bit
 	switch m.Status {
 	case StatusOK:
-		w.acked |= t.bit
 		t.noSpaceSince = 0
 		if w.waiting&t.bit != 0 {
 			w.waiting &^= t.bit
@@ -118,7 +114,7 @@ func (p *Primary) wrote(t *peer, w *write, m *Message) {
 // noSpace keeps the write waiting for a full pool; others' volumes go on (field
 // lesson 30).
 func (p *Primary) noSpace(t *peer, w *write) {
-	if !t.required {
+	if !t.inSync() {
 		p.lose(t, "its pool is full")
 		return
 	}
@@ -153,7 +149,11 @@ func (p *Primary) mayAck() bool {
 // settleWrite acknowledges w when every needed replica has applied it
 // (invariant 2).
 func (p *Primary) settleWrite(w *write) {
-	if w.waiting != 0 || w.done || !p.mayAck() {
+	switch {
+	case w.waiting != 0 || w.done:
+		return
+	case !p.mayAck():
+		p.unlockWrite(w)
 		return
 	}
 	p.finishWrite(w, nil)
@@ -161,11 +161,20 @@ func (p *Primary) settleWrite(w *write) {
 	p.finishRelease()
 }
 
-// unlockWrite gives the range of an acknowledged write free when nobody has it
-// on the way any more. A replica under repair need not have applied it for the
-// acknowledgement, but must before an overlapping one is sent (invariant 5).
+// settleHeld acknowledges what minInSync has held back.
+func (p *Primary) settleHeld() {
+	for _, w := range append([]*write(nil), p.inflight...) {
+		p.settleWrite(w)
+	}
+}
+
+// unlockWrite gives the range of a write free that all needed replicas have
+// applied, when nobody has it on the way any more. A replica under repair need
+// not have applied it for the acknowledgement, but must before an overlapping one
+// is sent (invariant 5). The acknowledgement itself is not waited for: one that
+// minInSync holds back comes after a repair, which needs the range.
 func (p *Primary) unlockWrite(w *write) {
-	if w.done && (w.owed == 0 || mutant(Mutate5EarlyUnlock)) && !w.unlocked {
+	if (w.done || w.waiting == 0) && (w.owed == 0 || mutant(Mutate5EarlyUnlock)) && !w.unlocked {
 		w.unlocked = true
 		p.locks.release(&w.hold)
 	}
