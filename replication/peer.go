@@ -175,6 +175,8 @@ func (p *Primary) send(t *peer, m *Message, k call) {
 	switch m.Type {
 	case MsgRead, MsgWrite, MsgTrim, MsgFlush, MsgHash:
 		k.data = true
+	case MsgAllocated:
+		k.data = p.phase == reconciling // a small range; a whole volume's takes its time
 	}
 	t.sentAt = k.at
 	t.pending[m.ID] = k
