@@ -123,12 +123,12 @@ func (p *Plane) open(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (
 	if h != nil || err != nil {
 		return h, holdfast.Wrap(op, err)
 	}
-	rec, before, err := p.grant(ctx, id, o)
+	rec, err := p.grant(ctx, id, o)
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
 	absent := p.absent(ctx, rec)
-	v.step(func() { h = v.start(rec, before, absent) })
+	v.step(func() { h = v.start(rec, absent) })
 	if err := h.untilServing(ctx); err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
@@ -197,35 +197,28 @@ func (h *Volume) stuck(what string, ctx context.Context) error {
 	return holdfast.WrapKind(what, holdfast.Unavailable, ctx.Err())
 }
 
-// grant commits this node as the primary and returns the record as stored, and
-// who was the primary before.
-func (p *Plane) grant(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (rec holdfast.Record, before *holdfast.Primary, err error) {
-	tried := map[holdfast.Primary]bool{} // grants whose outcome was unknown
+// grant commits this node as the primary and returns the record as stored.
+func (p *Plane) grant(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (rec holdfast.Record, err error) {
 	rec, err = p.readRecord(ctx, id)
 	for {
 		for err != nil {
 			if !errors.Is(err, holdfast.Unavailable) || ctx.Err() != nil {
-				return rec, nil, err
+				return rec, err
 			}
 			pause(ctx, 100*time.Millisecond)
 			rec, err = p.readRecord(ctx, id)
 		}
-		// A grant of our own whose outcome was unknown is not a predecessor.
-		if rec.Primary == nil || !tried[*rec.Primary] {
-			before = rec.Primary
-		}
 		next, err2 := p.nextRecord(ctx, rec, o)
 		if err2 != nil {
-			return rec, nil, err2
+			return rec, err2
 		}
 		stored, err2 := p.swapRecord(ctx, next)
 		switch {
 		case err2 == nil:
-			return stored, before, nil
+			return stored, nil
 		case errors.Is(err2, holdfast.Busy):
 			rec = stored
 		default:
-			tried[*next.Primary] = true
 			rec, err = next, err2
 		}
 	}

@@ -26,13 +26,13 @@ type Volume struct {
 }
 
 // start makes and starts the primary of a grant that has just been committed;
-// called within a step, with the volume's primary unset. before is the primary
-// of the record until then; absent are nodes that count as dead.
-func (v *volume) start(rec holdfast.Record, before *holdfast.Primary, absent []holdfast.NodeID) *Volume {
+// called within a step, with the volume's primary unset. absent are nodes that
+// count as dead.
+func (v *volume) start(rec holdfast.Record, absent []holdfast.NodeID) *Volume {
 	p := v.plane
 	h := &Volume{v: v, kind: rec.Primary.Kind, serving: make(chan struct{}), ended: make(chan struct{})}
 	cfg := p.cfg.Primary
-	cfg.Cluster, cfg.Self, cfg.Record, cfg.Predecessor = p.cfg.Cluster, p.cfg.Self, rec, before
+	cfg.Cluster, cfg.Self, cfg.Record = p.cfg.Cluster, p.cfg.Self, rec
 	cfg.Absent = absent
 	h.machine = replication.NewPrimary(cfg, replication.Ports{
 		Clock: p.clock, Dialer: dialer{h}, Records: records{h},
