@@ -15,6 +15,10 @@ type Node struct {
 	Draining bool      `json:"draining,omitempty"` // replicas are moved away
 	Started  time.Time `json:"started"`
 	Release  string    `json:"release"`
+	// GoneSince is when the leading controller first saw that the node's lease is
+	// gone; zero for one that was alive then. It is kept here so that another
+	// leader goes on counting.
+	GoneSince time.Time `json:"goneSince,omitzero"`
 
 	// Alive is not stored: whether the node's lease is there, as of the read.
 	Alive bool `json:"-"`
@@ -68,6 +72,19 @@ type Pool struct {
 	TotalBytes int64     `json:"totalBytes"`
 	FreeBytes  int64     `json:"freeBytes"` // what replicas may still take, the reserve excluded
 	Message    string    `json:"message,omitempty"`
+	// FailedSince is since when a Failed pool is.
+	FailedSince time.Time `json:"failedSince,omitzero"`
+	// Failed are the replicas on it that are served no more.
+	Failed []FailedReplica `json:"failed,omitempty"`
+}
+
+// FailedReplica is a replica that its node serves no more, as its disk failed or
+// what is on it is damaged. Only opening its pool anew, which a start of the
+// daemon does, can bring it back.
+type FailedReplica struct {
+	ID    ReplicaID `json:"id"`
+	Since time.Time `json:"since"`
+	Why   string    `json:"why"`
 }
 
 // Tombstone allows a replica's data to be removed, and is the only thing that

@@ -17,8 +17,11 @@ func (s Spec) Clone() Spec {
 	return s
 }
 
-// WithDefaults fills what the user left open: 3 replicas, minInSync 1, xfs,
-// 4096-byte logical blocks, preferred locality.
+// MinXFSBytes is the least that mkfs.xfs makes a filesystem on.
+const MinXFSBytes = 300 << 20
+
+// WithDefaults fills what the user left open: 3 replicas, minInSync 1, xfs (ext4
+// where that is too small for it), 4096-byte logical blocks, preferred locality.
 func (s Spec) WithDefaults() Spec {
 	if s.Replicas == 0 {
 		s.Replicas = 3
@@ -28,6 +31,9 @@ func (s Spec) WithDefaults() Spec {
 	}
 	if s.FSType == "" {
 		s.FSType = "xfs"
+		if s.SizeBytes < MinXFSBytes {
+			s.FSType = "ext4"
+		}
 	}
 	if s.LogicalBlk == 0 {
 		s.LogicalBlk = BlockSize

@@ -25,6 +25,10 @@ func (s *Server) CreateVolume(ctx context.Context, q *holdfastv1.CreateVolumeReq
 	if err := spec.Validate(); err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
+	if spec.FSType == "xfs" && spec.SizeBytes < holdfast.MinXFSBytes {
+		return nil, holdfast.E(op, holdfast.OutOfRange, fmt.Sprintf("%s are too small for an xfs filesystem, which needs %s; ask for a larger volume, or for ext4",
+			Bytes(spec.SizeBytes), Bytes(holdfast.MinXFSBytes)))
+	}
 	r, err := s.cfg.Lifecycle.Create(ctx, q.GetName(), spec)
 	if err != nil {
 		return nil, err

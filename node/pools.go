@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -51,7 +53,7 @@ func (o *pools) Open(ctx context.Context, c agent.PoolConfig) (agent.Pool, error
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	return &pool{Pool: p, plane: o.plane}, nil
+	return &pool{Pool: p, plane: o.plane, served: map[holdfast.ReplicaID]string{}}, nil
 }
 
 // openPatience bounds waiting for a pool that is in use: a killed predecessor is
@@ -136,6 +138,53 @@ func blockDevices(sys string) ([]string, error) {
 type pool struct {
 	*engine.Pool
 	plane *dataplane.Plane
+
+	mu     sync.Mutex
+	served map[holdfast.ReplicaID]string // handed to the data plane; why it could not be, or ""
+}
+
+// Info adds what the data plane knows: which replicas are served no more.
+func (p *pool) Info() holdfast.Pool {
+	info := p.Pool.Info()
+	info.Failed = nil
+	failed := p.failed()
+	for _, id := range slices.Sorted(maps.Keys(failed)) {
+		info.Failed = append(info.Failed, holdfast.FailedReplica{ID: id, Why: failed[id]})
+	}
+	if n := len(info.Failed); n > 0 {
+		info.Message = fmt.Sprintf("%d of its replicas failed: replica %s: %s", n, info.Failed[0].ID, info.Failed[0].Why)
+	}
+	return info
+}
+
+// failed are the replicas of this pool that are not served, and why.
+func (p *pool) failed() map[holdfast.ReplicaID]string {
+	out := map[holdfast.ReplicaID]string{}
+	statuses := p.plane.Replicas()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, why := range p.served {
+		if why != "" {
+			out[id] = why
+		}
+	}
+	for _, s := range statuses {
+		if _, mine := p.served[s.Replica]; mine && s.Failure != "" {
+			out[s.Replica] = s.Failure
+		}
+	}
+	return out
+}
+
+// Remove implements agent.Pool.
+func (p *pool) Remove(ctx context.Context, id holdfast.ReplicaID) error {
+	err := p.Pool.Remove(ctx, id)
+	if err == nil {
+		p.mu.Lock()
+		delete(p.served, id)
+		p.mu.Unlock()
+	}
+	return err
 }
 
 func (p *pool) Create(ctx context.Context, r agent.Stored) error {
@@ -151,10 +200,11 @@ func (p *pool) Replicas() ([]agent.Stored, error) {
 	for _, s := range p.plane.Replicas() {
 		promised[s.Replica] = s.Promise.Epoch
 	}
+	failed := p.failed()
 	stored := make([]agent.Stored, 0, len(infos))
 	for _, r := range infos {
 		stored = append(stored, agent.Stored{Volume: r.Volume, Replica: r.Replica, SizeBytes: r.SizeBytes,
-			AllocatedBytes: r.AllocatedBytes, Promised: promised[r.Replica]})
+			AllocatedBytes: r.AllocatedBytes, Promised: promised[r.Replica], Failure: failed[r.Replica]})
 	}
 	return stored, nil
 }
@@ -162,6 +212,17 @@ func (p *pool) Replicas() ([]agent.Stored, error) {
 // Serve implements agent.Pool. One that is open is served already: only this
 // opens replicas.
 func (p *pool) Serve(_ context.Context, id holdfast.ReplicaID) error {
+	err := p.serve(id)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.served[id] = ""
+	if err != nil {
+		p.served[id] = err.Error()
+	}
+	return err
+}
+
+func (p *pool) serve(id holdfast.ReplicaID) error {
 	infos, err := p.Pool.Replicas()
 	if err != nil {
 		return err

@@ -75,7 +75,7 @@ func (c *cli) volumeCreate() *cobra.Command {
 	f.StringVarP(&size, "size", "s", "", "size, such as 10GiB")
 	f.Int32VarP(&q.Replicas, "replicas", "r", 3, "copies, each on its own node")
 	f.Int32Var(&q.MinInSync, "min-in-sync", 1, "writes wait while fewer replicas are in sync")
-	f.StringVar(&q.FsType, "fs", "xfs", "filesystem it will be mounted with: xfs or ext4")
+	f.StringVar(&q.FsType, "fs", "", "filesystem it will be mounted with: xfs or ext4 (default xfs, or ext4 below 300 MiB)")
 	f.StringVar(&q.Locality, "locality", "preferred", "whether a task must run where a replica is: required, preferred or none")
 	f.Int32Var(&q.LogicalBlock, "logical-block", 4096, "block size the device shows: 4096 or 512")
 	f.StringSliceVar(&q.Racks, "rack", nil, "replicas only in these racks")

@@ -14,9 +14,6 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/placement"
 )
 
-// minXFSBytes is the least that mkfs.xfs makes a filesystem on.
-const minXFSBytes = 300 << 20
-
 // agentLabel says through which node's view a volume was created.
 const agentLabel = holdfast.DriverName + "/agent"
 
@@ -73,10 +70,7 @@ func (s *Server) chooseFS(ctx context.Context, name string, size int64) string {
 	if rec, err := s.cfg.Lifecycle.Get(ctx, name); err == nil {
 		return rec.Spec.FSType
 	}
-	if size < minXFSBytes {
-		return "ext4"
-	}
-	return "xfs"
+	return holdfast.Spec{SizeBytes: size}.WithDefaults().FSType
 }
 
 // readCreate checks a request and makes ours of it, but for the topology that is
@@ -109,8 +103,8 @@ func (s *Server) readCreate(op string, q *csipb.CreateVolumeRequest) (c lifecycl
 	if c.Spec.SizeBytes, c.MaxBytes, err = s.capacity(op, q.GetCapacityRange()); err != nil {
 		return c, nil, err
 	}
-	if mount && c.Spec.FSType == "xfs" && c.Spec.SizeBytes < minXFSBytes {
-		return c, nil, holdfast.E(op, holdfast.OutOfRange, fmt.Sprintf("an xfs filesystem needs %s or more; ask for that, or for ext4", placement.Bytes(minXFSBytes)))
+	if mount && c.Spec.FSType == "xfs" && c.Spec.SizeBytes < holdfast.MinXFSBytes {
+		return c, nil, holdfast.E(op, holdfast.OutOfRange, fmt.Sprintf("%s are too small for an xfs filesystem, which needs %s; ask for a larger volume, or for ext4", placement.Bytes(c.Spec.SizeBytes), placement.Bytes(holdfast.MinXFSBytes)))
 	}
 	fs = c.Spec.FSType
 	c.Spec = c.Spec.WithDefaults()

@@ -89,6 +89,9 @@ func (r Request) exclude(n holdfast.Node, hostTaken bool) (exclusion, bool) {
 	if !slices.ContainsFunc(n.Pools, func(p holdfast.Pool) bool { return p.State == holdfast.PoolOnline }) {
 		return no(tooFull, "has no pool that is online (%s)", n.Pools[0].State)
 	}
+	if !slices.ContainsFunc(n.Pools, func(p holdfast.Pool) bool { return p.State == holdfast.PoolOnline && len(p.Failed) == 0 }) {
+		return no(tooFull, "has no pool without failed replicas")
+	}
 	return no(tooFull, "has room for %s, %s are needed", Bytes(room), Bytes(size))
 }
 

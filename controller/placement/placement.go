@@ -54,9 +54,10 @@ func Provisioned(records []holdfast.Record) map[holdfast.PoolID]int64 {
 }
 
 // Room is the size in bytes of the largest new replica that a pool may take,
-// given what is promised on it already; 0 when it may take none.
+// given what is promised on it already; 0 when it may take none, as one on which
+// replicas failed: its disk is in doubt.
 func (p Policy) Room(pool holdfast.Pool, provisioned int64) int64 {
-	if pool.State != holdfast.PoolOnline || pool.FreeBytes <= 0 || pool.FreeBytes < p.MinFreeBytes {
+	if pool.State != holdfast.PoolOnline || len(pool.Failed) > 0 || pool.FreeBytes <= 0 || pool.FreeBytes < p.MinFreeBytes {
 		return 0
 	}
 	byPromise := float64(pool.TotalBytes)*p.Overcommit - float64(provisioned)

@@ -15,6 +15,8 @@ func planDrain(v *View) ([]Addition, []Problem) {
 			volumes = append(volumes, r)
 		}
 	}
-	return planAdditions(v, "a replica cannot be moved off its draining node", volumes,
+	say := Problem{Text: "a replica cannot be moved off its draining node",
+		Remedy: "add a storage node or free space elsewhere; or use the node again: holdfast node undrain"}
+	return planAdditions(v, say, volumes,
 		func(x holdfast.Replica) bool { return !v.lost(x) && !v.draining(x) })
 }

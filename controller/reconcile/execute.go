@@ -63,6 +63,16 @@ func (r *Reconciler) dropSurplus(ctx context.Context, v *View) {
 	}
 }
 
+// makeRoom gives up replicas in whose stead their own nodes can take others.
+func (r *Reconciler) makeRoom(ctx context.Context, v *View) {
+	for _, rm := range planMakeRoom(v) {
+		if ctx.Err() != nil {
+			return
+		}
+		r.remove(ctx, v, rm)
+	}
+}
+
 // remove carries out one removal, all at once.
 func (r *Reconciler) remove(ctx context.Context, v *View, rm Removal) bool {
 	next := rm.Record.Clone()
@@ -76,7 +86,7 @@ func (r *Reconciler) remove(ctx context.Context, v *View, rm Removal) bool {
 	}
 	next.Replicas = slices.DeleteFunc(next.Replicas, func(x holdfast.Replica) bool { return slices.Contains(rm.Retire, x.ID) })
 	next, err := r.cfg.Store.RetireReplicas(ctx, next, stones)
-	if !r.stored(v, "remove surplus replicas", next, err) {
+	if !r.stored(v, "remove replicas", next, err) {
 		return false
 	}
 	r.cfg.Log.Info("removed replicas that are not needed", "volume", next.Name, "retired", rm.Retire, "leaving", rm.Leave)

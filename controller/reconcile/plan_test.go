@@ -264,23 +264,58 @@ func TestPlanVerify(t *testing.T) {
 	}
 }
 
-func TestRememberSinceWhen(t *testing.T) {
-	nodes := view("n1 n2:dead@0 n3:pool-failed@0").Nodes
-	ng, pg := map[holdfast.NodeID]time.Time{}, map[holdfast.PoolID]time.Time{}
-	remember(nodes, t0, ng, pg)
-	remember(nodes, t0.Add(time.Minute), ng, pg)
-	if len(ng) != 1 || len(pg) != 1 || !ng["n2"].Equal(t0) || !pg["p-n3"].Equal(t0) {
-		t.Errorf("got %v %v", ng, pg)
+func TestPoolsAreGoneSince(t *testing.T) {
+	v := view("n1 n2:dead@0 n3:pool-failed@0", "v 3 n1:S n2:s n3:s")
+	v.Volumes[0].Replicas[0].Pool = "taken out"
+	r := &Reconciler{}
+	r.rememberPools(v.Nodes, v.Volumes, t0)
+	got := r.rememberPools(v.Nodes, v.Volumes, t0.Add(time.Minute))
+	if len(got) != 2 || !got["p-n3"].Equal(t0) || !got["taken out"].Equal(t0) {
+		t.Errorf("got %v", got)
 	}
-	nodes[1].Alive, nodes[2].Pools[0].State = true, holdfast.PoolOnline
-	remember(nodes, t0.Add(2*time.Minute), ng, pg)
-	if len(ng)+len(pg) != 0 {
-		t.Errorf("back again, but %v %v", ng, pg)
+	v.Nodes[2].Pools[0].FailedSince = t0.Add(-time.Hour) // the node knows better
+	v.Nodes[0].Alive = false
+	if got = r.rememberPools(v.Nodes, v.Volumes, t0.Add(time.Minute)); !got["p-n3"].Equal(t0.Add(-time.Hour)) || len(got) != 2 {
+		t.Errorf("got %v", got)
 	}
-	nodes[1].Alive = false
-	remember(nodes, t0, ng, pg)
-	remember(nodes[:1], t0, ng, pg)
-	if len(ng) != 0 {
-		t.Errorf("forgotten, but %v", ng)
+	v.Nodes[2].Pools[0].State, v.Volumes = holdfast.PoolOnline, nil
+	if got = r.rememberPools(v.Nodes, v.Volumes, t0.Add(2*time.Minute)); len(got) != 0 {
+		t.Errorf("all is well again, but %v", got)
+	}
+}
+
+func TestPlanMakeRoom(t *testing.T) {
+	swapped := func(nodes, volume string) *View { // n3 has another disk, for long
+		v := view(nodes, volume)
+		x := v.Volumes[0].On("n3")
+		x.Pool = "old"
+		v.PoolGone["old"] = t0.Add(-20 * time.Minute)
+		return v
+	}
+	for name, c := range map[string]struct {
+		v    *View
+		want string
+	}{
+		"nowhere else":            {swapped("n1 n2 n3", "v 3 n1:S n2:S n3:s"), "retire v@n3"},
+		"not dropped yet":         {swapped("n1 n2 n3", "v 3 n1:S n2:S n3:S"), "leave v@n3"},
+		"elsewhere":               {swapped("n1 n2 n3 n4", "v 3 n1:S n2:S n3:s"), ""},
+		"the last good one":       {swapped("n1:dead@20 n2 n3", "v 3 n1:S n2:s n3:S"), ""},
+		"leaving already":         {swapped("n1 n2 n3", "v 3 n1:S n2:S n3:S!"), ""},
+		"its only disk is broken": {view("n1 n2 n3:pool-failed@20", "v 3 n1:S n2:S n3:s"), ""},
+		"its node is dead":        {view("n1 n2 n3:dead@20", "v 3 n1:S n2:S n3:s"), ""},
+		"all is well":             {view("n1 n2 n3", "v 3 n1:S n2:S n3:S"), ""},
+	} {
+		got := ""
+		for _, rm := range planMakeRoom(c.v) {
+			for _, id := range rm.Retire {
+				got += "retire " + string(id)
+			}
+			for _, id := range rm.Leave {
+				got += "leave " + string(id)
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
 	}
 }

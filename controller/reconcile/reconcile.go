@@ -72,7 +72,7 @@ type Reconciler struct {
 	cfg Config
 
 	// Kept between passes of one leadership; lost with it, which only makes the
-	// next leader wait longer.
+	// next leader wait longer where nodes do not keep it.
 	nodeGone map[holdfast.NodeID]time.Time
 	poolGone map[holdfast.PoolID]time.Time
 	refused  map[holdfast.NodeID]time.Time
@@ -193,6 +193,7 @@ func (r *Reconciler) Pass(ctx context.Context) error {
 	r.finish(ctx, v)
 	r.clearGrants(ctx, v)
 	r.dropSurplus(ctx, v)
+	r.makeRoom(ctx, v)
 	var problems []Problem
 	for _, plan := range []func(*View) ([]Addition, []Problem){planReplace, planDrain} {
 		adds, ps := plan(v)
@@ -236,7 +237,7 @@ func (r *Reconciler) look(ctx context.Context) (*View, error) {
 		return nil, err
 	}
 	now := r.cfg.Now()
-	remember(nodes, now, r.nodeGone, r.poolGone)
-	return &View{Now: now, Nodes: nodes, Volumes: volumes, Tombstones: stones, NodeGone: r.nodeGone, PoolGone: r.poolGone,
+	return &View{Now: now, Nodes: nodes, Volumes: volumes, Tombstones: stones,
+		NodeGone: r.rememberNodes(ctx, nodes, now), PoolGone: r.rememberPools(nodes, volumes, now),
 		Refused: r.refused, Made: r.made, Policy: r.cfg.Policy, Limits: r.cfg.Limits}, nil
 }

@@ -21,13 +21,15 @@ type Addition struct {
 // ones stay in the record: if their node returns, the better of both wins, and
 // planSurplus drops the other.
 func planReplace(v *View) ([]Addition, []Problem) {
-	return planAdditions(v, "a replica is lost and another cannot be made", v.Volumes, func(x holdfast.Replica) bool { return !v.lost(x) })
+	say := Problem{Text: "a replica is lost, and another cannot be made",
+		Remedy: "bring the lost node or disk back, add a storage node, or free space: holdfast node list, holdfast pool list"}
+	return planAdditions(v, say, v.Volumes, func(x holdfast.Replica) bool { return !v.lost(x) })
 }
 
 // additions is a plan in the making.
 type additions struct {
 	v           *View
-	trouble     string // what to say when it cannot be done
+	trouble     Problem // what to say when it cannot be done
 	adds        []Addition
 	problems    []Problem
 	rebuilding  map[holdfast.NodeID]int
@@ -37,7 +39,7 @@ type additions struct {
 
 // planAdditions adds replicas to volumes that have fewer of those that stay than
 // are wanted, the volumes in most danger first.
-func planAdditions(v *View, trouble string, volumes []holdfast.Record, stays func(holdfast.Replica) bool) ([]Addition, []Problem) {
+func planAdditions(v *View, trouble Problem, volumes []holdfast.Record, stays func(holdfast.Replica) bool) ([]Addition, []Problem) {
 	a := &additions{v: v, trouble: trouble, rebuilding: map[holdfast.NodeID]int{}, provisioned: placement.Provisioned(v.Volumes)}
 	for _, r := range v.Volumes {
 		for _, x := range r.Replicas {
@@ -103,7 +105,7 @@ func (a *additions) add(r holdfast.Record, existing []holdfast.Replica, need int
 	// It is a problem only when waiting for others' repairs would not help.
 	q.Count = need
 	if _, err := placement.Choose(q); err != nil {
-		a.problems = append(a.problems, Problem{Volume: r.Name, Text: a.trouble + ": " + err.Error()})
+		a.problems = append(a.problems, Problem{Volume: r.Name, Text: a.trouble.Text + ": " + err.Error(), Remedy: a.trouble.Remedy})
 	}
 }
 
@@ -130,4 +132,58 @@ func (a *additions) busy(avoid map[holdfast.NodeID]string) map[holdfast.NodeID]s
 		}
 	}
 	return all
+}
+
+// planMakeRoom gives up replicas that are lost on nodes which live, when their
+// successor can be made nowhere but there, on another disk: a volume has at most
+// one replica on a node. That is how an exchanged disk fills again in a cluster
+// with as many nodes as replicas. One is given up only while another is in sync.
+func planMakeRoom(v *View) []Removal {
+	provisioned := placement.Provisioned(v.Volumes)
+	a := &additions{v: v}
+	var out []Removal
+	for _, r := range v.Volumes {
+		if r.Phase != holdfast.PhaseReady || v.sources(r) == 0 {
+			continue
+		}
+		avoid := a.avoid(r)
+		var stay []holdfast.Replica
+		var lost []holdfast.Replica
+		for _, x := range r.Replicas {
+			switch n := v.node(x.Node); {
+			case !x.Leaving && !v.lost(x):
+				stay = append(stay, x)
+			case !x.Leaving && n != nil && n.Alive:
+				lost = append(lost, x)
+			}
+		}
+		spec := r.Spec
+		if spec.Locality == holdfast.LocalityRequired {
+			spec.Locality = holdfast.LocalityPreferred
+		}
+		q := placement.Request{Spec: spec, Existing: stay, Avoid: avoid, Count: r.Spec.Replicas - len(stay),
+			Cluster: placement.Cluster{Nodes: v.Nodes, Provisioned: provisioned, Policy: v.Policy}}
+		if _, err := placement.Choose(q); q.Count <= 0 || len(lost) == 0 || err == nil {
+			continue
+		}
+		rm := Removal{Record: r}
+		for _, x := range lost {
+			delete(avoid, x.Node)
+			q.Count = 1
+			if _, err := placement.Choose(q); err != nil {
+				avoid[x.Node] = "has a replica of the volume"
+				continue
+			}
+			if x.State == holdfast.InSync {
+				rm.Leave = append(rm.Leave, x.ID)
+			} else {
+				rm.Retire = append(rm.Retire, x.ID)
+			}
+			break // one at a time
+		}
+		if len(rm.Retire)+len(rm.Leave) > 0 {
+			out = append(out, rm)
+		}
+	}
+	return out
 }

@@ -33,14 +33,16 @@ func planVerify(v *View, found []Found, answered map[holdfast.NodeID]bool) []Pro
 			named[x.ID] = true
 			if x.State != holdfast.New && answered[x.Node] && !stored[x.ID] {
 				out = append(out, Problem{Volume: r.Name, Node: x.Node,
-					Text: fmt.Sprintf("replica %s is %s in the record, but the node does not have it; see whether pool %s is there", x.ID, x.State, x.Pool)})
+					Text:   fmt.Sprintf("replica %s is %s in the record, but the node does not have it; pool %s is not there, or lost it", x.ID, x.State, x.Pool),
+					Remedy: "see that the pool's disk is there: holdfast node inspect " + string(x.Node)})
 			}
 		}
 	}
 	for _, f := range found {
 		if !named[f.Replica] {
 			out = append(out, Problem{Node: f.Node,
-				Text: fmt.Sprintf("it stores replica %s of volume %s, which no record and no tombstone names; it is left alone", f.Replica, f.Volume)})
+				Text:   fmt.Sprintf("it stores replica %s of volume %s, which no record and no tombstone names; it is left alone", f.Replica, f.Volume),
+				Remedy: "it only takes space; was the metadata restored from an old backup, or the disk brought from another cluster?"})
 		}
 	}
 	slices.SortFunc(out, func(a, b Problem) int { return cmp.Compare(a.String(), b.String()) })

@@ -17,7 +17,7 @@ type View struct {
 	Nodes      []holdfast.Node
 	Tombstones []holdfast.Tombstone
 	// NodeGone and PoolGone say since when a registered node has had no lease, and
-	// a live node's pool has failed.
+	// a pool that replicas are on has failed or is not among its live node's.
 	NodeGone map[holdfast.NodeID]time.Time
 	PoolGone map[holdfast.PoolID]time.Time
 	// Refused are nodes that could not make a replica, and until when they are not
@@ -73,6 +73,7 @@ type Problem struct {
 	Volume string // name; "" when it is about a node
 	Node   holdfast.NodeID
 	Text   string
+	Remedy string // what a person can do
 }
 
 func (p Problem) String() string {
@@ -109,17 +110,34 @@ func (v *View) alive(x holdfast.Replica) bool {
 		return false
 	}
 	_, gone := v.PoolGone[x.Pool]
-	return !gone
+	return !gone && failedOn(n, x) == nil
+}
+
+// failedOn is what the node says about a replica that it serves no more; nil for
+// one that it serves.
+func failedOn(n *holdfast.Node, x holdfast.Replica) *holdfast.FailedReplica {
+	for _, p := range n.Pools {
+		for i := range p.Failed {
+			if p.Failed[i].ID == x.ID {
+				return &p.Failed[i]
+			}
+		}
+	}
+	return nil
 }
 
 // lost says whether the replica is to be replaced: its node was forgotten, or its
-// node or pool has been gone for too long and that is not a network event.
+// node or pool has been gone for too long and that is not a network event, or it
+// failed itself that long ago.
 func (v *View) lost(x holdfast.Replica) bool {
 	n := v.node(x.Node)
 	if n == nil {
 		return true
 	}
 	if n.Alive {
+		if f := failedOn(n, x); f != nil && v.Now.Sub(f.Since) >= v.Limits.ReplaceAfter {
+			return true
+		}
 		since, gone := v.PoolGone[x.Pool]
 		return gone && v.Now.Sub(since) >= v.Limits.ReplaceAfter
 	}
@@ -161,37 +179,6 @@ func (v *View) put(rec holdfast.Record) {
 	for i := range v.Volumes {
 		if v.Volumes[i].ID == rec.ID {
 			v.Volumes[i] = rec
-		}
-	}
-}
-
-// remember updates since when nodes and pools are gone.
-func remember(nodes []holdfast.Node, now time.Time, nodeGone map[holdfast.NodeID]time.Time, poolGone map[holdfast.PoolID]time.Time) {
-	known, knownPool := map[holdfast.NodeID]bool{}, map[holdfast.PoolID]bool{}
-	for _, n := range nodes {
-		if n.Alive {
-			delete(nodeGone, n.ID)
-		} else if _, ok := nodeGone[n.ID]; !ok {
-			nodeGone[n.ID] = now
-		}
-		known[n.ID] = true
-		for _, p := range n.Pools {
-			knownPool[p.ID] = true
-			if p.State != holdfast.PoolFailed {
-				delete(poolGone, p.ID)
-			} else if _, ok := poolGone[p.ID]; !ok && n.Alive {
-				poolGone[p.ID] = now
-			}
-		}
-	}
-	for id := range nodeGone {
-		if !known[id] {
-			delete(nodeGone, id)
-		}
-	}
-	for id := range poolGone {
-		if !knownPool[id] {
-			delete(poolGone, id)
 		}
 	}
 }

@@ -130,6 +130,7 @@ type PoolOpener interface {
 
 // Pool is one open pool.
 type Pool interface {
+	// Info is how the pool is, with the replicas that failed, but not since when.
 	Info() holdfast.Pool
 	// Create makes an empty replica, durable on return; the same again is fine.
 	Create(ctx context.Context, r Stored) error
@@ -153,6 +154,7 @@ type Stored struct {
 	SizeBytes      int64
 	AllocatedBytes int64
 	Promised       holdfast.Epoch
+	Failure        string // why it is served no more; "" while it is
 }
 
 // OpenOptions say what a primary is for.

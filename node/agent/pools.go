@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -177,16 +178,41 @@ func (a *Agent) poolInfos(before []holdfast.Pool) []holdfast.Pool {
 			if info.Message == "" {
 				info.Message = s.message
 			}
-			infos = append(infos, info)
+			infos = append(infos, since(info, before))
 			continue
 		}
 		failed := holdfast.Pool{Device: s.cfg.Path, State: holdfast.PoolFailed, Message: s.err.Error()}
 		if i := slices.IndexFunc(before, func(p holdfast.Pool) bool { return p.Device == s.cfg.Path }); i >= 0 {
 			failed.ID, failed.TotalBytes = before[i].ID, before[i].TotalBytes
 		}
-		infos = append(infos, failed)
+		infos = append(infos, since(failed, before))
 	}
 	return infos
+}
+
+// since adds since when the pool, or replicas of it, failed: as it was registered
+// before, or now. It outlives the daemon, so that a restart does not make the
+// cluster wait anew.
+func since(p holdfast.Pool, before []holdfast.Pool) holdfast.Pool {
+	now := time.Now().UTC().Round(0)
+	was := holdfast.Pool{}
+	if i := slices.IndexFunc(before, func(b holdfast.Pool) bool { return b.Device == p.Device && b.ID == p.ID }); i >= 0 {
+		was = before[i]
+	}
+	if p.State == holdfast.PoolFailed {
+		p.FailedSince = now
+		if !was.FailedSince.IsZero() {
+			p.FailedSince = was.FailedSince
+		}
+	}
+	p.Failed = slices.Clone(p.Failed)
+	for i, x := range p.Failed {
+		p.Failed[i].Since = now
+		if j := slices.IndexFunc(was.Failed, func(f holdfast.FailedReplica) bool { return f.ID == x.ID }); j >= 0 {
+			p.Failed[i].Since = was.Failed[j].Since
+		}
+	}
+	return p
 }
 
 func (a *Agent) closePools() error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -34,6 +35,7 @@ func (a *Agent) register(ctx context.Context) error {
 		a.mu.Unlock()
 		next.Version, next.ID, next.Domain = holdfast.NodeVersion, a.cfg.ID, a.cfg.Domain
 		next.Release, next.Started = a.cfg.Release, a.started
+		next.GoneSince = time.Time{}
 		next.Pools = a.poolInfos(cur.Pools)
 		if err != nil || !sameNode(cur, next) {
 			next, err = a.deps.Store.PutNode(ctx, next)
@@ -44,11 +46,30 @@ func (a *Agent) register(ctx context.Context) error {
 				return holdfast.Wrap(op, err)
 			}
 		}
+		a.tellFailed(cur.Pools, next.Pools)
 		a.mu.Lock()
 		a.node = next
 		a.mu.Unlock()
 		a.registeredOnce.Do(func() { close(a.registered) })
 		return nil
+	}
+}
+
+// tellFailed logs the replicas that have failed since the last registration.
+func (a *Agent) tellFailed(before, now []holdfast.Pool) {
+	known := map[holdfast.ReplicaID]bool{}
+	for _, p := range before {
+		for _, f := range p.Failed {
+			known[f.ID] = true
+		}
+	}
+	for _, p := range now {
+		for _, f := range p.Failed {
+			if !known[f.ID] {
+				a.log.Error("a replica failed: it is served no more, and made again elsewhere unless a start of the daemon brings it back",
+					"replica", string(f.ID), "pool", string(p.ID), "device", p.Device, "err", f.Why)
+			}
+		}
 	}
 }
 

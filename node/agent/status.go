@@ -37,6 +37,7 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 				get(r.Volume).Replica = &holdfastv1.ReplicaStatus{
 					ReplicaId: string(r.Replica), PoolId: string(p.Info().ID),
 					AllocatedBytes: r.AllocatedBytes, PromisedEpoch: uint64(r.Promised),
+					Failure: r.Failure,
 				}
 			}
 		}

@@ -97,11 +97,11 @@ func (x *Domain) GetRegion() string {
 
 type CreateVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // 1 to 127 bytes, unique in the cluster
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // 1 to 128 bytes, unique in the cluster
 	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`          // 1 MiB to 64 TiB
 	Replicas      int32                  `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                             // default 3
 	MinInSync     int32                  `protobuf:"varint,4,opt,name=min_in_sync,json=minInSync,proto3" json:"min_in_sync,omitempty"`        // writes wait below this many in-sync replicas; default 1
-	FsType        string                 `protobuf:"bytes,5,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"`                    // xfs (default) or ext4
+	FsType        string                 `protobuf:"bytes,5,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"`                    // xfs (default from 300 MiB on) or ext4
 	Locality      string                 `protobuf:"bytes,6,opt,name=locality,proto3" json:"locality,omitempty"`                              // preferred (default), required or none
 	LogicalBlock  int32                  `protobuf:"varint,7,opt,name=logical_block,json=logicalBlock,proto3" json:"logical_block,omitempty"` // bytes the device shows: 4096 (default) or 512
 	Racks         []string               `protobuf:"bytes,8,rep,name=racks,proto3" json:"racks,omitempty"`                                    // replicas only in these racks, if any
@@ -1053,6 +1053,7 @@ type VolumeReplica struct {
 	CopiedBytes    int64  `protobuf:"varint,10,opt,name=copied_bytes,json=copiedBytes,proto3" json:"copied_bytes,omitempty"`         // copied in the present or last repair
 	RepairBytes    int64  `protobuf:"varint,11,opt,name=repair_bytes,json=repairBytes,proto3" json:"repair_bytes,omitempty"`         // found to be missing in it
 	Message        string `protobuf:"bytes,12,opt,name=message,proto3" json:"message,omitempty"`
+	Failure        string `protobuf:"bytes,13,opt,name=failure,proto3" json:"failure,omitempty"` // why its node does not serve it any more: its disk failed
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1167,6 +1168,13 @@ func (x *VolumeReplica) GetRepairBytes() int64 {
 func (x *VolumeReplica) GetMessage() string {
 	if x != nil {
 		return x.Message
+	}
+	return ""
+}
+
+func (x *VolumeReplica) GetFailure() string {
+	if x != nil {
+		return x.Failure
 	}
 	return ""
 }
@@ -1571,7 +1579,8 @@ type Node struct {
 	Replicas    int32                  `protobuf:"varint,10,opt,name=replicas,proto3" json:"replicas,omitempty"` // volumes with a replica here
 	Attached    []string               `protobuf:"bytes,11,rep,name=attached,proto3" json:"attached,omitempty"`  // names of the volumes attached here
 	// replica_volumes are the names of the volumes with a replica here; only in GetNode.
-	ReplicaVolumes []string `protobuf:"bytes,12,rep,name=replica_volumes,json=replicaVolumes,proto3" json:"replica_volumes,omitempty"`
+	ReplicaVolumes []string               `protobuf:"bytes,12,rep,name=replica_volumes,json=replicaVolumes,proto3" json:"replica_volumes,omitempty"`
+	GoneSince      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=gone_since,json=goneSince,proto3" json:"gone_since,omitempty"` // since when its lease is known to be gone; unset while it is alive
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1686,6 +1695,13 @@ func (x *Node) GetAttached() []string {
 func (x *Node) GetReplicaVolumes() []string {
 	if x != nil {
 		return x.ReplicaVolumes
+	}
+	return nil
+}
+
+func (x *Node) GetGoneSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GoneSince
 	}
 	return nil
 }
@@ -2306,7 +2322,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\aPrimary\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
-	"\x05grant\x18\x03 \x01(\x04R\x05grant\"\xd8\x02\n" +
+	"\x05grant\x18\x03 \x01(\x04R\x05grant\"\xf2\x02\n" +
 	"\rVolumeReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2322,7 +2338,8 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\fcopied_bytes\x18\n" +
 	" \x01(\x03R\vcopiedBytes\x12!\n" +
 	"\frepair_bytes\x18\v \x01(\x03R\vrepairBytes\x12\x18\n" +
-	"\amessage\x18\f \x01(\tR\amessage\"k\n" +
+	"\amessage\x18\f \x01(\tR\amessage\x12\x18\n" +
+	"\afailure\x18\r \x01(\tR\afailure\"k\n" +
 	"\aProblem\x12\x1a\n" +
 	"\bseverity\x18\x01 \x01(\tR\bseverity\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x12\n" +
@@ -2342,7 +2359,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x12ForgetNodeResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x01(\x05R\aremoved\x12\x18\n" +
 	"\aleaving\x18\x02 \x01(\x05R\aleaving\x12\x12\n" +
-	"\x04only\x18\x03 \x03(\tR\x04only\"\x8d\x03\n" +
+	"\x04only\x18\x03 \x03(\tR\x04only\"\xc8\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05alive\x18\x02 \x01(\bR\x05alive\x12\x14\n" +
@@ -2357,7 +2374,9 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\breplicas\x18\n" +
 	" \x01(\x05R\breplicas\x12\x1a\n" +
 	"\battached\x18\v \x03(\tR\battached\x12'\n" +
-	"\x0freplica_volumes\x18\f \x03(\tR\x0ereplicaVolumes\"&\n" +
+	"\x0freplica_volumes\x18\f \x03(\tR\x0ereplicaVolumes\x129\n" +
+	"\n" +
+	"gone_since\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tgoneSince\"&\n" +
 	"\x10ListPoolsRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"<\n" +
 	"\x11ListPoolsResponse\x12'\n" +
@@ -2501,49 +2520,50 @@ var file_holdfast_v1_api_proto_depIdxs = []int32{
 	0,  // 14: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
 	37, // 15: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
 	27, // 16: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
-	27, // 17: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
-	16, // 18: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
-	30, // 19: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
-	30, // 20: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
-	30, // 21: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
-	31, // 22: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
-	1,  // 23: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
-	2,  // 24: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
-	4,  // 25: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
-	5,  // 26: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
-	6,  // 27: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
-	8,  // 28: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
-	9,  // 29: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
-	11, // 30: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
-	28, // 31: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
-	17, // 32: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
-	19, // 33: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
-	20, // 34: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
-	21, // 35: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
-	22, // 36: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
-	25, // 37: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
-	39, // 38: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	12, // 39: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
-	3,  // 40: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
-	12, // 41: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
-	12, // 42: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
-	7,  // 43: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
-	12, // 44: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
-	10, // 45: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
-	12, // 46: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
-	29, // 47: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
-	18, // 48: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
-	24, // 49: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
-	24, // 50: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
-	24, // 51: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
-	23, // 52: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
-	26, // 53: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
-	40, // 54: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	39, // [39:55] is the sub-list for method output_type
-	23, // [23:39] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	37, // 17: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
+	27, // 18: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
+	16, // 19: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
+	30, // 20: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
+	30, // 21: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
+	30, // 22: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
+	31, // 23: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
+	1,  // 24: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
+	2,  // 25: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
+	4,  // 26: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
+	5,  // 27: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
+	6,  // 28: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
+	8,  // 29: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
+	9,  // 30: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
+	11, // 31: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
+	28, // 32: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
+	17, // 33: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
+	19, // 34: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
+	20, // 35: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
+	21, // 36: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
+	22, // 37: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
+	25, // 38: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
+	39, // 39: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	12, // 40: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
+	3,  // 41: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
+	12, // 42: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
+	12, // 43: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
+	7,  // 44: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
+	12, // 45: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
+	10, // 46: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
+	12, // 47: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
+	29, // 48: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
+	18, // 49: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
+	24, // 50: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
+	24, // 51: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
+	24, // 52: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
+	23, // 53: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
+	26, // 54: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
+	40, // 55: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	40, // [40:56] is the sub-list for method output_type
+	24, // [24:40] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_api_proto_init() }

@@ -23,6 +23,155 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type FindingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindingsRequest) Reset() {
+	*x = FindingsRequest{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindingsRequest) ProtoMessage() {}
+
+func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
+func (*FindingsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
+type FindingsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Findings      []*Finding             `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindingsResponse) Reset() {
+	*x = FindingsResponse{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindingsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindingsResponse) ProtoMessage() {}
+
+func (x *FindingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindingsResponse.ProtoReflect.Descriptor instead.
+func (*FindingsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FindingsResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+// Finding is something that the controller cannot mend, for people to read.
+type Finding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // name; empty when it is about a node
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`     // empty when it is about a volume
+	What          string                 `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	Remedy        string                 `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Finding) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Finding) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Finding) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Finding) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 type CreateReplicaRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
@@ -35,7 +184,7 @@ type CreateReplicaRequest struct {
 
 func (x *CreateReplicaRequest) Reset() {
 	*x = CreateReplicaRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[0]
+	mi := &file_holdfast_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -47,7 +196,7 @@ func (x *CreateReplicaRequest) String() string {
 func (*CreateReplicaRequest) ProtoMessage() {}
 
 func (x *CreateReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[0]
+	mi := &file_holdfast_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -60,7 +209,7 @@ func (x *CreateReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReplicaRequest.ProtoReflect.Descriptor instead.
 func (*CreateReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{0}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CreateReplicaRequest) GetVolumeId() string {
@@ -99,7 +248,7 @@ type CreateReplicaResponse struct {
 
 func (x *CreateReplicaResponse) Reset() {
 	*x = CreateReplicaResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[1]
+	mi := &file_holdfast_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -111,7 +260,7 @@ func (x *CreateReplicaResponse) String() string {
 func (*CreateReplicaResponse) ProtoMessage() {}
 
 func (x *CreateReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[1]
+	mi := &file_holdfast_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -124,7 +273,7 @@ func (x *CreateReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReplicaResponse.ProtoReflect.Descriptor instead.
 func (*CreateReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 type PurgeTombstonesRequest struct {
@@ -135,7 +284,7 @@ type PurgeTombstonesRequest struct {
 
 func (x *PurgeTombstonesRequest) Reset() {
 	*x = PurgeTombstonesRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[2]
+	mi := &file_holdfast_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -147,7 +296,7 @@ func (x *PurgeTombstonesRequest) String() string {
 func (*PurgeTombstonesRequest) ProtoMessage() {}
 
 func (x *PurgeTombstonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[2]
+	mi := &file_holdfast_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -160,7 +309,7 @@ func (x *PurgeTombstonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeTombstonesRequest.ProtoReflect.Descriptor instead.
 func (*PurgeTombstonesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 type PurgeTombstonesResponse struct {
@@ -172,7 +321,7 @@ type PurgeTombstonesResponse struct {
 
 func (x *PurgeTombstonesResponse) Reset() {
 	*x = PurgeTombstonesResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[3]
+	mi := &file_holdfast_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -184,7 +333,7 @@ func (x *PurgeTombstonesResponse) String() string {
 func (*PurgeTombstonesResponse) ProtoMessage() {}
 
 func (x *PurgeTombstonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[3]
+	mi := &file_holdfast_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -197,7 +346,7 @@ func (x *PurgeTombstonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeTombstonesResponse.ProtoReflect.Descriptor instead.
 func (*PurgeTombstonesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PurgeTombstonesResponse) GetPurged() int32 {
@@ -217,7 +366,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[4]
+	mi := &file_holdfast_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -229,7 +378,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[4]
+	mi := &file_holdfast_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -242,7 +391,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AttachRequest) GetVolumeId() string {
@@ -269,7 +418,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[5]
+	mi := &file_holdfast_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +430,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[5]
+	mi := &file_holdfast_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +443,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AttachResponse) GetVolumeId() string {
@@ -321,7 +470,7 @@ type DetachRequest struct {
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[6]
+	mi := &file_holdfast_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +482,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[6]
+	mi := &file_holdfast_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +495,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DetachRequest) GetVolumeId() string {
@@ -371,7 +520,7 @@ type DetachResponse struct {
 
 func (x *DetachResponse) Reset() {
 	*x = DetachResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[7]
+	mi := &file_holdfast_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +532,7 @@ func (x *DetachResponse) String() string {
 func (*DetachResponse) ProtoMessage() {}
 
 func (x *DetachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[7]
+	mi := &file_holdfast_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +545,7 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 type NodeVolumesRequest struct {
@@ -408,7 +557,7 @@ type NodeVolumesRequest struct {
 
 func (x *NodeVolumesRequest) Reset() {
 	*x = NodeVolumesRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[8]
+	mi := &file_holdfast_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +569,7 @@ func (x *NodeVolumesRequest) String() string {
 func (*NodeVolumesRequest) ProtoMessage() {}
 
 func (x *NodeVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[8]
+	mi := &file_holdfast_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +582,7 @@ func (x *NodeVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVolumesRequest.ProtoReflect.Descriptor instead.
 func (*NodeVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NodeVolumesRequest) GetVolumeId() string {
@@ -452,7 +601,7 @@ type NodeVolumesResponse struct {
 
 func (x *NodeVolumesResponse) Reset() {
 	*x = NodeVolumesResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[9]
+	mi := &file_holdfast_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +613,7 @@ func (x *NodeVolumesResponse) String() string {
 func (*NodeVolumesResponse) ProtoMessage() {}
 
 func (x *NodeVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[9]
+	mi := &file_holdfast_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +626,7 @@ func (x *NodeVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVolumesResponse.ProtoReflect.Descriptor instead.
 func (*NodeVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodeVolumesResponse) GetVolumes() []*NodeVolume {
@@ -500,7 +649,7 @@ type NodeVolume struct {
 
 func (x *NodeVolume) Reset() {
 	*x = NodeVolume{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[10]
+	mi := &file_holdfast_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +661,7 @@ func (x *NodeVolume) String() string {
 func (*NodeVolume) ProtoMessage() {}
 
 func (x *NodeVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[10]
+	mi := &file_holdfast_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +674,7 @@ func (x *NodeVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVolume.ProtoReflect.Descriptor instead.
 func (*NodeVolume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NodeVolume) GetVolumeId() string {
@@ -567,7 +716,7 @@ type NodeEvent struct {
 
 func (x *NodeEvent) Reset() {
 	*x = NodeEvent{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[11]
+	mi := &file_holdfast_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +728,7 @@ func (x *NodeEvent) String() string {
 func (*NodeEvent) ProtoMessage() {}
 
 func (x *NodeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[11]
+	mi := &file_holdfast_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +741,7 @@ func (x *NodeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEvent.ProtoReflect.Descriptor instead.
 func (*NodeEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeEvent) GetUnixNanos() int64 {
@@ -628,7 +777,7 @@ type PrimaryStatus struct {
 
 func (x *PrimaryStatus) Reset() {
 	*x = PrimaryStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[12]
+	mi := &file_holdfast_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +789,7 @@ func (x *PrimaryStatus) String() string {
 func (*PrimaryStatus) ProtoMessage() {}
 
 func (x *PrimaryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[12]
+	mi := &file_holdfast_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +802,7 @@ func (x *PrimaryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrimaryStatus.ProtoReflect.Descriptor instead.
 func (*PrimaryStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PrimaryStatus) GetKind() string {
@@ -749,7 +898,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[13]
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +910,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[13]
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +923,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PeerStatus) GetReplicaId() string {
@@ -839,13 +988,14 @@ type ReplicaStatus struct {
 	PoolId         string                 `protobuf:"bytes,2,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
 	AllocatedBytes int64                  `protobuf:"varint,3,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"`
 	PromisedEpoch  uint64                 `protobuf:"varint,4,opt,name=promised_epoch,json=promisedEpoch,proto3" json:"promised_epoch,omitempty"`
+	Failure        string                 `protobuf:"bytes,5,opt,name=failure,proto3" json:"failure,omitempty"` // why it serves nothing any more; empty while it does
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	mi := &file_holdfast_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +1007,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	mi := &file_holdfast_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +1020,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReplicaStatus) GetReplicaId() string {
@@ -901,6 +1051,13 @@ func (x *ReplicaStatus) GetPromisedEpoch() uint64 {
 	return 0
 }
 
+func (x *ReplicaStatus) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
 type CheckPoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PoolId        string                 `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
@@ -910,7 +1067,7 @@ type CheckPoolRequest struct {
 
 func (x *CheckPoolRequest) Reset() {
 	*x = CheckPoolRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[15]
+	mi := &file_holdfast_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1079,7 @@ func (x *CheckPoolRequest) String() string {
 func (*CheckPoolRequest) ProtoMessage() {}
 
 func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[15]
+	mi := &file_holdfast_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1092,7 @@ func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolRequest.ProtoReflect.Descriptor instead.
 func (*CheckPoolRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CheckPoolRequest) GetPoolId() string {
@@ -957,7 +1114,7 @@ type CheckPoolResponse struct {
 
 func (x *CheckPoolResponse) Reset() {
 	*x = CheckPoolResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	mi := &file_holdfast_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1126,7 @@ func (x *CheckPoolResponse) String() string {
 func (*CheckPoolResponse) ProtoMessage() {}
 
 func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	mi := &file_holdfast_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1139,7 @@ func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolResponse.ProtoReflect.Descriptor instead.
 func (*CheckPoolResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CheckPoolResponse) GetDone() int64 {
@@ -1017,7 +1174,15 @@ var File_holdfast_v1_node_proto protoreflect.FileDescriptor
 
 const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16holdfast/v1/node.proto\x12\vholdfast.v1\"\x8a\x01\n" +
+	"\x16holdfast/v1/node.proto\x12\vholdfast.v1\"\x11\n" +
+	"\x0fFindingsRequest\"D\n" +
+	"\x10FindingsResponse\x120\n" +
+	"\bfindings\x18\x01 \x03(\v2\x14.holdfast.v1.FindingR\bfindings\"a\n" +
+	"\aFinding\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x16\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\x8a\x01\n" +
 	"\x14CreateReplicaRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +
 	"\n" +
@@ -1083,13 +1248,14 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\fcopied_bytes\x18\x06 \x01(\x03R\vcopiedBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\a \x01(\x03R\n" +
 	"totalBytes\x12\x18\n" +
-	"\amessage\x18\b \x01(\tR\amessage\"\x97\x01\n" +
+	"\amessage\x18\b \x01(\tR\amessage\"\xb1\x01\n" +
 	"\rReplicaStatus\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\tR\treplicaId\x12\x17\n" +
 	"\apool_id\x18\x02 \x01(\tR\x06poolId\x12'\n" +
 	"\x0fallocated_bytes\x18\x03 \x01(\x03R\x0eallocatedBytes\x12%\n" +
-	"\x0epromised_epoch\x18\x04 \x01(\x04R\rpromisedEpoch\"+\n" +
+	"\x0epromised_epoch\x18\x04 \x01(\x04R\rpromisedEpoch\x12\x18\n" +
+	"\afailure\x18\x05 \x01(\tR\afailure\"+\n" +
 	"\x10CheckPoolRequest\x12\x17\n" +
 	"\apool_id\x18\x01 \x01(\tR\x06poolId\"u\n" +
 	"\x11CheckPoolResponse\x12\x12\n" +
@@ -1103,7 +1269,9 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\x06Attach\x12\x1a.holdfast.v1.AttachRequest\x1a\x1b.holdfast.v1.AttachResponse\x12A\n" +
 	"\x06Detach\x12\x1a.holdfast.v1.DetachRequest\x1a\x1b.holdfast.v1.DetachResponse\x12P\n" +
 	"\vNodeVolumes\x12\x1f.holdfast.v1.NodeVolumesRequest\x1a .holdfast.v1.NodeVolumesResponse\x12L\n" +
-	"\tCheckPool\x12\x1d.holdfast.v1.CheckPoolRequest\x1a\x1e.holdfast.v1.CheckPoolResponse0\x01BCZAgithub.com/holdfast-storage/holdfast/proto/holdfast/v1;holdfastv1b\x06proto3"
+	"\tCheckPool\x12\x1d.holdfast.v1.CheckPoolRequest\x1a\x1e.holdfast.v1.CheckPoolResponse0\x012\\\n" +
+	"\x11ControllerService\x12G\n" +
+	"\bFindings\x12\x1c.holdfast.v1.FindingsRequest\x1a\x1d.holdfast.v1.FindingsResponseBCZAgithub.com/holdfast-storage/holdfast/proto/holdfast/v1;holdfastv1b\x06proto3"
 
 var (
 	file_holdfast_v1_node_proto_rawDescOnce sync.Once
@@ -1117,49 +1285,55 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_holdfast_v1_node_proto_goTypes = []any{
-	(*CreateReplicaRequest)(nil),    // 0: holdfast.v1.CreateReplicaRequest
-	(*CreateReplicaResponse)(nil),   // 1: holdfast.v1.CreateReplicaResponse
-	(*PurgeTombstonesRequest)(nil),  // 2: holdfast.v1.PurgeTombstonesRequest
-	(*PurgeTombstonesResponse)(nil), // 3: holdfast.v1.PurgeTombstonesResponse
-	(*AttachRequest)(nil),           // 4: holdfast.v1.AttachRequest
-	(*AttachResponse)(nil),          // 5: holdfast.v1.AttachResponse
-	(*DetachRequest)(nil),           // 6: holdfast.v1.DetachRequest
-	(*DetachResponse)(nil),          // 7: holdfast.v1.DetachResponse
-	(*NodeVolumesRequest)(nil),      // 8: holdfast.v1.NodeVolumesRequest
-	(*NodeVolumesResponse)(nil),     // 9: holdfast.v1.NodeVolumesResponse
-	(*NodeVolume)(nil),              // 10: holdfast.v1.NodeVolume
-	(*NodeEvent)(nil),               // 11: holdfast.v1.NodeEvent
-	(*PrimaryStatus)(nil),           // 12: holdfast.v1.PrimaryStatus
-	(*PeerStatus)(nil),              // 13: holdfast.v1.PeerStatus
-	(*ReplicaStatus)(nil),           // 14: holdfast.v1.ReplicaStatus
-	(*CheckPoolRequest)(nil),        // 15: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),       // 16: holdfast.v1.CheckPoolResponse
+	(*FindingsRequest)(nil),         // 0: holdfast.v1.FindingsRequest
+	(*FindingsResponse)(nil),        // 1: holdfast.v1.FindingsResponse
+	(*Finding)(nil),                 // 2: holdfast.v1.Finding
+	(*CreateReplicaRequest)(nil),    // 3: holdfast.v1.CreateReplicaRequest
+	(*CreateReplicaResponse)(nil),   // 4: holdfast.v1.CreateReplicaResponse
+	(*PurgeTombstonesRequest)(nil),  // 5: holdfast.v1.PurgeTombstonesRequest
+	(*PurgeTombstonesResponse)(nil), // 6: holdfast.v1.PurgeTombstonesResponse
+	(*AttachRequest)(nil),           // 7: holdfast.v1.AttachRequest
+	(*AttachResponse)(nil),          // 8: holdfast.v1.AttachResponse
+	(*DetachRequest)(nil),           // 9: holdfast.v1.DetachRequest
+	(*DetachResponse)(nil),          // 10: holdfast.v1.DetachResponse
+	(*NodeVolumesRequest)(nil),      // 11: holdfast.v1.NodeVolumesRequest
+	(*NodeVolumesResponse)(nil),     // 12: holdfast.v1.NodeVolumesResponse
+	(*NodeVolume)(nil),              // 13: holdfast.v1.NodeVolume
+	(*NodeEvent)(nil),               // 14: holdfast.v1.NodeEvent
+	(*PrimaryStatus)(nil),           // 15: holdfast.v1.PrimaryStatus
+	(*PeerStatus)(nil),              // 16: holdfast.v1.PeerStatus
+	(*ReplicaStatus)(nil),           // 17: holdfast.v1.ReplicaStatus
+	(*CheckPoolRequest)(nil),        // 18: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),       // 19: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
-	10, // 0: holdfast.v1.NodeVolumesResponse.volumes:type_name -> holdfast.v1.NodeVolume
-	12, // 1: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
-	14, // 2: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
-	11, // 3: holdfast.v1.NodeVolume.events:type_name -> holdfast.v1.NodeEvent
-	13, // 4: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
-	0,  // 5: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
-	2,  // 6: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
-	4,  // 7: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
-	6,  // 8: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
-	8,  // 9: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	15, // 10: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	1,  // 11: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	3,  // 12: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	5,  // 13: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	7,  // 14: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	9,  // 15: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	16, // 16: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	2,  // 0: holdfast.v1.FindingsResponse.findings:type_name -> holdfast.v1.Finding
+	13, // 1: holdfast.v1.NodeVolumesResponse.volumes:type_name -> holdfast.v1.NodeVolume
+	15, // 2: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
+	17, // 3: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
+	14, // 4: holdfast.v1.NodeVolume.events:type_name -> holdfast.v1.NodeEvent
+	16, // 5: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
+	3,  // 6: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
+	5,  // 7: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
+	7,  // 8: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
+	9,  // 9: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
+	11, // 10: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
+	18, // 11: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	0,  // 12: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
+	4,  // 13: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	6,  // 14: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	8,  // 15: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	10, // 16: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	12, // 17: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	19, // 18: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	1,  // 19: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
+	13, // [13:20] is the sub-list for method output_type
+	6,  // [6:13] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_node_proto_init() }
@@ -1173,9 +1347,9 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_holdfast_v1_node_proto_goTypes,
 		DependencyIndexes: file_holdfast_v1_node_proto_depIdxs,

@@ -339,3 +339,115 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "holdfast/v1/node.proto",
 }
+
+const (
+	ControllerService_Findings_FullMethodName = "/holdfast.v1.ControllerService/Findings"
+)
+
+// ControllerServiceClient is the client API for ControllerService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// ControllerService is served by every node's daemon, beside NodeService: what the
+// controller that leads has found out.
+type ControllerServiceClient interface {
+	// Findings lists what the background duties could not mend. Only the leader
+	// knows: another one answers with none.
+	Findings(ctx context.Context, in *FindingsRequest, opts ...grpc.CallOption) (*FindingsResponse, error)
+}
+
+type controllerServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewControllerServiceClient(cc grpc.ClientConnInterface) ControllerServiceClient {
+	return &controllerServiceClient{cc}
+}
+
+func (c *controllerServiceClient) Findings(ctx context.Context, in *FindingsRequest, opts ...grpc.CallOption) (*FindingsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FindingsResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Findings_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ControllerServiceServer is the server API for ControllerService service.
+// All implementations must embed UnimplementedControllerServiceServer
+// for forward compatibility.
+//
+// ControllerService is served by every node's daemon, beside NodeService: what the
+// controller that leads has found out.
+type ControllerServiceServer interface {
+	// Findings lists what the background duties could not mend. Only the leader
+	// knows: another one answers with none.
+	Findings(context.Context, *FindingsRequest) (*FindingsResponse, error)
+	mustEmbedUnimplementedControllerServiceServer()
+}
+
+// UnimplementedControllerServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedControllerServiceServer struct{}
+
+func (UnimplementedControllerServiceServer) Findings(context.Context, *FindingsRequest) (*FindingsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Findings not implemented")
+}
+func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
+func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
+
+// UnsafeControllerServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ControllerServiceServer will
+// result in compilation errors.
+type UnsafeControllerServiceServer interface {
+	mustEmbedUnimplementedControllerServiceServer()
+}
+
+func RegisterControllerServiceServer(s grpc.ServiceRegistrar, srv ControllerServiceServer) {
+	// If the following call panics, it indicates UnimplementedControllerServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&ControllerService_ServiceDesc, srv)
+}
+
+func _ControllerService_Findings_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindingsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Findings(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Findings_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Findings(ctx, req.(*FindingsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var ControllerService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "holdfast.v1.ControllerService",
+	HandlerType: (*ControllerServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Findings",
+			Handler:    _ControllerService_Findings_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "holdfast/v1/node.proto",
+}
