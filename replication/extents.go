@@ -73,6 +73,14 @@ func (s extentSet) widen(unit, limit int64) extentSet {
 	return union(out)
 }
 
+// coarsen gives a superset of at most so many extents, within [0, limit).
+func (s extentSet) coarsen(extents int, limit int64) extentSet {
+	for unit := int64(holdfast.RegionSize); len(s) > extents; unit *= 2 {
+		s = s.widen(unit, limit)
+	}
+	return s
+}
+
 // bytes counts the set.
 func (s extentSet) bytes() int64 {
 	var n int64

@@ -118,6 +118,9 @@ func (p *Primary) plan() {
 		return
 	}
 	m.swapping, m.want = true, next
+	if next.Primary == nil {
+		p.fallSilent()
+	}
 	p.ports.Records.Swap(next)
 }
 
@@ -147,7 +150,7 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 		next.SizeBytes = size
 		wanted = true
 	}
-	if p.phase == releasing && len(p.inflight) == 0 && p.readers.n == 0 && p.flush.idle() {
+	if p.phase == releasing && p.idle() {
 		next.Primary = nil
 		wanted = true
 	}

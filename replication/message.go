@@ -25,7 +25,8 @@ const (
 	MsgGrow      MsgType = 12 // Length: new size in bytes
 	MsgSettle    MsgType = 13 // Since: the replica is in sync; forget tail, suspects and older change maps
 	MsgRecord    MsgType = 14 // Record: a newer one of the same epoch, to be kept (invariant 10)
-	MsgTypeEnd   MsgType = 15
+	MsgQuiet     MsgType = 15 // nothing: this primary answers no reads any more
+	MsgTypeEnd   MsgType = 16
 )
 
 // Status is the outcome in an answer.
@@ -94,7 +95,7 @@ type Welcome struct {
 	Tail      []holdfast.Extent `json:"tail,omitempty"`
 	Suspects  []holdfast.Extent `json:"suspects,omitempty"`
 	// QuietNanos is how long ago this replica last answered a session of
-	// another grant: that grant's primary may still answer reads until the read
-	// window has passed since then.
+	// another grant whose primary answers reads: it may still do so until the
+	// read window has passed since then.
 	QuietNanos int64 `json:"quietNanos"`
 }

@@ -293,7 +293,7 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	case m == nil:
 		return
 	case m.Status != StatusOK || m.Welcome == nil:
-		why := map[Status]string{StatusFailed: "its disk has failed", StatusUnknown: "the replica is not there"}[m.Status]
+		why := map[Status]string{StatusFailed: "its disk has failed", StatusNoSpace: "its pool is full", StatusUnknown: "the replica is not there"}[m.Status]
 		if why == "" {
 			why = "it refuses us"
 		}

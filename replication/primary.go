@@ -14,11 +14,6 @@ type Config struct {
 	Self    holdfast.NodeID
 	// Record is the volume's record in which Self has just been granted.
 	Record holdfast.Record
-	// Predecessor is the primary of the record before the grant: nil if it had
-	// released the volume. Otherwise it may still answer reads until the read
-	// window has passed.
-	Predecessor *holdfast.Primary
-
 	// Absent are nodes that the metadata store counts as dead: a take-over does
 	// not wait long for the replicas there.
 	Absent []holdfast.NodeID
@@ -122,6 +117,7 @@ type Primary struct {
 	member   membership
 	takeover takeover
 	repairs  pacer
+	silent   bool // the replicas were told that we answer no reads any more
 
 	startedAt time.Duration
 	lastTick  time.Duration
@@ -285,9 +281,25 @@ func (p *Primary) Abort() {
 
 // finishRelease goes on with a release once nothing is in flight.
 func (p *Primary) finishRelease() {
-	if p.phase == releasing && len(p.inflight) == 0 && p.readers.n == 0 && p.flush.idle() {
+	if p.phase == releasing && p.idle() {
 		p.plan()
 	}
+}
+
+// idle says whether no request is under way.
+func (p *Primary) idle() bool {
+	return len(p.inflight) == 0 && p.readers.n == 0 && p.flush.idle() && !p.locks.wanted()
+}
+
+// fallSilent tells the replicas that no read will be answered any more, whatever
+// becomes of the release: so the next primary need not wait for that.
+func (p *Primary) fallSilent() {
+	for _, t := range p.peers {
+		if t.up && !p.silent {
+			p.ask(t, &Message{Type: MsgQuiet}, func(*Message) {})
+		}
+	}
+	p.silent = true
 }
 
 // end answers everything that is open with err (or Unavailable after a clean

@@ -19,6 +19,7 @@ type rangeLock struct {
 type hold struct {
 	ext       holdfast.Extent
 	exclusive bool
+	repair    bool // not for a request
 	granted   func()
 }
 
@@ -67,6 +68,11 @@ func (l *rangeLock) release(h *hold) {
 	for _, w := range ready {
 		w.granted()
 	}
+}
+
+// wanted says whether a request waits.
+func (l *rangeLock) wanted() bool {
+	return slices.ContainsFunc(l.waiting, func(h *hold) bool { return !h.repair })
 }
 
 func conflictsAny(h *hold, hs []*hold) bool {

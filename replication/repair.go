@@ -201,7 +201,7 @@ func (p *Primary) pump(r *repair) {
 		p.repairs.tokens -= float64(piece.Length)
 		r.active++
 		c := &chunk{r: r, ext: piece, compare: compare}
-		c.hold = hold{ext: piece, exclusive: true, granted: func() { p.runChunk(c) }}
+		c.hold = hold{ext: piece, exclusive: true, repair: true, granted: func() { p.runChunk(c) }}
 		if p.locks.acquire(&c.hold) {
 			p.runChunk(c)
 		}

@@ -31,8 +31,8 @@ type Replica struct {
 	failure error     // the store has failed: nothing is served any more
 	closed  bool
 
-	// When an answer was last given, to whom, and when last to any other grant:
-	// see Welcome.QuietNanos.
+	// When an answer was last given to a primary that answers reads, to whom, and
+	// when last to any other grant: see Welcome.QuietNanos.
 	answered      time.Duration
 	answeredGrant holdfast.Epoch
 	otherAnswered time.Duration
@@ -44,6 +44,7 @@ type session struct {
 	conn  Conn
 	epoch holdfast.Epoch
 	grant holdfast.Epoch
+	quiet bool // its primary answers no reads
 	// held are messages that came while a new epoch is being made durable.
 	promising bool
 	held      []*Message
@@ -63,10 +64,20 @@ type job struct {
 	then     func(t *Task) // instead of an answer
 }
 
+// maxListed bounds the lists of a Welcome, which must fit into one message:
+// longer ones are told more coarsely.
+const maxListed = 16 << 10
+
+// never is before any answer.
+const never = time.Duration(-1 << 60)
+
 // NewReplica makes the machine over an opened store.
 func NewReplica(cfg ReplicaConfig, store Store) *Replica {
 	st := store.State()
-	now := cfg.Clock.Now()
+	now := cfg.Clock.Now() // until which an earlier process may have answered
+	if st.Promise == (Promise{}) {
+		now = never
+	}
 	return &Replica{cfg: cfg, store: store, promise: st.Promise, highest: st.Promise, size: st.SizeBytes,
 		answered: now, otherAnswered: now, answeredGrant: st.Promise.Grant}
 }
@@ -202,10 +213,10 @@ func (r *Replica) advance() {
 func (r *Replica) promised(t *Task) {
 	g := t.job.greeting
 	if t.Err != nil {
-		r.fail(t.Err)
+		st := r.undone(t.Err)
 		if r.hello == g {
 			r.hello = nil
-			r.refuse(g.conn, g.m, StatusFailed)
+			r.refuse(g.conn, g.m, st)
 		}
 		return
 	}
@@ -225,11 +236,12 @@ func (r *Replica) open(g *greeting) {
 		r.answeredGrant, r.committed = grant, 0
 	}
 	now := r.cfg.Clock.Now()
-	r.session = &session{conn: g.conn, epoch: g.m.Epoch, grant: grant}
+	by := g.m.Hello.Record.Primary
+	r.session = &session{conn: g.conn, epoch: g.m.Epoch, grant: grant, quiet: by != nil && by.Kind == holdfast.MaintenancePrimary}
 	st := r.store.State()
 	r.size = st.SizeBytes
-	w := &Welcome{Boot: st.Boot, SizeBytes: st.SizeBytes, MapSince: st.MapSince, Tail: st.Tail,
-		Suspects: st.Suspects, QuietNanos: int64(now - r.otherAnswered)}
+	w := &Welcome{Boot: st.Boot, SizeBytes: st.SizeBytes, MapSince: st.MapSince, Tail: union(st.Tail).coarsen(maxListed, r.size),
+		Suspects: union(st.Suspects).coarsen(maxListed, r.size), QuietNanos: int64(now - r.otherAnswered)}
 	r.answer(r.session, &Message{Type: MsgHello, ID: g.m.ID, Welcome: w})
 }
 
@@ -255,7 +267,10 @@ func (r *Replica) serve(s *session, m *Message) {
 		return
 	}
 	t := r.task(s, m)
-	if t == nil { // a ping
+	if t == nil { // a ping, or the same with a last word
+		if m.Type == MsgQuiet {
+			s.quiet, r.answered = true, never
+		}
 		r.commit(s, m)
 		r.answer(s, &Message{Type: m.Type, ID: m.ID})
 		return
@@ -290,13 +305,13 @@ func (r *Replica) sensible(m *Message) bool {
 		return m.Length > 0 && m.Length%holdfast.BlockSize == 0
 	case MsgRecord:
 		return m.Record != nil
-	case MsgPing, MsgFlush, MsgChanged, MsgMark, MsgSettle:
+	case MsgPing, MsgQuiet, MsgFlush, MsgChanged, MsgMark, MsgSettle:
 		return true
 	}
 	return false
 }
 
-// task translates a message; nil for a ping.
+// task translates a message; nil for those that are not for the store.
 func (r *Replica) task(s *session, m *Message) *Task {
 	t := &Task{Epoch: s.epoch, Grant: s.grant, Seq: m.Seq, Committed: m.Committed, FUA: m.FUA,
 		Offset: m.Offset, Length: m.Length, Since: m.Since, Extents: m.Extents, Buf: m.Buf}
@@ -320,7 +335,7 @@ func (r *Replica) task(s *session, m *Message) *Task {
 	case MsgHash:
 		t.Kind = TaskHash
 	case MsgMark:
-		t.Kind = TaskMark
+		t.Kind, t.Extents = TaskMark, r.within(m.Extents)
 	case MsgGrow:
 		t.Kind = TaskGrow
 	case MsgSettle:
@@ -329,6 +344,12 @@ func (r *Replica) task(s *session, m *Message) *Task {
 		return nil
 	}
 	return t
+}
+
+// within cuts marks to the replica's size. One that has not grown yet is shown
+// marks beyond its end, too; it learns them before it is in sync.
+func (r *Replica) within(marks []holdfast.Extent) []holdfast.Extent {
+	return clip(marks, r.size)
 }
 
 // onRecord keeps a newer record of the same epoch. What comes after waits, since
@@ -356,7 +377,7 @@ func (r *Replica) onEpoch(s *session, m *Message) {
 		if t.Err == nil {
 			r.promise = t.Promise
 			if len(m.Extents) > 0 {
-				r.submit(&Task{Kind: TaskMark, Epoch: m.Epoch, Extents: m.Extents}, job{then: func(t *Task) { r.entered(s, m, m.Epoch, t.Err) }})
+				r.submit(&Task{Kind: TaskMark, Epoch: m.Epoch, Extents: r.within(m.Extents)}, job{then: func(t *Task) { r.entered(s, m, m.Epoch, t.Err) }})
 				return
 			}
 		}
@@ -367,15 +388,16 @@ func (r *Replica) onEpoch(s *session, m *Message) {
 
 // entered answers a new epoch and then serves what was held.
 func (r *Replica) entered(s *session, m *Message, epoch holdfast.Epoch, err error) {
+	var st Status
 	if err != nil {
-		r.fail(err)
+		st = r.undone(err)
 	}
 	if r.session != s {
 		return
 	}
 	s.promising = false
-	if err != nil {
-		r.refuse(s.conn, m, StatusFailed)
+	if st != StatusOK {
+		r.refuse(s.conn, m, st)
 	} else {
 		s.epoch = epoch
 		r.answer(s, &Message{Type: m.Type, ID: m.ID})
@@ -424,13 +446,10 @@ func (r *Replica) done(j job, t *Task) {
 	a := &Message{Type: j.m.Type, ID: j.m.ID, Offset: t.Offset, Length: t.Length}
 	switch {
 	case t.Err == nil:
-	case holdfast.KindOf(t.Err) == holdfast.NoSpace:
-		a.Status = StatusNoSpace
 	case t.Kind == TaskChanged && holdfast.KindOf(t.Err) == holdfast.NotFound:
 		a.Status = StatusNoMap
 	default:
-		r.fail(t.Err)
-		a.Status = StatusFailed
+		a.Status = r.undone(t.Err)
 	}
 	switch {
 	case t.Kind == TaskRead && t.Err == nil && r.session == j.session:
@@ -465,14 +484,20 @@ func page(xs []holdfast.Extent, offset int64) ([]holdfast.Extent, bool) {
 // answer sends an answer in the session's name and notes when.
 func (r *Replica) answer(s *session, m *Message) {
 	m.Answer, m.Epoch = true, s.epoch
-	r.answered = r.cfg.Clock.Now()
+	if !s.quiet {
+		r.answered = r.cfg.Clock.Now()
+	}
 	s.conn.Send(m)
 }
 
-// fail notes that the store cannot be relied on any more (a failed fdatasync is
-// final: field lesson 28).
-func (r *Replica) fail(err error) {
+// undone is the status for a task that failed. But for a full pool, the store
+// cannot be relied on any more (a failed fdatasync is final: field lesson 28).
+func (r *Replica) undone(err error) Status {
+	if holdfast.KindOf(err) == holdfast.NoSpace {
+		return StatusNoSpace
+	}
 	if r.failure == nil {
 		r.failure = err
 	}
+	return StatusFailed
 }

@@ -84,7 +84,7 @@ func (p *Primary) noteWaits(now time.Duration) {
 func (p *Primary) waitReason() string {
 	switch {
 	case p.phase == connecting:
-		return "the in-sync replicas to answer" + p.silent()
+		return "the in-sync replicas to answer" + p.missing()
 	case p.phase == reconciling:
 		return "the replicas to be made equal"
 	case p.member.outage != 0 && (p.member.losing != 0 || p.member.unknown):
@@ -101,13 +101,13 @@ func (p *Primary) waitReason() string {
 		case t.required && t.noSpaceSince != 0:
 			return fmt.Sprintf("space in the pool of node %s", t.rep.Node)
 		case t.required && !t.up:
-			return "a replica to answer" + p.silent()
+			return "a replica to answer" + p.missing()
 		}
 	}
 	return ""
 }
 
-func (p *Primary) silent() string {
+func (p *Primary) missing() string {
 	s := ""
 	for _, t := range p.peers {
 		if t.required && !t.up {

@@ -66,18 +66,18 @@ func (p *Primary) waitFor(up, missing []*peer) time.Duration {
 	return p.cfg.SilentAfter
 }
 
-// noteQuiet computes until when a predecessor may answer reads. It needs every
+// noteQuiet computes until when an older primary may answer reads. It needs every
 // replica of its in-sync set for that, so the one that was quiet for longest
-// decides. A tenth is added for clocks of different speed. It is waited for even
-// if the predecessor was a process of this node, which is dead: that one may
-// itself have died while it was waiting.
+// decides. A tenth is added for clocks of different speed. The record is not
+// asked: whoever it named last may have died, or been released, while it was
+// itself waiting for a yet older one, and the controller clears grants of nodes
+// that it cannot see.
 func (p *Primary) noteQuiet(up []*peer) {
 	if p.takeover.quietSet {
 		return
 	}
 	p.takeover.quietSet = true
-	old := p.cfg.Predecessor
-	if mutant(Mutate3NoQuiet) || old == nil || old.Kind != holdfast.ClientPrimary {
+	if mutant(Mutate3NoQuiet) {
 		return
 	}
 	window := p.cfg.ReadWindow + p.cfg.ReadWindow/10

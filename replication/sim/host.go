@@ -215,12 +215,12 @@ func (h *host) attach(force bool, done func(*device)) {
 				fail()
 				return
 			}
-			h.serve(got, rec.Primary, done)
+			h.serve(got, done)
 		})
 	})
 }
 
-func (h *host) serve(rec holdfast.Record, old *holdfast.Primary, done func(*device)) {
+func (h *host) serve(rec holdfast.Record, done func(*device)) {
 	h.opening = false
 	rs := &swapper{h: h}
 	cfg := h.c.cfg.Protocol
@@ -229,7 +229,7 @@ func (h *host) serve(rec holdfast.Record, old *holdfast.Primary, done func(*devi
 			cfg.Absent = append(cfg.Absent, o.id)
 		}
 	}
-	cfg.Cluster, cfg.Self, cfg.Record, cfg.Predecessor = clusterID, h.id, rec, old
+	cfg.Cluster, cfg.Self, cfg.Record = clusterID, h.id, rec
 	var p *replication.Primary
 	dev := &device{c: h.c, h: h}
 	p = replication.NewPrimary(cfg, replication.Ports{Clock: h.c.w, Dialer: h, Records: rs, Events: replication.Events{

@@ -31,7 +31,7 @@ var typeNames = map[replication.MsgType]string{
 	replication.MsgWrite: "write", replication.MsgTrim: "trim", replication.MsgFlush: "flush",
 	replication.MsgRead: "read", replication.MsgChanged: "changed", replication.MsgAllocated: "allocated",
 	replication.MsgHash: "hash", replication.MsgMark: "mark", replication.MsgGrow: "grow",
-	replication.MsgSettle: "settle", replication.MsgRecord: "record",
+	replication.MsgSettle: "settle", replication.MsgRecord: "record", replication.MsgQuiet: "quiet",
 }
 
 // frame encodes m into one slice.
