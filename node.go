@@ -82,9 +82,10 @@ type Pool struct {
 // what is on it is damaged. Only opening its pool anew, which a start of the
 // daemon does, can bring it back.
 type FailedReplica struct {
-	ID    ReplicaID `json:"id"`
-	Since time.Time `json:"since"`
-	Why   string    `json:"why"`
+	ID     ReplicaID `json:"id"`
+	Volume VolumeID  `json:"volume,omitempty"` // empty when it is too damaged to tell
+	Since  time.Time `json:"since"`
+	Why    string    `json:"why"`
 }
 
 // Tombstone allows a replica's data to be removed, and is the only thing that

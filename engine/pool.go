@@ -124,6 +124,9 @@ func (p *Pool) Identity() Identity { return p.id }
 func (p *Pool) Info() holdfast.Pool {
 	info := holdfast.Pool{ID: p.id.Pool, Device: p.device, State: holdfast.PoolOnline}
 	u, err := p.fs.Usage()
+	if err == nil {
+		_, err = readIdentity(p.fs) // usage is known also of a filesystem that has shut down
+	}
 	if err != nil {
 		info.State, info.Message = holdfast.PoolFailed, err.Error()
 		return info

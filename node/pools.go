@@ -53,7 +53,7 @@ func (o *pools) Open(ctx context.Context, c agent.PoolConfig) (agent.Pool, error
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	return &pool{Pool: p, plane: o.plane, served: map[holdfast.ReplicaID]string{}}, nil
+	return &pool{Pool: p, plane: o.plane, served: map[holdfast.ReplicaID]handed{}}, nil
 }
 
 // openPatience bounds waiting for a pool that is in use: a killed predecessor is
@@ -140,37 +140,41 @@ type pool struct {
 	plane *dataplane.Plane
 
 	mu     sync.Mutex
-	served map[holdfast.ReplicaID]string // handed to the data plane; why it could not be, or ""
+	served map[holdfast.ReplicaID]handed
+}
+
+// handed is a replica that was to be handed to the data plane.
+type handed struct {
+	volume holdfast.VolumeID
+	err    error // why it could not be
 }
 
 // Info adds what the data plane knows: which replicas are served no more.
 func (p *pool) Info() holdfast.Pool {
 	info := p.Pool.Info()
-	info.Failed = nil
-	failed := p.failed()
-	for _, id := range slices.Sorted(maps.Keys(failed)) {
-		info.Failed = append(info.Failed, holdfast.FailedReplica{ID: id, Why: failed[id]})
-	}
-	if n := len(info.Failed); n > 0 {
+	info.Failed = p.failed()
+	if n := len(info.Failed); n > 0 && info.State != holdfast.PoolFailed {
 		info.Message = fmt.Sprintf("%d of its replicas failed: replica %s: %s", n, info.Failed[0].ID, info.Failed[0].Why)
 	}
 	return info
 }
 
-// failed are the replicas of this pool that are not served, and why.
-func (p *pool) failed() map[holdfast.ReplicaID]string {
-	out := map[holdfast.ReplicaID]string{}
-	statuses := p.plane.Replicas()
+// failed are the replicas of this pool that are not served, by their ids.
+func (p *pool) failed() []holdfast.FailedReplica {
+	why := map[holdfast.ReplicaID]string{}
+	for _, s := range p.plane.Replicas() {
+		why[s.Replica] = s.Failure
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, why := range p.served {
-		if why != "" {
-			out[id] = why
+	var out []holdfast.FailedReplica
+	for _, id := range slices.Sorted(maps.Keys(p.served)) {
+		h := p.served[id]
+		if h.err != nil {
+			why[id] = h.err.Error()
 		}
-	}
-	for _, s := range statuses {
-		if _, mine := p.served[s.Replica]; mine && s.Failure != "" {
-			out[s.Replica] = s.Failure
+		if why[id] != "" {
+			out = append(out, holdfast.FailedReplica{ID: id, Volume: h.volume, Why: why[id]})
 		}
 	}
 	return out
@@ -187,6 +191,28 @@ func (p *pool) Remove(ctx context.Context, id holdfast.ReplicaID) error {
 	return err
 }
 
+// closePatience bounds waiting for the last tasks of a pool that is closed while
+// the data plane goes on.
+const closePatience = 30 * time.Second
+
+// Close implements agent.Pool: the data plane lets go of the replicas first.
+func (p *pool) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	p.mu.Lock()
+	ids := slices.Sorted(maps.Keys(p.served))
+	p.mu.Unlock()
+	var errs []error
+	for _, id := range ids {
+		if err := p.plane.RemoveReplica(ctx, id); errors.Is(err, holdfast.Unavailable) {
+			return err // its tasks are not done: nothing may be closed under them
+		} else if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, p.Pool.Close())...)
+}
+
 func (p *pool) Create(ctx context.Context, r agent.Stored) error {
 	return p.Pool.Create(ctx, r.Volume, r.Replica, r.SizeBytes)
 }
@@ -200,7 +226,10 @@ func (p *pool) Replicas() ([]agent.Stored, error) {
 	for _, s := range p.plane.Replicas() {
 		promised[s.Replica] = s.Promise.Epoch
 	}
-	failed := p.failed()
+	failed := map[holdfast.ReplicaID]string{}
+	for _, f := range p.failed() {
+		failed[f.ID] = f.Why
+	}
 	stored := make([]agent.Stored, 0, len(infos))
 	for _, r := range infos {
 		stored = append(stored, agent.Stored{Volume: r.Volume, Replica: r.Replica, SizeBytes: r.SizeBytes,
@@ -212,39 +241,37 @@ func (p *pool) Replicas() ([]agent.Stored, error) {
 // Serve implements agent.Pool. One that is open is served already: only this
 // opens replicas.
 func (p *pool) Serve(_ context.Context, id holdfast.ReplicaID) error {
-	err := p.serve(id)
+	vol, err := p.serve(id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.served[id] = ""
-	if err != nil {
-		p.served[id] = err.Error()
-	}
+	p.served[id] = handed{vol, err}
 	return err
 }
 
-func (p *pool) serve(id holdfast.ReplicaID) error {
+func (p *pool) serve(id holdfast.ReplicaID) (holdfast.VolumeID, error) {
 	infos, err := p.Pool.Replicas()
 	if err != nil {
-		return err
+		return "", err
 	}
 	i := slices.IndexFunc(infos, func(r engine.ReplicaInfo) bool { return r.Replica == id })
 	if i < 0 {
-		return holdfast.E("serve replica "+string(id), holdfast.NotFound, fmt.Sprintf("pool %s has no such replica", p.Info().ID))
+		return "", holdfast.E("serve replica "+string(id), holdfast.NotFound, fmt.Sprintf("pool %s has no such replica", p.Pool.Info().ID))
 	}
+	vol := infos[i].Volume
 	if infos[i].Err != nil {
-		return holdfast.Wrap("serve replica "+string(id), infos[i].Err)
+		return vol, holdfast.Wrap("serve replica "+string(id), infos[i].Err)
 	}
 	r, err := p.Open(id)
 	if errors.Is(err, holdfast.InUse) {
-		return nil
+		return vol, nil
 	}
 	if err != nil {
-		return err
+		return vol, err
 	}
-	if err := p.plane.AddReplica(infos[i].Volume, id, r); err != nil {
-		return errors.Join(err, r.Close())
+	if err := p.plane.AddReplica(vol, id, r); err != nil {
+		return vol, errors.Join(err, r.Close())
 	}
-	return nil
+	return vol, nil
 }
 
 func (p *pool) Check(ctx context.Context, progress func(done, total int64)) ([]string, error) {

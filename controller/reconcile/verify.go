@@ -31,6 +31,9 @@ func planVerify(v *View, found []Found, answered map[holdfast.NodeID]bool) []Pro
 	for _, r := range v.Volumes {
 		for _, x := range r.Replicas {
 			named[x.ID] = true
+			if _, gone := v.PoolGone[x.Pool]; gone {
+				continue // that is said elsewhere
+			}
 			if x.State != holdfast.New && answered[x.Node] && !stored[x.ID] {
 				out = append(out, Problem{Volume: r.Name, Node: x.Node,
 					Text:   fmt.Sprintf("replica %s is %s in the record, but the node does not have it; pool %s is not there, or lost it", x.ID, x.State, x.Pool),

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/metadata/memory"
@@ -63,6 +64,83 @@ func TestAFailedPoolKeepsTheIdentityItHadBefore(t *testing.T) {
 	wantKind(t, err, holdfast.Unavailable)
 	_, err = r.CheckPool(t.Context(), "nonsense", func(int64, int64) {})
 	wantKind(t, err, holdfast.NotFound)
+}
+
+func TestAFailedReplicaIsRegisteredSinceItFailed(t *testing.T) {
+	db := memory.New()
+	r := newRig(t, db, "a").start()
+	setFailed := func(fs ...holdfast.FailedReplica) {
+		r.pool.mu.Lock()
+		defer r.pool.mu.Unlock()
+		r.pool.info.Failed = fs
+	}
+	failed := func() []holdfast.FailedReplica {
+		n, err := db.Node(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n.Pools[0].Failed
+	}
+	before := time.Now()
+	setFailed(holdfast.FailedReplica{ID: "x", Why: "input/output error"})
+	eventually(t, "it is registered", func() bool { return len(failed()) == 1 })
+	first := failed()[0]
+	if first.Since.Before(before.Add(-time.Second)) || first.Since.After(time.Now()) || first.Why != "input/output error" {
+		t.Errorf("registered as %+v", first)
+	}
+	r.stop()
+	r2 := newRig(t, db, "a")
+	r2.pool.info.Failed = []holdfast.FailedReplica{{ID: "w", Why: "other"}, {ID: "x", Why: "still"}}
+	r2.start()
+	eventually(t, "another one too", func() bool { return len(failed()) == 2 })
+	if fs := failed(); !fs[1].Since.Equal(first.Since) || !fs[0].Since.After(first.Since) {
+		t.Errorf("after a restart: %+v; x has failed since %v", fs, first.Since)
+	}
+	r2.pool.mu.Lock()
+	r2.pool.info.Failed = nil
+	r2.pool.mu.Unlock()
+	eventually(t, "nothing failed any more", func() bool { return len(failed()) == 0 })
+}
+
+func TestAPoolThatFailedWhileOpenIsOpenedAnew(t *testing.T) {
+	db := memory.New()
+	r := newRig(t, db, "a").start()
+	r.pool.mu.Lock()
+	r.pool.info.State, r.pool.info.Message = holdfast.PoolFailed, "gone"
+	r.pool.mu.Unlock()
+	good := &fakePool{plane: r.plane, data: map[holdfast.ReplicaID]agent.Stored{"rep": {Volume: "v", Replica: "rep"}},
+		info: holdfast.Pool{ID: "pool-of-a", Device: "/dev/a", State: holdfast.PoolOnline}}
+	r.pools.put("/dev/a", good)
+	eventually(t, "the new one's replica is served", func() bool {
+		r.plane.mu.Lock()
+		defer r.plane.mu.Unlock()
+		return r.plane.replica["rep"]
+	})
+	if !slices.Contains(r.plane.history(), "pool closed") {
+		t.Error("the old one was not closed")
+	}
+	eventually(t, "it is registered as online", func() bool {
+		n, err := db.Node(t.Context(), "a")
+		return err == nil && n.Pools[0].State == holdfast.PoolOnline && n.Pools[0].FailedSince.IsZero()
+	})
+}
+
+func TestAReturningNodeIsNotGoneAnyMore(t *testing.T) {
+	db := memory.New()
+	r := newRig(t, db, "a").start()
+	n, err := db.Node(t.Context(), "a")
+	n.GoneSince = time.Now().UTC()
+	if err == nil {
+		_, err = db.PutNode(t.Context(), n)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r
+	eventually(t, "its registration says so", func() bool {
+		n, err := db.Node(t.Context(), "a")
+		return err == nil && n.GoneSince.IsZero()
+	})
 }
 
 func TestPoolsThatCarryOurIdentityAreFoundAlsoLater(t *testing.T) {

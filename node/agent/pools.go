@@ -108,6 +108,22 @@ func (a *Agent) adopt(ctx context.Context, p Pool) (message string) {
 	return ""
 }
 
+// reopenPool closes a pool that serves nothing any more, and opens it anew: what
+// may have been lost is known only then, and repaired.
+func (a *Agent) reopenPool(ctx context.Context, s *poolSlot, p Pool) {
+	info := p.Info()
+	a.log.Error("a pool failed; opening it anew", "pool", string(info.ID), "device", info.Device, "err", info.Message)
+	a.setSlot(s, nil, holdfast.E("", holdfast.Unavailable, "it failed and is being opened anew: "+info.Message), "")
+	if err := p.Close(); errors.Is(err, holdfast.Unavailable) {
+		a.log.Error("a failed pool cannot be closed yet", "pool", string(info.ID), "err", err)
+		a.setSlot(s, p, nil, "")
+		return
+	} else if err != nil {
+		a.log.Warn("a failed pool was closed with errors", "pool", string(info.ID), "err", err)
+	}
+	a.openPool(ctx, s.cfg)
+}
+
 // keepPools tries again what could not be opened, and looks for disks that have
 // turned up.
 func (a *Agent) keepPools(ctx context.Context) {
@@ -116,8 +132,11 @@ func (a *Agent) keepPools(ctx context.Context) {
 		slots := slices.Clone(a.pools)
 		a.mu.Unlock()
 		for _, s := range slots {
-			if a.pool(s) == nil {
+			switch p := a.pool(s); {
+			case p == nil:
 				a.openPool(ctx, s.cfg)
+			case p.Info().State == holdfast.PoolFailed:
+				a.reopenPool(ctx, s, p)
 			}
 		}
 		a.findPools(ctx)

@@ -152,7 +152,7 @@ func (a *Agent) purge(ctx context.Context, t holdfast.Tombstone) (bool, error) {
 // its tombstone waits.
 func (a *Agent) poolOf(t holdfast.Tombstone) (Pool, error) {
 	for _, p := range a.openedPools() {
-		if p.Info().ID != t.Pool {
+		if info := p.Info(); info.ID != t.Pool || info.State == holdfast.PoolFailed {
 			continue
 		}
 		stored, err := p.Replicas()

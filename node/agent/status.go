@@ -30,7 +30,10 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 	for _, p := range a.openedPools() {
 		stored, err := p.Replicas()
 		if err != nil {
-			return nil, holdfast.Wrap("list replicas of pool "+string(p.Info().ID), err)
+			// Its disk failed, which must not hide what is on the others.
+			for _, f := range p.Info().Failed {
+				stored = append(stored, Stored{Volume: f.Volume, Replica: f.ID, Failure: f.Why})
+			}
 		}
 		for _, r := range stored {
 			if r.Volume != "" && (only == "" || only == r.Volume) {
