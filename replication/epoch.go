@@ -15,7 +15,7 @@ func (p *Primary) enterEpoch() {
 			marks = append(marks, w.ext)
 		}
 	}
-	p.member.marks = union(marks)
+	p.member.marks = union(marks, p.damaged(lost))
 	for _, t := range p.peers {
 		t.asked = 0
 		t.epochPending = t.inSync() || t.live()
@@ -90,7 +90,7 @@ func (p *Primary) announced() {
 	p.member.gone = 0
 	for _, t := range p.peers {
 		if lost&t.bit != 0 {
-			t.required, t.unfit = false, false
+			t.required, t.unfit, t.damaged = false, false, nil
 			p.changed("replica %s on node %s was dropped in epoch %d: %s", t.rep.ID, t.rep.Node, p.epoch, t.why())
 		}
 	}

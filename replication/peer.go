@@ -43,6 +43,8 @@ type peer struct {
 	// was required. It must not be in sync, however soon it is back, before it
 	// was dropped and repaired.
 	unfit bool
+	// damaged are the blocks for which a scrub has it dropped; marked with the drop.
+	damaged extentSet
 
 	// required: no write is acknowledged without its answer. All in-sync peers
 	// are, and one that is about to become it.

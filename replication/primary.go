@@ -32,6 +32,9 @@ type Config struct {
 	// not bound it.
 	RepairRate  int64
 	RepairDepth int // chunks copied at once
+	// ScrubRate bounds what a scrub of this volume reads of each replica, in bytes
+	// a second; 0 does not bound it.
+	ScrubRate int64
 }
 
 // RepairChunk is how much of a volume is locked and copied at once, in bytes.
@@ -43,7 +46,7 @@ func DefaultConfig() Config {
 		SilentAfter: 2 * time.Second, ReconnectFor: 500 * time.Millisecond, AbsentAfter: 400 * time.Millisecond, ReadWindow: 2 * time.Second, PingEvery: 400 * time.Millisecond,
 		RedialEvery: 150 * time.Millisecond, RepairRetry: time.Second, IOTimeout: 10 * time.Second,
 		NoSpaceRetry: 500 * time.Millisecond, SwapRetry: 300 * time.Millisecond,
-		RepairRate: 200 << 20, RepairDepth: 2,
+		RepairRate: 200 << 20, RepairDepth: 2, ScrubRate: 32 << 20,
 	}
 }
 
@@ -117,6 +120,7 @@ type Primary struct {
 	member   membership
 	takeover takeover
 	repairs  pacer
+	scrubs   scrubs
 	silent   bool // the replicas were told that we answer no reads any more
 
 	startedAt time.Duration
@@ -131,6 +135,7 @@ func NewPrimary(cfg Config, ports Ports) *Primary {
 	p := &Primary{cfg: cfg, ports: ports, rec: cfg.Record.Clone(), epoch: cfg.Record.Epoch,
 		grant: cfg.Record.Primary.Grant, size: cfg.Record.SizeBytes}
 	p.repairs.rate = cfg.RepairRate
+	p.scrubs.pace.rate = cfg.ScrubRate
 	return p
 }
 
@@ -243,6 +248,7 @@ func (p *Primary) Tick() {
 	p.tickTakeover(now)
 	p.tickMembership(now)
 	p.tickRepairs(now)
+	p.tickScrub(now)
 	p.admit()
 	p.retryReads()
 	p.finishRelease()

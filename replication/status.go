@@ -26,6 +26,7 @@ type PrimaryStatus struct {
 	Waiting    time.Duration // for how long
 	InFlight   int
 	Counters   Counters
+	Scrub      ScrubStatus // the present or last one
 	Peers      []PeerStatus
 }
 
@@ -42,7 +43,7 @@ type PeerStatus struct {
 // Status reports. It is cheap, but copies the record.
 func (p *Primary) Status() PrimaryStatus {
 	s := PrimaryStatus{State: p.phase.String(), Err: p.err, Record: p.rec.Clone(), Epoch: p.epoch, SizeBytes: p.size,
-		InFlight: len(p.inflight) + p.readers.n + len(p.backlog), Counters: p.counters}
+		InFlight: len(p.inflight) + p.readers.n + len(p.backlog), Counters: p.counters, Scrub: p.scrubStatus()}
 	if p.waits.what != "" {
 		s.WaitingFor, s.Waiting = p.waits.what, p.now()-p.waits.since
 	}
