@@ -42,16 +42,43 @@ func (s *Server) GetStatus(ctx context.Context, _ *holdfastv1.GetStatusRequest) 
 		st.Problems = append(st.Problems, &holdfastv1.Problem{Severity: Warning, Subject: "cluster", What: "no controller leads: lost replicas are not replaced",
 			Remedy: "one is elected within seconds while a daemon runs; if this stays, see the daemons' logs"})
 	}
+	st.Problems = append(st.Problems, s.findings(ctx, leader)...)
 	sortProblems(st.Problems)
 	st.Health = worst(st.Problems)
 	return st, nil
+}
+
+// findings are what the leader's background duties could not mend.
+func (s *Server) findings(ctx context.Context, leader string) []*holdfastv1.Problem {
+	if s.cfg.Findings == nil || leader == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.NodeTimeout)
+	defer cancel()
+	fs, err := s.cfg.Findings.Findings(ctx, leader)
+	if err != nil {
+		s.cfg.Log.Debug("the leader does not say what it found", "leader", leader, "err", err)
+		return nil // that it does not answer is said of its node
+	}
+	var ps []*holdfastv1.Problem
+	for _, f := range fs {
+		subject := "volume " + f.GetVolume()
+		switch {
+		case f.GetVolume() == "":
+			subject = "node " + f.GetNode()
+		case f.GetNode() != "":
+			subject += " on node " + f.GetNode()
+		}
+		ps = append(ps, &holdfastv1.Problem{Severity: Warning, Subject: subject, What: f.GetWhat(), Remedy: f.GetRemedy()})
+	}
+	return ps
 }
 
 // summarise is the status that records, nodes and live view make. It is pure.
 func summarise(rs []holdfast.Record, ns []holdfast.Node, view liveView, now time.Time) *holdfastv1.ClusterStatus {
 	st := &holdfastv1.ClusterStatus{
 		Nodes: &holdfastv1.Count{}, Pools: &holdfastv1.Count{}, Volumes: &holdfastv1.Count{},
-		Problems: nodeProblems(ns, place(rs)),
+		Problems: nodeProblems(ns, place(rs), now),
 	}
 	idx := indexNodes(ns)
 	for _, n := range ns {

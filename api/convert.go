@@ -38,7 +38,10 @@ func replicaProto(r *holdfast.Record, x holdfast.Replica, nodes nodeIndex, view 
 		LeftBytes: p.GetLeftBytes(), CopiedBytes: p.GetCopiedBytes(), RepairBytes: p.GetTotalBytes(), Message: p.GetMessage(),
 	}
 	if rs := view.volumes[r.ID][x.Node].GetReplica(); rs.GetReplicaId() == string(x.ID) {
-		out.AllocatedBytes = rs.GetAllocatedBytes()
+		out.AllocatedBytes, out.Failure = rs.GetAllocatedBytes(), rs.GetFailure()
+	}
+	if f := failedReplica(nodes[x.Node], x.ID); f != nil && nodes.alive(x.Node) && out.Failure == "" {
+		out.Failure = f.Why
 	}
 	return out
 }
@@ -96,7 +99,23 @@ func nodeProto(n holdfast.Node, p placed) *holdfastv1.Node {
 	for _, x := range n.Pools {
 		out.Pools = append(out.Pools, poolProto(n, x, p))
 	}
+	if !n.Alive && !n.GoneSince.IsZero() {
+		out.GoneSince = timestamppb.New(n.GoneSince)
+	}
 	return out
+}
+
+// failedReplica is what the node registered of a replica that it serves no more;
+// nil if it does.
+func failedReplica(n holdfast.Node, id holdfast.ReplicaID) *holdfast.FailedReplica {
+	for _, p := range n.Pools {
+		for i := range p.Failed {
+			if p.Failed[i].ID == id {
+				return &p.Failed[i]
+			}
+		}
+	}
+	return nil
 }
 
 // nodeState is a node's state in one word.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -79,46 +80,102 @@ func (j *judge) add(severity, what, remedy string) {
 	j.problems = append(j.problems, &holdfastv1.Problem{Severity: severity, Subject: j.subject, What: what, Remedy: remedy})
 }
 
+// broken is why a replica's data cannot be had although its node is alive: it, or
+// the whole pool, failed; "" if it can.
+func (j *judge) broken(x holdfast.Replica) string {
+	n := j.nodes[x.Node]
+	if f := failedReplica(n, x.ID); f != nil {
+		return f.Why
+	}
+	for _, p := range n.Pools {
+		if p.ID == x.Pool && p.State == holdfast.PoolFailed {
+			return "its pool failed: " + p.Message
+		}
+	}
+	return ""
+}
+
 // reach says how far the volume's data can be reached.
 func (j *judge) reach() string {
 	in := j.r.InSyncReplicas()
-	var reachable int
-	var away []string
+	var dead []string
+	var bad []holdfast.Replica
 	for _, x := range in {
-		if j.nodes.alive(x.Node) {
-			reachable++
-		} else {
-			away = append(away, string(x.Node))
+		switch {
+		case !j.nodes.alive(x.Node):
+			dead = append(dead, string(x.Node))
+		case j.broken(x) != "":
+			bad = append(bad, x)
 		}
 	}
-	if reachable == 0 {
-		j.add(Critical, "no in-sync replica can be reached: "+deadNodes(away), "start the daemon on "+orList(away)+"; the data is there and safe")
+	if len(dead)+len(bad) == len(in) {
+		j.unreachable(dead, bad)
 		return Unavailable
 	}
 	if w := time.Duration(j.live.GetWaitingMillis()) * time.Millisecond; j.live.GetWaitingFor() != "" && w >= longWait {
-		j.add(Critical, fmt.Sprintf("its I/O has been waiting for %s for %s", j.live.GetWaitingFor(), age(w)), j.waitRemedy())
+		j.add(Critical, fmt.Sprintf("its I/O has been waiting for %s for %s", j.live.GetWaitingFor(), age(w)), j.waitRemedy(dead, bad))
 		j.missing(len(in))
 		return Waiting
 	}
-	if j.missing(len(in)) || len(away) > 0 {
-		for _, n := range away {
-			j.add(Warning, "its replica on node "+n+" cannot be reached: the node is dead", deadRemedy(n))
-		}
-		return Degraded
+	if !j.missing(len(in)) && len(dead)+len(bad) == 0 {
+		return Healthy
 	}
-	return Healthy
+	for _, n := range dead {
+		j.add(Warning, "its replica on node "+n+" cannot be reached: the node is dead", deadRemedy(n))
+	}
+	for _, x := range bad {
+		j.add(Warning, fmt.Sprintf("its replica on node %s failed: %s", x.Node, j.broken(x)), brokenRemedy(x.Node))
+	}
+	return Degraded
+}
+
+// unreachable reports that nobody has the data at hand.
+func (j *judge) unreachable(dead []string, bad []holdfast.Replica) {
+	const what = "no in-sync replica can be reached: "
+	switch {
+	case len(bad) > 0:
+		x := bad[0]
+		j.add(Critical, what+fmt.Sprintf("the one on node %s failed: %s", x.Node, j.broken(x)), brokenRemedy(x.Node)+deadToo(dead))
+	case len(dead) > 0:
+		j.add(Critical, what+deadNodes(dead), "start the daemon on "+orList(dead)+"; the data is there and safe")
+	default:
+		j.add(Critical, "no replica is in sync", "see what the replicas lack: holdfast volume inspect "+quote(j.r.Name))
+	}
+}
+
+func deadToo(dead []string) string {
+	if len(dead) == 0 {
+		return ""
+	}
+	return "; or start the daemon on " + orList(dead)
 }
 
 // waitRemedy points at the likeliest cause of waiting I/O.
-func (j *judge) waitRemedy() string {
+func (j *judge) waitRemedy(dead []string, bad []holdfast.Replica) string {
 	for _, x := range j.r.Replicas {
 		for _, p := range j.nodes[x.Node].Pools {
 			if p.ID == x.Pool && p.State == holdfast.PoolFull {
-				return fmt.Sprintf("pool %s on node %s is full: delete or move volumes there, or add a disk", short(string(p.ID)), x.Node)
+				return fmt.Sprintf("pool %s on node %s is full: delete volumes there, or move replicas away: holdfast node drain %s", short(string(p.ID)), x.Node, x.Node)
 			}
 		}
 	}
-	return "see the replicas' messages: holdfast volume inspect " + quote(j.r.Name)
+	switch {
+	case len(j.r.InSyncReplicas()) < j.r.Spec.MinInSync:
+		for _, x := range j.r.Replicas {
+			if x.State != holdfast.InSync && !j.nodes.alive(x.Node) && !slices.Contains(dead, string(x.Node)) {
+				dead = append(dead, string(x.Node))
+			}
+		}
+		if len(dead) > 0 {
+			return "start the daemon on " + orList(dead) + "; the replica there is then repaired, and I/O goes on"
+		}
+		return "it goes on when the replicas are repaired: holdfast volume inspect --watch " + quote(j.r.Name)
+	case len(dead) > 0:
+		return "it goes on by itself when the replica there is dropped; if it does not, etcd does not answer: see the daemons' logs"
+	case len(bad) > 0:
+		return brokenRemedy(bad[0].Node)
+	}
+	return "see that all nodes and etcd answer: holdfast node list; and the replicas' messages: holdfast volume inspect " + quote(j.r.Name)
 }
 
 // missing reports replicas that are not in sync or were never placed; it says
@@ -133,15 +190,10 @@ func (j *judge) missing(inSync int) bool {
 		case x.State == holdfast.InSync:
 		case !j.nodes.alive(x.Node):
 			j.add(Warning, fmt.Sprintf("%s: the replica on node %s is %s and the node is dead", head, x.Node, x.State), deadRemedy(string(x.Node)))
+		case j.broken(x) != "":
+			j.add(Warning, fmt.Sprintf("%s: the replica on node %s is %s and failed: %s", head, x.Node, x.State, j.broken(x)), brokenRemedy(x.Node))
 		default:
-			what := fmt.Sprintf("%s: the replica on node %s is %s", head, x.Node, x.State)
-			if p := peer(j.live, x.ID); p.GetLeftBytes() > 0 {
-				what += fmt.Sprintf(", %s left to copy", Bytes(p.GetLeftBytes()))
-			}
-			if p := peer(j.live, x.ID); p.GetMessage() != "" {
-				what += " (" + p.GetMessage() + ")"
-			}
-			j.add(Warning, what, "it is repaired by itself; watch it with: holdfast volume inspect --watch "+quote(j.r.Name))
+			j.repairing(head, x)
 		}
 	}
 	if n := j.r.Spec.Replicas - len(j.r.Replicas); n > 0 {
@@ -150,15 +202,27 @@ func (j *judge) missing(inSync int) bool {
 	return true
 }
 
+func (j *judge) repairing(head string, x holdfast.Replica) {
+	what := fmt.Sprintf("%s: the replica on node %s is %s", head, x.Node, x.State)
+	p := peer(j.live, x.ID)
+	if p.GetLeftBytes() > 0 {
+		what += fmt.Sprintf(", %s left to copy", Bytes(p.GetLeftBytes()))
+	}
+	if p.GetMessage() != "" {
+		what += " (" + p.GetMessage() + ")"
+	}
+	j.add(Warning, what, "it is repaired by itself; watch it with: holdfast volume inspect --watch "+quote(j.r.Name))
+}
+
 // nodeProblems judges the nodes and their pools.
-func nodeProblems(ns []holdfast.Node, at placed) []*holdfastv1.Problem {
+func nodeProblems(ns []holdfast.Node, at placed, now time.Time) []*holdfastv1.Problem {
 	var ps []*holdfastv1.Problem
 	pools := 0
 	for _, n := range ns {
 		pools += len(n.Pools)
 		if !n.Alive {
 			ps = append(ps, &holdfastv1.Problem{Severity: Warning, Subject: "node " + string(n.ID),
-				What: "its daemon does not answer: its lease ran out", Remedy: deadRemedy(string(n.ID))})
+				What: "its daemon does not answer: its lease ran out" + ago(n.GoneSince, now), Remedy: deadRemedy(string(n.ID))})
 			continue
 		}
 		for _, p := range n.Pools {
@@ -181,7 +245,10 @@ func poolProblem(n holdfast.NodeID, p holdfast.Pool) []*holdfastv1.Problem {
 	switch {
 	case p.State == holdfast.PoolFailed:
 		return []*holdfastv1.Problem{{Severity: Critical, Subject: subject, What: "it failed: " + p.Message,
-			Remedy: "replace the disk " + p.Device + "; its replicas are rebuilt elsewhere"}}
+			Remedy: "it is opened anew by itself when the disk " + p.Device + " answers; if that is broken, replace it: its replicas are made again after a while (times.replaceAfter)"}}
+	case len(p.Failed) > 0:
+		return []*holdfastv1.Problem{{Severity: Warning, Subject: subject, What: p.Message + "; it takes no new ones",
+			Remedy: brokenRemedy(n) + "; check the disk: holdfast pool check " + short(string(p.ID))}}
 	case p.State == holdfast.PoolFull:
 		return []*holdfastv1.Problem{{Severity: Critical, Subject: subject, What: "it is full: writes to volumes on it wait",
 			Remedy: "delete volumes that have a replica there, or drain the node: holdfast node drain " + string(n)}}
@@ -214,6 +281,19 @@ func sortProblems(ps []*holdfastv1.Problem) {
 
 func deadRemedy(node string) string {
 	return fmt.Sprintf("start the daemon on %s; if the node is gone for good: holdfast node forget %s", node, node)
+}
+
+// brokenRemedy is what to do about a replica whose disk failed.
+func brokenRemedy(node holdfast.NodeID) string {
+	return fmt.Sprintf("it is made again elsewhere after a while (times.replaceAfter); to try the disk again at once, restart the daemon on %s", node)
+}
+
+// ago says how long ago something was that is known; "" if it is not.
+func ago(t, now time.Time) string {
+	if t.IsZero() || now.Before(t) {
+		return ""
+	}
+	return " " + age(now.Sub(t)) + " ago"
 }
 
 func deadNodes(ns []string) string {

@@ -14,7 +14,7 @@ func record(states ...holdfast.ReplicaState) holdfast.Record {
 	r := holdfast.Record{ID: "v", Name: "db", Phase: holdfast.PhaseReady, Spec: holdfast.Spec{Replicas: 3}, Created: time.Unix(0, 0)}
 	for i, s := range states {
 		n := holdfast.NodeID("abc"[i : i+1])
-		r.Replicas = append(r.Replicas, holdfast.Replica{ID: holdfast.ReplicaID("r" + n), Node: n, State: s})
+		r.Replicas = append(r.Replicas, holdfast.Replica{ID: holdfast.ReplicaID("r" + n), Node: n, Pool: holdfast.PoolID("p" + n), State: s})
 	}
 	return r
 }
@@ -33,6 +33,7 @@ func TestVolumeHealth(t *testing.T) {
 		r.Primary = &holdfast.Primary{Node: n, Kind: holdfast.ClientPrimary}
 		return r
 	}
+	minInSync := func(n int, r holdfast.Record) holdfast.Record { r.Spec.MinInSync = n; return r }
 	phase := func(p holdfast.Phase, r holdfast.Record) holdfast.Record { r.Phase = p; return r }
 	waiting := func(ms int64) *holdfastv1.PrimaryStatus {
 		return &holdfastv1.PrimaryStatus{WaitingFor: "replica on c", WaitingMillis: ms}
@@ -44,6 +45,9 @@ func TestVolumeHealth(t *testing.T) {
 		now   int64 // seconds after creation
 		want  string
 		says  []string // one piece per problem, in order
+		bad   string   // nodes where the replica failed
+		full  string   // nodes whose pool is full
+		do    string   // in the first remedy
 	}{
 		"all well":               {r: record(in, in, in), alive: "abc", want: Healthy},
 		"one node dead":          {r: record(in, in, in), alive: "ab", want: Degraded, says: []string{"node c"}},
@@ -55,12 +59,33 @@ func TestVolumeHealth(t *testing.T) {
 		"waits":                  {r: record(in, in, in), alive: "abc", live: waiting(2500), want: Waiting, says: []string{"waiting for replica on c for 2.5 s"}},
 		"waits a moment":         {r: record(in, in, in), alive: "abc", live: waiting(20), want: Healthy},
 		"attached to a dead one": {r: attachedTo("c", record(in, in, in)), alive: "ab", want: Degraded, says: []string{"node c cannot be reached", "attached to node c, which is dead"}},
+		"a disk failed":          {r: record(in, in, stale), alive: "abc", bad: "c", want: Degraded, says: []string{"the replica on node c is stale and failed: input/output error"}},
+		"a disk failed unused":   {r: record(in, in, in), alive: "abc", bad: "c", want: Degraded, says: []string{"its replica on node c failed"}},
+		"the last disk failed":   {r: record(in, stale, stale), alive: "a", bad: "a", want: Unavailable, says: []string{"the one on node a failed: input/output error"}},
+		"nobody in sync":         {r: record(stale, stale, stale), alive: "abc", want: Unavailable, says: []string{"no replica is in sync"}},
+		"waits for minInSync":    {r: minInSync(2, record(in, stale, stale)), alive: "a", live: waiting(700), want: Waiting, says: []string{"0.7 s"}, do: "start the daemon on b or c"},
+		"waits for space":        {r: record(in, in, in), alive: "abc", full: "b", live: waiting(700), want: Waiting, says: []string{"0.7 s"}, do: "on node b is full"},
 		"creating":               {r: phase(holdfast.PhaseCreating, record()), alive: "abc", now: 3, want: "creating"},
 		"creating for long":      {r: phase(holdfast.PhaseCreating, record()), alive: "abc", now: 90, want: "creating", says: []string{"1m30s"}},
 		"deleting":               {r: phase(holdfast.PhaseDeleting, record(stale)), alive: "", want: "deleting"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			health, problems := volumeHealth(&tc.r, aliveNodes(tc.alive), tc.live, time.Unix(tc.now, 0))
+			nodes := aliveNodes(tc.alive)
+			for id, n := range nodes {
+				p := holdfast.Pool{ID: holdfast.PoolID("p" + id), State: holdfast.PoolOnline}
+				if strings.Contains(tc.full, string(id)) {
+					p.State = holdfast.PoolFull
+				}
+				if strings.Contains(tc.bad, string(id)) {
+					p.Failed = []holdfast.FailedReplica{{ID: holdfast.ReplicaID("r" + id), Why: "input/output error"}}
+				}
+				n.Pools = []holdfast.Pool{p}
+				nodes[id] = n
+			}
+			health, problems := volumeHealth(&tc.r, nodes, tc.live, time.Unix(tc.now, 0))
+			if tc.do != "" && (len(problems) == 0 || !strings.Contains(problems[0].Remedy, tc.do)) {
+				t.Errorf("problems %v, want to be told %q", problems, tc.do)
+			}
 			if health != tc.want {
 				t.Errorf("health %q, want %q", health, tc.want)
 			}

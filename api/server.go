@@ -45,6 +45,11 @@ type NodeAdmin interface {
 	Forget(ctx context.Context, node holdfast.NodeID) (lifecycle.Forgotten, error)
 }
 
+// Findings are what the leading controller could not mend, wherever that is.
+type Findings interface {
+	Findings(ctx context.Context, leader string) ([]*holdfastv1.Finding, error)
+}
+
 // NodeClients finds a node's services. Errors: NotFound for an unknown node.
 type NodeClients interface {
 	Client(ctx context.Context, node holdfast.NodeID) (holdfastv1.NodeServiceClient, error)
@@ -58,6 +63,7 @@ type Config struct {
 	Lifecycle Lifecycle
 	Admin     NodeAdmin
 	Nodes     NodeClients
+	Findings  Findings // may be left out
 	RPC       rpc.Config
 	Log       *slog.Logger
 	// NodeTimeout bounds how long a node is waited for when its live status is

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync"
 
+	"google.golang.org/grpc"
+
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/metadata"
@@ -28,6 +30,15 @@ func newNodeClients(nodes metadata.Nodes, conns *rpc.Conns) *nodeClients {
 // the metadata store does not answer. Errors: NotFound for an unknown node,
 // Unavailable.
 func (c *nodeClients) Client(ctx context.Context, id holdfast.NodeID) (holdfastv1.NodeServiceClient, error) {
+	conn, err := c.conn(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return holdfastv1.NewNodeServiceClient(conn), nil
+}
+
+// conn is a connection to a node's services.
+func (c *nodeClients) conn(ctx context.Context, id holdfast.NodeID) (*grpc.ClientConn, error) {
 	op := "find node " + string(id)
 	n, err := c.nodes.Node(ctx, id)
 	addr := n.APIAddr
@@ -44,10 +55,7 @@ func (c *nodeClients) Client(ctx context.Context, id holdfast.NodeID) (holdfastv
 		return nil, holdfast.E(op, holdfast.Unavailable, "it has not said yet where it can be reached")
 	}
 	conn, err := c.conns.Conn(addr)
-	if err != nil {
-		return nil, holdfast.Wrap(op, err)
-	}
-	return holdfastv1.NewNodeServiceClient(conn), nil
+	return conn, holdfast.Wrap(op, err)
 }
 
 func (c *nodeClients) known(id holdfast.NodeID) string {

@@ -87,6 +87,7 @@ type daemon struct {
 	recs    records
 	clients *nodeClients
 	life    *lifecycle.Service
+	found   *controllerService
 }
 
 // run composes the parts over the open store.
@@ -107,6 +108,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.found = &controllerService{problems: rc.Problems}
 	nc, err := d.nodeConfig()
 	if err != nil {
 		return err
@@ -174,6 +176,7 @@ func lockState(dir string) (unlock func(), err error) {
 func (d *daemon) serveAPI(ctx context.Context) error {
 	srv, err := api.New(api.Config{
 		Self: holdfast.NodeID(d.cfg.Node), Release: d.o.Release, Store: d.recs, Lifecycle: d.life, Admin: d.life, Nodes: d.clients, RPC: d.o.RPC, Log: d.log,
+		Findings: leadersFindings{self: d.cfg.Node, own: d.found, clients: d.clients},
 	})
 	if err != nil {
 		return err
@@ -216,7 +219,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
 	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
-	nc.Primary = cfg.Replication.primary()
+	nc.Primary, nc.RegisterAPI = cfg.Replication.primary(), d.found.register
 	if cfg.CSI == "" {
 		return nc, nil
 	}

@@ -6,6 +6,8 @@ import (
 	"net"
 	"path/filepath"
 
+	"google.golang.org/grpc"
+
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/metadata"
@@ -39,6 +41,9 @@ type Config struct {
 	// CSINoStaging makes the CSI node service mount volumes at their targets
 	// straight away: it does not announce STAGE_UNSTAGE_VOLUME.
 	CSINoStaging bool
+
+	// RegisterAPI adds services beside NodeService, for other nodes.
+	RegisterAPI func(*grpc.Server)
 
 	RPC     rpc.Config
 	Primary replication.Config // times and rates of primaries; zero values are defaults

@@ -142,7 +142,9 @@ func (n *Node) serve(ctx context.Context) error {
 		return err
 	}
 	g.Go(csi)
-	g.Go(func() error { return agent.NewService(n.agent).Serve(ctx, n.cfg.RPC, api) })
+	g.Go(func() error {
+		return agent.NewService(n.agent).Serve(ctx, agent.Endpoint{RPC: n.cfg.RPC, Listener: api, More: n.cfg.RegisterAPI})
+	})
 	g.Go(func() error { return n.serveData(ctx, data) })
 	g.Go(func() error { n.changes.run(ctx, n.agent.Note); return nil })
 	g.Go(func() error {

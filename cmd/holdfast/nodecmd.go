@@ -128,6 +128,9 @@ func (c *cli) nodeView(w io.Writer, n *holdfastv1.Node) {
 	field(w, "data", "%s", n.GetDataAddress())
 	field(w, "services", "%s", n.GetApiAddress())
 	field(w, "started", "%s (%s ago)", n.GetStarted().AsTime().Local().Format(time.DateTime), since(n.GetStarted().AsTime(), time.Now()))
+	if n.GetGoneSince() != nil {
+		field(w, "dead since", "%s (%s ago)", n.GetGoneSince().AsTime().Local().Format(time.DateTime), since(n.GetGoneSince().AsTime(), time.Now()))
+	}
 	field(w, "release", "%s", dash(n.GetRelease()))
 	field(w, "attached", "%s", dash(strings.Join(n.GetAttached(), ", ")))
 	field(w, "replicas of", "%s", dash(strings.Join(n.GetReplicaVolumes(), ", ")))

@@ -160,7 +160,7 @@ func (c *cli) liveView(w io.Writer, v *holdfastv1.Volume) {
 
 func (c *cli) replicaTable(w io.Writer, v *holdfastv1.Volume) {
 	fmt.Fprintln(w, "\nReplicas")
-	g := grid{head: []string{"NODE", "STATE", "SINCE EPOCH", "NODE IS", "CONNECTED", "ON DISK", "POOL", "REPAIR", "ID"}}
+	g := grid{head: []string{"NODE", "STATE", "SINCE EPOCH", "NODE IS", "CONNECTED", "ON DISK", "POOL", "ID", "REPAIR"}}
 	for _, r := range v.GetReplicas() {
 		alive, conn, alloc := "dead", "-", "-"
 		if r.GetNodeAlive() {
@@ -173,10 +173,12 @@ func (c *cli) replicaTable(w io.Writer, v *holdfastv1.Volume) {
 			alloc = api.Bytes(r.GetAllocatedBytes())
 		}
 		repair := repairText(r.GetCopiedBytes(), r.GetLeftBytes(), r.GetRepairBytes())
-		if r.GetMessage() != "" {
+		if r.GetFailure() != "" {
+			repair = "failed: " + r.GetFailure()
+		} else if r.GetMessage() != "" {
 			repair = strings.TrimPrefix(repair+": "+r.GetMessage(), ": ")
 		}
-		g.add(r.GetNode(), c.colour(r.GetState()), fmt.Sprint(r.GetSince()), c.colour(alive), conn, alloc, shortID(r.GetPool()), dash(repair), shortID(r.GetId()))
+		g.add(r.GetNode(), c.colour(r.GetState()), fmt.Sprint(r.GetSince()), c.colour(alive), conn, alloc, shortID(r.GetPool()), shortID(r.GetId()), dash(repair))
 	}
 	g.write(w, "  ")
 }

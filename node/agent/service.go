@@ -94,10 +94,20 @@ func (s *Service) CheckPool(r *holdfastv1.CheckPoolRequest, out grpc.ServerStrea
 	return out.Send(&holdfastv1.CheckPoolResponse{Done: last.Done, Total: last.Total, Problems: problems, Finished: true})
 }
 
-// Serve answers NodeService calls on l until ctx ends, which is no error.
-func (s *Service) Serve(ctx context.Context, c rpc.Config, l net.Listener) error {
-	srv := c.NewServer()
+// Endpoint is where and how the service answers.
+type Endpoint struct {
+	RPC      rpc.Config
+	Listener net.Listener
+	More     func(*grpc.Server) // registers services beside it; may be nil
+}
+
+// Serve answers NodeService calls until ctx ends, which is no error.
+func (s *Service) Serve(ctx context.Context, e Endpoint) error {
+	srv, l := e.RPC.NewServer(), e.Listener
 	holdfastv1.RegisterNodeServiceServer(srv, s)
+	if e.More != nil {
+		e.More(srv)
+	}
 	stop := context.AfterFunc(ctx, srv.Stop)
 	defer stop()
 	err := srv.Serve(l)
