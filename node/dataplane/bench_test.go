@@ -1,11 +1,16 @@
 package dataplane
 
 import (
+	"encoding/json"
 	"fmt"
+	"os/exec"
 	"sync"
 	"testing"
 
+	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/buf"
+	"github.com/holdfast-storage/holdfast/node/device"
+	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
@@ -59,4 +64,50 @@ func runDepth(b *testing.B, h *Volume, op replication.Op, depth int) {
 		h.Submit(r)
 	}
 	wg.Wait()
+}
+
+// BenchmarkDevice is a volume with three replicas in memory as a block device:
+// all but disks. An iteration is a second of fio.
+func BenchmarkDevice(b *testing.B) {
+	for _, rw := range []string{"randwrite", "randread"} {
+		for _, depth := range []int{1, 32} {
+			b.Run(fmt.Sprintf("%s/depth%d", rw, depth), func(b *testing.B) {
+				c := newCluster(b, 3).start()
+				h := c.open(c.nodes[0], OpenOptions{})
+				fe, err := fuseloop.New(fuseloop.Config{Root: b.TempDir()})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer fe.Close()
+				dev, err := fe.Open(b.Context(), device.Options{Volume: holdfast.NewVolumeID(), SizeBytes: testSize, LogicalBlk: 4096}, h)
+				if err != nil {
+					b.Fatal(err)
+				}
+				iops := 0.0
+				for b.Loop() {
+					iops += fioIOPS(b, dev.Path(), rw, depth)
+				}
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(iops/float64(b.N), "IOPS")
+				if err := dev.Abort(); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+	}
+}
+
+func fioIOPS(b *testing.B, path, rw string, depth int) float64 {
+	out, err := exec.Command("fio", "--name=x", "--filename="+path, "--rw="+rw, "--bs=4k", fmt.Sprintf("--iodepth=%d", depth),
+		"--ioengine=libaio", "--direct=1", "--time_based", "--runtime=1", "--norandommap", "--output-format=json").Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	var r struct {
+		Jobs []struct{ Read, Write struct{ IOPS float64 } }
+	}
+	if err := json.Unmarshal(out, &r); err != nil || len(r.Jobs) != 1 {
+		b.Fatalf("fio's answer cannot be read: %v\n%s", err, out)
+	}
+	return r.Jobs[0].Read.IOPS + r.Jobs[0].Write.IOPS
 }
