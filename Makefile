@@ -10,6 +10,7 @@ RELEASE := $(shell git describe --tags --exact-match 2>/dev/null)
 GO_TEST := go test -p 2 -timeout 25m
 SEED    ?= 1
 RUNS    ?= 1000
+DURATION ?= 10m
 
 .DEFAULT_GOAL := help
 
@@ -41,6 +42,14 @@ race: ## Run all tests under the race detector (root)
 .PHONY: sim
 sim: ## Simulate clusters with faults: make sim SEED=1 RUNS=1000
 	$(GO_TEST) ./replication/sim -count=1 -v -run '^TestSeeds$$' -sim.seed=$(SEED) -sim.runs=$(RUNS)
+
+.PHONY: chaos
+chaos: ## Real daemons, random faults, everything verified: make chaos DURATION=10m SEED=1 (root)
+	scripts/prerequisites.sh demo test
+	$(MAKE) --no-print-directory build
+	@mkdir -p $(BIN)
+	go build -o $(BIN)/chaos ./chaos
+	$(BIN)/chaos -duration $(DURATION) -seed $(SEED) $(ARGS)
 
 .PHONY: mutations
 mutations: ## Break each rule of the protocol on purpose: the simulation must notice

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// kind is a kind of fault.
+type kind string
+
+const (
+	kill      kind = "kill"      // SIGKILL to a daemon, started again afterwards
+	power     kind = "power"     // everything on a machine dies, mounts and devices too
+	pause     kind = "pause"     // SIGSTOP, then SIGCONT
+	cut       kind = "cut"       // a machine's link is down
+	flap      kind = "flap"      // down and up, several times
+	deaf      kind = "deaf"      // one machine's packets to another one vanish, not the others
+	mute      kind = "mute"      // one machine's packets vanish, whoever they are for
+	partition kind = "partition" // two groups that do not hear each other
+	quorum    kind = "quorum"    // two of the three etcd members are killed
+	fill      kind = "fill"      // a pool is filled, then emptied
+	replace   kind = "replace"   // a node is lost with its pool; another one takes its place
+	move      kind = "move"      // no fault: a volume is moved in good order
+)
+
+// weights say how often each kind comes; replace comes by itself.
+func weights() map[kind]int {
+	return map[kind]int{kill: 4, power: 2, pause: 3, cut: 3, flap: 1, deaf: 2, mute: 2, partition: 2, quorum: 1, fill: 2, replace: 1, move: 3}
+}
+
+func kindNames() string {
+	var out []string
+	for k := range weights() {
+		out = append(out, string(k))
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+// parseKinds reads a list of kinds; empty means all.
+func parseKinds(text string) (map[kind]int, error) {
+	all := weights()
+	if text == "" {
+		return all, nil
+	}
+	out := map[kind]int{}
+	for name := range strings.SplitSeq(text, ",") {
+		k := kind(strings.TrimSpace(name))
+		if all[k] == 0 {
+			return nil, holdfast.E("read the kinds of faults", holdfast.Invalid, fmt.Sprintf("%q is none; choose from %s", name, kindNames()))
+		}
+		out[k] = all[k]
+	}
+	return out, nil
+}
+
+// fault is one thing that happens in a round.
+type fault struct {
+	kind    kind
+	machine int // number; -1: none
+	others  []int
+	at      time.Duration // from the beginning of the round
+	lasts   time.Duration
+}
+
+func (f fault) String() string {
+	s := string(f.kind)
+	if f.machine >= 0 {
+		s += fmt.Sprintf(" m%d", f.machine+1)
+	}
+	for _, o := range f.others {
+		s += fmt.Sprintf(" m%d", o+1)
+	}
+	if f.lasts > 0 {
+		s += fmt.Sprintf(" for %v", f.lasts.Round(10*time.Millisecond))
+	}
+	return s
+}
+
+// schedule draws the faults of a round. A node is only replaced at the very
+// beginning, when all replicas are in sync: later it might have the only copy,
+// and to lose that is no fault of ours.
+func schedule(rng *rand.Rand, length time.Duration, allowed map[kind]int) []fault {
+	var out []fault
+	if allowed[replace] > 0 && (len(allowed) == 1 || rng.IntN(4) == 0) {
+		out = append(out, fault{kind: replace, machine: members + rng.IntN(machines-members)})
+	}
+	var bag []kind
+	for _, k := range sortedKinds(allowed) {
+		if k != replace {
+			bag = append(bag, slices.Repeat([]kind{k}, allowed[k])...)
+		}
+	}
+	if len(bag) == 0 {
+		return out
+	}
+	for range 3 + rng.IntN(6) {
+		f := fault{kind: bag[rng.IntN(len(bag))], at: time.Second + time.Duration(rng.Int64N(int64(length*3/4)))}
+		f.machine = rng.IntN(machines)
+		f.lasts = draw(rng)
+		f.complete(rng)
+		out = append(out, f)
+	}
+	slices.SortStableFunc(out, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
+	return out
+}
+
+// draw gives a duration around the limits that matter: the silence that drops a
+// replica (2 s), the lease (5 s), the replacement of what is away.
+func draw(rng *rand.Rand) time.Duration {
+	spans := []time.Duration{time.Second, 3 * time.Second, 6 * time.Second, 10 * time.Second, 18 * time.Second}
+	long := spans[rng.IntN(len(spans))]
+	return 50*time.Millisecond + time.Duration(rng.Int64N(int64(long)))
+}
+
+// complete draws what only some kinds have.
+func (f *fault) complete(rng *rand.Rand) {
+	others := slices.DeleteFunc(rng.Perm(machines), func(i int) bool { return i == f.machine })
+	switch f.kind {
+	case deaf:
+		f.others = others[:1]
+	case partition:
+		f.others = others[:rng.IntN(2)] // with machine the smaller group
+	case quorum:
+		f.machine = rng.IntN(members)
+		f.others = []int{(f.machine + 1 + rng.IntN(members-1)) % members}
+	case fill:
+		f.lasts += 3 * time.Second // long enough to be met by writes
+	case move:
+		f.machine, f.lasts, f.others = -1, 0, nil
+	}
+}
+
+func sortedKinds(m map[kind]int) []kind {
+	var out []kind
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}

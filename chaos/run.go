@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/netcluster"
+	"github.com/holdfast-storage/holdfast/internal/rpc"
+)
+
+// run is a cluster with its volumes and their work.
+type run struct {
+	o       options
+	allowed map[kind]int
+	j       *journal
+	net     netcluster.Network
+	f       *fleet
+	orch    *netcluster.Orchestrator
+	conns   *rpc.Conns
+	keepers []*keeper
+	ledger  *netcluster.Ledger
+	wg      sync.WaitGroup
+
+	mu     sync.Mutex
+	dead   map[string]bool
+	failed []error
+}
+
+// play prepares, runs and removes everything.
+func play(ctx context.Context, o options, allowed map[kind]int) (err error) {
+	if err := possible(o); err != nil {
+		return err
+	}
+	n := netcluster.Network{Prefix: o.prefix}
+	calm := context.WithoutCancel(ctx)
+	unlock, err := netcluster.Lock("/run/"+o.prefix+"lock", func() error { return netcluster.Clean(calm, n, o.dir) })
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := netcluster.Clean(calm, n, o.dir); err != nil {
+		return holdfast.Wrap("clean up after an earlier run", err)
+	}
+	r, out, err := newRun(o, allowed, n)
+	if err != nil {
+		return errors.Join(err, netcluster.Clean(calm, n, o.dir))
+	}
+	defer func() { _ = out.Close() }()
+	rounds, err := r.rounds(ctx)
+	if err != nil && ctx.Err() == nil {
+		r.explain(calm, rounds, err)
+		err = holdfast.Wrap(fmt.Sprintf("seed %d, round %d", o.seed, rounds), err)
+	}
+	r.j.note("the daemons are stopped and everything is removed")
+	r.f.stop()
+	r.wg.Wait()
+	_ = r.conns.Close()
+	r.ledger.Close()
+	if err != nil && o.keep {
+		r.j.note("%s stays, as asked for", o.dir)
+		return errors.Join(err, netcluster.Forget(o.dir), n.Down(calm))
+	}
+	err = errors.Join(err, holdfast.Wrap("clean up", netcluster.Clean(calm, n, o.dir)))
+	if err == nil {
+		fmt.Printf("\nseed %d: %d rounds, %d rows, nothing lost, nothing stuck\n", o.seed, rounds, r.ledger.Count())
+	}
+	return err
+}
+
+// neededBytes is what a run writes at most.
+const neededBytes = 6 << 30
+
+func possible(o options) error {
+	const op = "start chaos"
+	if os.Geteuid() != 0 {
+		return holdfast.E(op, holdfast.Denied, "it makes network namespaces and mounts filesystems: run it as root")
+	}
+	if _, err := os.Stat(o.binary); err != nil {
+		return holdfast.E(op, holdfast.NotFound, o.binary+" is not there; build it: make build")
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(o.dir), &st); err != nil {
+		return holdfast.WrapKind(op, holdfast.Invalid, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < neededBytes {
+		return holdfast.E(op, holdfast.NoSpace, fmt.Sprintf("%s has %d MiB free, %d MiB are needed; choose another folder with -dir", filepath.Dir(o.dir), free>>20, neededBytes>>20))
+	}
+	return nil
+}
+
+func newRun(o options, allowed map[kind]int, n netcluster.Network) (*run, io.Closer, error) {
+	if err := os.RemoveAll(o.logs); err != nil {
+		return nil, nil, holdfast.Wrap("prepare chaos", err)
+	}
+	for _, d := range []string{o.dir, o.logs, filepath.Join(o.dir, "db")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, nil, holdfast.Wrap("prepare chaos", err)
+		}
+	}
+	log, err := os.Create(filepath.Join(o.logs, "timeline.log"))
+	if err != nil {
+		return nil, nil, holdfast.Wrap("prepare chaos", err)
+	}
+	j := newJournal(io.MultiWriter(os.Stdout, log))
+	r := &run{o: o, allowed: allowed, j: j, net: n, f: newFleet(o, n, j), conns: rpc.NewConns(rpc.Config{CallTimeout: 30 * time.Second}), dead: map[string]bool{}}
+	r.orch = &netcluster.Orchestrator{Conns: r.conns, Socket: r.f.csiSocket, Folder: func(node string) string { return filepath.Join(r.f.folder(node), "csi") }}
+	if r.ledger, err = netcluster.NewLedger(filepath.Join(o.logs, "acknowledged")); err != nil {
+		return nil, nil, err
+	}
+	pg, err := netcluster.FindPostgres(filepath.Join(o.dir, "db"), filepath.Join(o.logs, "postgres.log"))
+	if err != nil {
+		return nil, nil, err
+	}
+	r.keepers = r.volumes(pg)
+	return r, log, nil
+}
+
+// volumes are what is worked on.
+func (r *run) volumes(pg *netcluster.Postgres) []*keeper {
+	const rawBytes = 64 << 20
+	claim := func(name, fs string, bytes int64) *netcluster.Claim {
+		return &netcluster.Claim{Name: name, FSType: fs, Bytes: bytes, Replicas: "3"}
+	}
+	return []*keeper{
+		newKeeper(r, claim("rows", "xfs", 512<<20), &rows{net: r.net, pg: pg, ledger: r.ledger, dir: filepath.Join(r.o.dir, "db")}),
+		newKeeper(r, claim("fio-xfs", "xfs", 384<<20), newFioWork(r.net, r.o.logs, 1_000_000)),
+		newKeeper(r, claim("fio-ext4", "ext4", 192<<20), newFioWork(r.net, r.o.logs, 2_000_000)),
+		newKeeper(r, claim("raw", "", rawBytes), newRaw(rawBytes, r.rng(0, 100))),
+	}
+}
+
+// rng is a source of random numbers for one purpose in one round.
+func (r *run) rng(round, purpose int) *rand.Rand {
+	return rand.New(rand.NewPCG(r.o.seed, uint64(round)<<16|uint64(purpose)))
+}
+
+// rounds runs them all and says which was the last one.
+func (r *run) rounds(ctx context.Context) (n int, err error) {
+	r.j.note("seed %d: five nodes, %v, logs in %s", r.o.seed, r.o.duration, r.o.logs)
+	if err := r.prepare(ctx); err != nil {
+		return 0, holdfast.Wrap("prepare", err)
+	}
+	for n = 1; time.Since(r.j.start) < r.o.duration && (r.o.rounds == 0 || n <= r.o.rounds); n++ {
+		r.j.round(n)
+		if err := r.round(ctx, n); err != nil {
+			return n, err
+		}
+	}
+	return n - 1, nil
+}
+
+// prepare starts the cluster and makes the volumes.
+func (r *run) prepare(ctx context.Context) error {
+	if err := r.f.up(ctx); err != nil {
+		return err
+	}
+	if err := r.healthy(ctx); err != nil {
+		return err
+	}
+	r.j.note("the cluster is up")
+	for i, k := range r.keepers {
+		k.rng = r.rng(0, i)
+		if err := r.orch.Create(ctx, r.f.machines[0].node(), k.claim); err != nil {
+			return err
+		}
+	}
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
+	r.j.note("the volumes are made")
+	return nil
+}
+
+// round is one time of faults and what is checked after it.
+func (r *run) round(ctx context.Context, n int) error {
+	if err := r.chaos(ctx, n); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	r.j.note("all faults are healed")
+	if err := r.healthy(ctx); err != nil {
+		return err
+	}
+	r.j.note("all nodes are well")
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
+	return r.check(ctx)
+}
+
+// chaos lets everybody work while faults happen.
+func (r *run) chaos(ctx context.Context, n int) error {
+	faults := schedule(r.rng(n, 1000), r.o.faults, r.allowed)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r.wg.Go(func() { r.watchNodes(ctx) })
+	g, gctx := errgroup.WithContext(ctx)
+	moves := make(chan struct{}, 1)
+	for i, k := range r.keepers {
+		k.rng = r.rng(n, i)
+		g.Go(func() error { return holdfast.Wrap(k.claim.Name, k.keep(gctx)) })
+	}
+	r.wg.Go(func() { r.moveSome(ctx, moves, r.rng(n, 1001)) })
+	err := newInjector(r.f, moves).play(gctx, faults)
+	sleep(gctx, r.o.faults/8)
+	if gctx.Err() == nil {
+		cancel()
+	}
+	err = errors.Join(g.Wait(), err)
+	r.wgWait()
+	return errors.Join(err, r.failure())
+}
+
+// wgWait waits for what goes on for a moment after a round.
+func (r *run) wgWait() { r.wg.Wait() }
+
+// moveSome hands requests to move to random volumes.
+func (r *run) moveSome(ctx context.Context, moves <-chan struct{}, rng *rand.Rand) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-moves:
+			select {
+			case r.keepers[rng.IntN(len(r.keepers))].moves <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// fail notes what somebody found out in passing.
+func (r *run) fail(err error) {
+	r.j.note("FAILED: %v", err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failed = append(r.failed, err)
+}
+
+func (r *run) failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return errors.Join(r.failed...)
+}
+
+// settle verifies all volumes elsewhere and leaves them published nowhere.
+func (r *run) settle(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, k := range r.keepers {
+		g.Go(func() error { return k.settle(ctx) })
+	}
+	return errors.Join(g.Wait(), r.failure())
+}
