@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// RecordVersion is the version of Record's JSON form. History: 1, the first.
-const RecordVersion = 1
+// The versions of Record's JSON form. A record has the oldest one that can say
+// what it says, so that earlier releases go on reading what they can understand.
+const (
+	RecordVersion      = 1 // the first: of a new record
+	RecordVersionScrub = 2 // with Scrub
+)
 
 // Epoch numbers a volume's memberships. Every grant of a primary and every
 // replica that enters or leaves the in-sync set adds one; nothing else does.
@@ -26,6 +30,8 @@ type Record struct {
 	Epoch     Epoch     `json:"epoch"`
 	Primary   *Primary  `json:"primary,omitempty"`
 	Replicas  []Replica `json:"replicas"`
+	// Scrub is the newest one; set by SetScrub. From version 2 on.
+	Scrub *Scrub `json:"scrub,omitempty"`
 
 	// Revision is the metadata store's: the one this record was read at, 0 for
 	// one that is not stored yet. Swaps compare it; it is not part of the JSON.
@@ -121,6 +127,10 @@ func (r Record) Clone() Record {
 		p := *r.Primary
 		c.Primary = &p
 	}
+	if r.Scrub != nil {
+		s := *r.Scrub
+		c.Scrub = &s
+	}
 	c.Spec = r.Spec.Clone()
 	return c
 }
@@ -173,8 +183,11 @@ func (r *Record) Validate() error {
 	bad := func(format string, a ...any) error {
 		return E("validate record of volume "+string(r.ID), Corrupt, fmt.Sprintf(format, a...))
 	}
-	if r.Version != RecordVersion {
-		return bad("it has version %d; this release reads version %d", r.Version, RecordVersion)
+	switch {
+	case r.Version != RecordVersion && r.Version != RecordVersionScrub:
+		return bad("it has version %d; this release reads versions %d and %d", r.Version, RecordVersion, RecordVersionScrub)
+	case r.Scrub != nil && (r.Version != RecordVersionScrub || r.Scrub.ID == ""):
+		return bad("a scrub needs an id, and version %d of the record", RecordVersionScrub)
 	}
 	if r.ID == "" || r.SizeBytes <= 0 || r.SizeBytes%BlockSize != 0 {
 		return bad("id %q, size %d: an id and a size in whole blocks are needed", r.ID, r.SizeBytes)

@@ -16,10 +16,16 @@ import (
 func volumeProto(r *holdfast.Record, nodes nodeIndex, view liveView, now time.Time) *holdfastv1.Volume {
 	live := view.primary(r)
 	health, problems := volumeHealth(r, nodes, live, now)
+	if p := view.unserved(r); p != nil {
+		problems = append(problems, p)
+		if health == Healthy || health == Degraded {
+			health = Waiting
+		}
+	}
 	v := &holdfastv1.Volume{
 		Id: string(r.ID), Name: r.Name, Created: timestamppb.New(r.Created), Spec: specProto(r.Spec),
 		Phase: string(r.Phase), Health: health, SizeBytes: r.SizeBytes, Epoch: uint64(r.Epoch),
-		AttachedTo: string(r.AttachedTo()), Live: live, Problems: problems,
+		AttachedTo: string(r.AttachedTo()), Live: live, Problems: problems, Scrub: scrubProto(r, live),
 	}
 	if p := r.Primary; p != nil {
 		v.Primary = &holdfastv1.Primary{Node: string(p.Node), Kind: string(p.Kind), Grant: uint64(p.Grant)}

@@ -208,7 +208,7 @@ func (p *Primary) advanceScrub(s *scrub) bool {
 	case scrubListing:
 		p.listScrub(s)
 	case scrubComparing:
-		if p.scrubs.pace.rate > 0 && p.scrubs.pace.tokens <= 0 {
+		if len(s.todo) > 0 && p.scrubs.pace.rate > 0 && p.scrubs.pace.tokens <= 0 {
 			return false
 		}
 		piece, ok := s.todo.take(RepairChunk)

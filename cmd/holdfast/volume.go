@@ -17,7 +17,7 @@ import (
 
 func (c *cli) volumeCommand() *cobra.Command {
 	g := group("volume", "Create, show, grow, attach and delete volumes",
-		c.volumeCreate(), c.volumeList(), c.volumeInspect(), c.volumeExpand(), c.volumeAttach(), c.volumeDetach(), c.volumeDelete(), c.volumeLabel())
+		c.volumeCreate(), c.volumeList(), c.volumeInspect(), c.volumeExpand(), c.volumeAttach(), c.volumeDetach(), c.volumeDelete(), c.volumeLabel(), c.volumeScrub())
 	g.Aliases = []string{"volumes", "vol"}
 	return g
 }
@@ -67,7 +67,7 @@ func (c *cli) volumeCreate() *cobra.Command {
 				return c.explain(err)
 			}
 			return c.show(v, func(w io.Writer) {
-				fmt.Fprintf(w, "Volume %s (%s, %d replicas on %s) is ready, id %s\n", v.GetName(), api.Bytes(v.GetSpec().GetSizeBytes()), len(v.GetReplicas()), replicaNodes(v), v.GetId())
+				fmt.Fprintf(w, "Volume %s (%s, %s on %s) is ready, id %s\n", v.GetName(), api.Bytes(v.GetSpec().GetSizeBytes()), plural(len(v.GetReplicas()), "replica"), replicaNodes(v), v.GetId())
 			})
 		},
 	}

@@ -128,6 +128,9 @@ func (c *cli) volumeView(w io.Writer, v *holdfastv1.Volume) {
 		field(w, "attached to", "-")
 	}
 	c.liveView(w, v)
+	if v.GetScrub() != nil {
+		field(w, "scrub", "%s", scrubLine(v.GetScrub(), time.Now()))
+	}
 	field(w, "epoch", "%d", v.GetEpoch())
 	field(w, "created", "%s (%s ago)", v.GetCreated().AsTime().Local().Format(time.DateTime), since(v.GetCreated().AsTime(), time.Now()))
 	if l := labels(v); l != "" {

@@ -50,7 +50,7 @@ func broken(id holdfast.VolumeID) map[string]string {
 	return map[string]string{
 		"not JSON":        "\x00\x01",
 		"empty":           "",
-		"unknown version": `{"version":2,"id":"` + string(id) + `","sizeBytes":4096}`,
+		"unknown version": `{"version":99,"id":"` + string(id) + `","sizeBytes":4096}`,
 		"unknown member":  `{"version":1,"id":"` + string(id) + `","sizeBytes":4096,"flavour":"new"}`,
 		"invalid":         `{"version":1,"id":"` + string(id) + `","sizeBytes":17}`,
 		"another's id":    `{"version":1,"id":"other","sizeBytes":4096}`,

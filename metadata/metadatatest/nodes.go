@@ -3,6 +3,7 @@ package metadatatest
 import (
 	"context"
 	"errors"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -24,7 +25,7 @@ func testNodes(t *testing.T, h *Harness) {
 	ctx := t.Context()
 	b := must[holdfast.Node](t)(s.PutNode(ctx, node("b.example-1")))
 	a := must[holdfast.Node](t)(s.PutNode(ctx, node("a")))
-	if a.Revision == 0 || a.Alive || a.Pools[0] != node("a").Pools[0] {
+	if a.Revision == 0 || a.Alive || !reflect.DeepEqual(a.Pools, node("a").Pools) {
 		t.Fatalf("stored %+v", a)
 	}
 	now, err := other.PutNode(ctx, node("a")) // at revision 0: none yet

@@ -106,7 +106,7 @@ func testRefused(t *testing.T, h *Harness) {
 		"leading dot":   func(r *holdfast.Record) { r.Name = "..b" },
 		"not UTF-8":     func(r *holdfast.Record) { r.Name = "a\xff" },
 		"no id":         func(r *holdfast.Record) { r.ID = "" },
-		"version":       func(r *holdfast.Record) { r.Version++ },
+		"version":       func(r *holdfast.Record) { r.Version = 99 },
 		"size":          func(r *holdfast.Record) { r.SizeBytes = 17 },
 		"node twice":    func(r *holdfast.Record) { r.Replicas[0].Node = r.Replicas[1].Node },
 		"later primary": func(r *holdfast.Record) { r.Primary.Grant = r.Epoch + 1 },

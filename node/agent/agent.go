@@ -114,6 +114,7 @@ func (a *Agent) Run(ctx context.Context, at Addrs) error {
 	g.Go(func() error { a.keepPurging(ctx); return nil })
 	g.Go(func() error { a.watch(ctx); return nil })
 	g.Go(func() error { a.keepMaintaining(ctx); return nil })
+	g.Go(func() error { a.keepScrubbing(ctx); return nil })
 	return g.Wait()
 }
 

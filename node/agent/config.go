@@ -35,6 +35,9 @@ type Config struct {
 	OpTimeout time.Duration
 	// MaxMaintenance bounds the maintenance primaries at a time on this node.
 	MaxMaintenance int
+	// ScrubEvery is how long after its last scrub a volume is scrubbed again, one
+	// at a time of those that this node looks after; 0: only when asked for.
+	ScrubEvery time.Duration
 }
 
 // DefaultConfig is a configuration with everything but the identity.

@@ -107,6 +107,10 @@ func primaryStatus(x served) *holdfastv1.PrimaryStatus {
 		DevicePath: x.path, Epoch: uint64(s.Epoch),
 		Reads: s.Counters.Reads, Writes: s.Counters.Writes, ReadBytes: s.Counters.ReadBytes, WriteBytes: s.Counters.WriteBytes,
 	}
+	if x := s.Scrub; x.ID != "" {
+		p.Scrub = &holdfastv1.ScrubStatus{Id: x.ID, State: string(x.State), WaitingFor: x.WaitingFor, DoneBytes: x.DoneBytes, TotalBytes: x.TotalBytes,
+			Blocks: x.Blocks, Mismatches: x.Mismatches, Healed: x.Healed, Unhealed: x.Unhealed, TookMillis: x.Took.Milliseconds()}
+	}
 	for _, r := range s.Peers {
 		p.Peers = append(p.Peers, &holdfastv1.PeerStatus{
 			ReplicaId: string(r.Replica.ID), NodeId: string(r.Replica.Node), State: string(r.Replica.State), Connected: r.Connected,

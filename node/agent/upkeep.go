@@ -83,7 +83,7 @@ func compareIDs(x, y holdfast.VolumeID) int {
 
 // imperfect says whether a record asks for anything that a primary could do.
 func imperfect(r holdfast.Record) bool {
-	if holdfast.RoundUp(r.Spec.SizeBytes) > r.SizeBytes {
+	if holdfast.RoundUp(r.Spec.SizeBytes) > r.SizeBytes || r.Scrub.Pending() {
 		return true
 	}
 	return slices.ContainsFunc(r.Replicas, func(x holdfast.Replica) bool { return x.Leaving == (x.State == holdfast.InSync) })
@@ -109,11 +109,11 @@ func Maintainer(r holdfast.Record, alive map[holdfast.NodeID]bool) holdfast.Node
 	return ""
 }
 
-// workable says whether a primary could do something now: grow the volume, drop
+// workable says whether a primary could do something now: grow or scrub the volume, drop
 // an in-sync replica that leaves (never the last), or repair one whose node is
 // there.
 func workable(r holdfast.Record, alive map[holdfast.NodeID]bool) bool {
-	if holdfast.RoundUp(r.Spec.SizeBytes) > r.SizeBytes {
+	if holdfast.RoundUp(r.Spec.SizeBytes) > r.SizeBytes || scrubbable(r, alive) {
 		return true
 	}
 	several := len(r.InSyncReplicas()) > 1

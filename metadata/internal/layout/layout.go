@@ -4,7 +4,7 @@
 //
 // All keys stand under one prefix, /holdfast/v1/ unless configured otherwise:
 //
-//	volumes/<id>        holdfast.Record, version 1
+//	volumes/<id>        holdfast.Record, version 1, or 2 once it was scrubbed
 //	names/<escaped>     the volume id that has this name, plain text
 //	nodes/<id>          holdfast.Node, version 1
 //	alive/<id>          the instance that holds the node's lease, plain text; leased
@@ -27,6 +27,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-storage/holdfast"
@@ -101,7 +102,7 @@ func EncodeRecord(r holdfast.Record) ([]byte, error) {
 // DecodeRecord reads a stored record. The error is of kind Corrupt.
 func DecodeRecord(key string, value []byte, revision int64) (holdfast.Record, error) {
 	var r holdfast.Record
-	if err := decode(key, value, holdfast.RecordVersion, &r); err != nil {
+	if err := decode(key, value, &r, holdfast.RecordVersion, holdfast.RecordVersionScrub); err != nil {
 		return holdfast.Record{}, err
 	}
 	if err := r.Validate(); err != nil {
@@ -130,7 +131,7 @@ func EncodeNode(n holdfast.Node) ([]byte, error) {
 // DecodeNode reads a stored registration. The error is of kind Corrupt.
 func DecodeNode(key string, value []byte, revision int64) (holdfast.Node, error) {
 	var n holdfast.Node
-	if err := decode(key, value, holdfast.NodeVersion, &n); err != nil {
+	if err := decode(key, value, &n, holdfast.NodeVersion); err != nil {
 		return holdfast.Node{}, err
 	}
 	if NodeKey(n.ID) != key {
@@ -180,7 +181,7 @@ func EncodeTombstones(ts []holdfast.Tombstone, keeps *holdfast.Record) ([]KeyVal
 // DecodeTombstone reads a stored tombstone. The error is of kind Corrupt.
 func DecodeTombstone(key string, value []byte) (holdfast.Tombstone, error) {
 	var t storedTombstone
-	if err := decode(key, value, TombstoneVersion, &t); err != nil {
+	if err := decode(key, value, &t, TombstoneVersion); err != nil {
 		return holdfast.Tombstone{}, err
 	}
 	if TombstoneKey(t.Replica) != key {
@@ -202,7 +203,7 @@ func EncodeCluster(id holdfast.ClusterID) ([]byte, error) {
 // DecodeCluster reads the cluster key. The error is of kind Corrupt.
 func DecodeCluster(value []byte) (holdfast.ClusterID, error) {
 	var c storedCluster
-	if err := decode(ClusterKey, value, ClusterVersion, &c); err != nil {
+	if err := decode(ClusterKey, value, &c, ClusterVersion); err != nil {
 		return "", err
 	}
 	if c.ID == "" {
@@ -218,15 +219,15 @@ func encode(op string, v any) ([]byte, error) {
 
 // decode looks at the version before anything else: only then is it known what
 // the rest means.
-func decode(key string, value []byte, version int, into any) error {
+func decode(key string, value []byte, into any, versions ...int) error {
 	var v struct {
 		Version int `json:"version"`
 	}
 	if err := json.Unmarshal(value, &v); err != nil {
 		return holdfast.WrapKind("decode "+key, holdfast.Corrupt, err)
 	}
-	if v.Version != version {
-		return corrupt(key, fmt.Sprintf("it has version %d; this release reads version %d", v.Version, version))
+	if !slices.Contains(versions, v.Version) {
+		return corrupt(key, fmt.Sprintf("it has version %d; this release reads %d", v.Version, versions))
 	}
 	d := json.NewDecoder(bytes.NewReader(value))
 	d.DisallowUnknownFields()

@@ -13,7 +13,7 @@ import (
 func record() holdfast.Record {
 	return holdfast.Record{Version: 1, ID: "v1", Name: "db-1", Phase: holdfast.PhaseReady, SizeBytes: 1 << 20, Epoch: 2,
 		Created:  time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC),
-		Spec:     holdfast.Spec{SizeBytes: 1 << 20}.WithDefaults(),
+		Spec:     holdfast.Spec{SizeBytes: 1 << 20, FSType: "xfs"}.WithDefaults(),
 		Primary:  &holdfast.Primary{Node: "n1", Kind: holdfast.ClientPrimary, Grant: 2},
 		Replicas: []holdfast.Replica{{ID: "r1", Node: "n1", Pool: "p1", State: holdfast.InSync, Since: 1}},
 	}

@@ -715,6 +715,191 @@ func (x *UpdateVolumeLabelsRequest) GetRemove() []string {
 	return nil
 }
 
+type ScrubVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Cancel        bool                   `protobuf:"varint,2,opt,name=cancel,proto3" json:"cancel,omitempty"` // end the one that is to be done; none is fine
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubVolumeRequest) Reset() {
+	*x = ScrubVolumeRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubVolumeRequest) ProtoMessage() {}
+
+func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ScrubVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ScrubVolumeRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+// Scrub is the newest comparison of a volume's replicas. Blocks are of 64 KiB.
+type Scrub struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Asked         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=asked,proto3" json:"asked,omitempty"`
+	Ended         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=ended,proto3" json:"ended,omitempty"`          // unset while it is to be done
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`          // pending, running, healing, waiting, done or cancelled
+	Scheduled     bool                   `protobuf:"varint,5,opt,name=scheduled,proto3" json:"scheduled,omitempty"` // nobody asked for it
+	WaitingFor    string                 `protobuf:"bytes,6,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	DoneBytes     int64                  `protobuf:"varint,7,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"` // of the volume's size; only in GetVolume, and the next
+	TotalBytes    int64                  `protobuf:"varint,8,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Blocks        int64                  `protobuf:"varint,9,opt,name=blocks,proto3" json:"blocks,omitempty"`          // compared; those that no replica has allocated are not
+	Mismatches    int64                  `protobuf:"varint,10,opt,name=mismatches,proto3" json:"mismatches,omitempty"` // damaged copies found
+	Healed        int64                  `protobuf:"varint,11,opt,name=healed,proto3" json:"healed,omitempty"`         // of these
+	Unhealed      int64                  `protobuf:"varint,12,opt,name=unhealed,proto3" json:"unhealed,omitempty"`     // blocks that differed again after repairs
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scrub) Reset() {
+	*x = Scrub{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scrub) ProtoMessage() {}
+
+func (x *Scrub) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
+func (*Scrub) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Scrub) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Scrub) GetAsked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Asked
+	}
+	return nil
+}
+
+func (x *Scrub) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Scrub) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Scrub) GetScheduled() bool {
+	if x != nil {
+		return x.Scheduled
+	}
+	return false
+}
+
+func (x *Scrub) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
+}
+
+func (x *Scrub) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *Scrub) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Scrub) GetBlocks() int64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *Scrub) GetMismatches() int64 {
+	if x != nil {
+		return x.Mismatches
+	}
+	return 0
+}
+
+func (x *Scrub) GetHealed() int64 {
+	if x != nil {
+		return x.Healed
+	}
+	return 0
+}
+
+func (x *Scrub) GetUnhealed() int64 {
+	if x != nil {
+		return x.Unhealed
+	}
+	return 0
+}
+
 // Volume is a volume's record, and in GetVolume what its nodes say now.
 type Volume struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -734,13 +919,14 @@ type Volume struct {
 	Replicas      []*VolumeReplica `protobuf:"bytes,11,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	Live          *PrimaryStatus   `protobuf:"bytes,12,opt,name=live,proto3" json:"live,omitempty"` // what the primary says now; unset when none answers
 	Problems      []*Problem       `protobuf:"bytes,13,rep,name=problems,proto3" json:"problems,omitempty"`
+	Scrub         *Scrub           `protobuf:"bytes,14,opt,name=scrub,proto3" json:"scrub,omitempty"` // unset if there never was one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	mi := &file_holdfast_v1_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +938,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	mi := &file_holdfast_v1_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +951,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Volume) GetId() string {
@@ -859,6 +1045,13 @@ func (x *Volume) GetProblems() []*Problem {
 	return nil
 }
 
+func (x *Volume) GetScrub() *Scrub {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
 // VolumeSpec is what was asked for.
 type VolumeSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -878,7 +1071,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[13]
+	mi := &file_holdfast_v1_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1083,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[13]
+	mi := &file_holdfast_v1_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1096,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -988,7 +1181,7 @@ type Primary struct {
 
 func (x *Primary) Reset() {
 	*x = Primary{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	mi := &file_holdfast_v1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1193,7 @@ func (x *Primary) String() string {
 func (*Primary) ProtoMessage() {}
 
 func (x *Primary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	mi := &file_holdfast_v1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1206,7 @@ func (x *Primary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Primary.ProtoReflect.Descriptor instead.
 func (*Primary) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Primary) GetNode() string {
@@ -1060,7 +1253,7 @@ type VolumeReplica struct {
 
 func (x *VolumeReplica) Reset() {
 	*x = VolumeReplica{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	mi := &file_holdfast_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1265,7 @@ func (x *VolumeReplica) String() string {
 func (*VolumeReplica) ProtoMessage() {}
 
 func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	mi := &file_holdfast_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1278,7 @@ func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReplica.ProtoReflect.Descriptor instead.
 func (*VolumeReplica) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VolumeReplica) GetId() string {
@@ -1192,7 +1385,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	mi := &file_holdfast_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1397,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	mi := &file_holdfast_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1410,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Problem) GetSeverity() string {
@@ -1256,7 +1449,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	mi := &file_holdfast_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1461,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	mi := &file_holdfast_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1474,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 type ListNodesResponse struct {
@@ -1293,7 +1486,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	mi := &file_holdfast_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1498,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	mi := &file_holdfast_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1511,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1337,7 +1530,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	mi := &file_holdfast_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1542,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	mi := &file_holdfast_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1555,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -1381,7 +1574,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1586,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1599,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -1425,7 +1618,7 @@ type UndrainNodeRequest struct {
 
 func (x *UndrainNodeRequest) Reset() {
 	*x = UndrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1630,7 @@ func (x *UndrainNodeRequest) String() string {
 func (*UndrainNodeRequest) ProtoMessage() {}
 
 func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1643,7 @@ func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UndrainNodeRequest) GetNode() string {
@@ -1469,7 +1662,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1674,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1687,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -1515,7 +1708,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1720,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1733,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ForgetNodeResponse) GetRemoved() int32 {
@@ -1587,7 +1780,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1792,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1805,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Node) GetId() string {
@@ -1715,7 +1908,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1920,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1933,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListPoolsRequest) GetNode() string {
@@ -1759,7 +1952,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1964,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1977,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -1811,7 +2004,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2016,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2029,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Pool) GetId() string {
@@ -1903,7 +2096,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2108,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2121,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 // ClusterStatus is the whole at one glance.
@@ -1954,7 +2147,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2159,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2172,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -2091,7 +2284,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2296,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2309,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Count) GetTotal() int32 {
@@ -2148,7 +2341,7 @@ type Repair struct {
 
 func (x *Repair) Reset() {
 	*x = Repair{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2353,7 @@ func (x *Repair) String() string {
 func (*Repair) ProtoMessage() {}
 
 func (x *Repair) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2366,7 @@ func (x *Repair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repair.ProtoReflect.Descriptor instead.
 func (*Repair) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Repair) GetVolume() string {
@@ -2279,7 +2472,29 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x1a6\n" +
 	"\bSetEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdd\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"D\n" +
+	"\x12ScrubVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xfc\x02\n" +
+	"\x05Scrub\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
+	"\x05asked\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05asked\x120\n" +
+	"\x05ended\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x1c\n" +
+	"\tscheduled\x18\x05 \x01(\bR\tscheduled\x12\x1f\n" +
+	"\vwaiting_for\x18\x06 \x01(\tR\n" +
+	"waitingFor\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\a \x01(\x03R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\b \x01(\x03R\n" +
+	"totalBytes\x12\x16\n" +
+	"\x06blocks\x18\t \x01(\x03R\x06blocks\x12\x1e\n" +
+	"\n" +
+	"mismatches\x18\n" +
+	" \x01(\x03R\n" +
+	"mismatches\x12\x16\n" +
+	"\x06healed\x18\v \x01(\x03R\x06healed\x12\x1a\n" +
+	"\bunhealed\x18\f \x01(\x03R\bunhealed\"\x87\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
@@ -2296,7 +2511,8 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	" \x01(\v2\x14.holdfast.v1.PrimaryR\aprimary\x126\n" +
 	"\breplicas\x18\v \x03(\v2\x1a.holdfast.v1.VolumeReplicaR\breplicas\x12.\n" +
 	"\x04live\x18\f \x01(\v2\x1a.holdfast.v1.PrimaryStatusR\x04live\x120\n" +
-	"\bproblems\x18\r \x03(\v2\x14.holdfast.v1.ProblemR\bproblems\"\xed\x03\n" +
+	"\bproblems\x18\r \x03(\v2\x14.holdfast.v1.ProblemR\bproblems\x12(\n" +
+	"\x05scrub\x18\x0e \x01(\v2\x12.holdfast.v1.ScrubR\x05scrub\"\xed\x03\n" +
 	"\n" +
 	"VolumeSpec\x12\x1d\n" +
 	"\n" +
@@ -2424,7 +2640,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"left_bytes\x18\x04 \x01(\x03R\tleftBytes\x12!\n" +
 	"\fcopied_bytes\x18\x05 \x01(\x03R\vcopiedBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x06 \x01(\x03R\n" +
-	"totalBytes2\xfd\x06\n" +
+	"totalBytes2\xe9\a\n" +
 	"\rVolumeService\x12]\n" +
 	"\fCreateVolume\x12 .holdfast.v1.CreateVolumeRequest\x1a\x13.holdfast.v1.Volume\"\x16\x82\xd3\xe4\x93\x02\x10:\x01*\"\v/v1/volumes\x12e\n" +
 	"\vListVolumes\x12\x1f.holdfast.v1.ListVolumesRequest\x1a .holdfast.v1.ListVolumesResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/volumes\x12]\n" +
@@ -2433,7 +2649,8 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\fAttachVolume\x12 .holdfast.v1.AttachVolumeRequest\x1a!.holdfast.v1.AttachVolumeResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/volumes/{volume}/attach\x12m\n" +
 	"\fDetachVolume\x12 .holdfast.v1.DetachVolumeRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/volumes/{volume}/detach\x12q\n" +
 	"\fDeleteVolume\x12 .holdfast.v1.DeleteVolumeRequest\x1a!.holdfast.v1.DeleteVolumeResponse\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/v1/volumes/{volume}\x12y\n" +
-	"\x12UpdateVolumeLabels\x12&.holdfast.v1.UpdateVolumeLabelsRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/labels2\xa6\x06\n" +
+	"\x12UpdateVolumeLabels\x12&.holdfast.v1.UpdateVolumeLabelsRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/labels\x12j\n" +
+	"\vScrubVolume\x12\x1f.holdfast.v1.ScrubVolumeRequest\x1a\x13.holdfast.v1.Volume\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/volumes/{volume}/scrub2\xa6\x06\n" +
 	"\x0eClusterService\x12Z\n" +
 	"\tGetStatus\x12\x1d.holdfast.v1.GetStatusRequest\x1a\x1a.holdfast.v1.ClusterStatus\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/status\x12]\n" +
@@ -2458,7 +2675,7 @@ func file_holdfast_v1_api_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_api_proto_rawDescData
 }
 
-var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_holdfast_v1_api_proto_goTypes = []any{
 	(*Domain)(nil),                    // 0: holdfast.v1.Domain
 	(*CreateVolumeRequest)(nil),       // 1: holdfast.v1.CreateVolumeRequest
@@ -2472,98 +2689,105 @@ var file_holdfast_v1_api_proto_goTypes = []any{
 	(*DeleteVolumeRequest)(nil),       // 9: holdfast.v1.DeleteVolumeRequest
 	(*DeleteVolumeResponse)(nil),      // 10: holdfast.v1.DeleteVolumeResponse
 	(*UpdateVolumeLabelsRequest)(nil), // 11: holdfast.v1.UpdateVolumeLabelsRequest
-	(*Volume)(nil),                    // 12: holdfast.v1.Volume
-	(*VolumeSpec)(nil),                // 13: holdfast.v1.VolumeSpec
-	(*Primary)(nil),                   // 14: holdfast.v1.Primary
-	(*VolumeReplica)(nil),             // 15: holdfast.v1.VolumeReplica
-	(*Problem)(nil),                   // 16: holdfast.v1.Problem
-	(*ListNodesRequest)(nil),          // 17: holdfast.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 18: holdfast.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 19: holdfast.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),          // 20: holdfast.v1.DrainNodeRequest
-	(*UndrainNodeRequest)(nil),        // 21: holdfast.v1.UndrainNodeRequest
-	(*ForgetNodeRequest)(nil),         // 22: holdfast.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),        // 23: holdfast.v1.ForgetNodeResponse
-	(*Node)(nil),                      // 24: holdfast.v1.Node
-	(*ListPoolsRequest)(nil),          // 25: holdfast.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),         // 26: holdfast.v1.ListPoolsResponse
-	(*Pool)(nil),                      // 27: holdfast.v1.Pool
-	(*GetStatusRequest)(nil),          // 28: holdfast.v1.GetStatusRequest
-	(*ClusterStatus)(nil),             // 29: holdfast.v1.ClusterStatus
-	(*Count)(nil),                     // 30: holdfast.v1.Count
-	(*Repair)(nil),                    // 31: holdfast.v1.Repair
-	nil,                               // 32: holdfast.v1.CreateVolumeRequest.LabelsEntry
-	nil,                               // 33: holdfast.v1.ListVolumesRequest.LabelsEntry
-	nil,                               // 34: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	nil,                               // 35: holdfast.v1.VolumeSpec.LabelsEntry
-	nil,                               // 36: holdfast.v1.VolumeSpec.ParametersEntry
-	(*timestamppb.Timestamp)(nil),     // 37: google.protobuf.Timestamp
-	(*PrimaryStatus)(nil),             // 38: holdfast.v1.PrimaryStatus
-	(*CheckPoolRequest)(nil),          // 39: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),         // 40: holdfast.v1.CheckPoolResponse
+	(*ScrubVolumeRequest)(nil),        // 12: holdfast.v1.ScrubVolumeRequest
+	(*Scrub)(nil),                     // 13: holdfast.v1.Scrub
+	(*Volume)(nil),                    // 14: holdfast.v1.Volume
+	(*VolumeSpec)(nil),                // 15: holdfast.v1.VolumeSpec
+	(*Primary)(nil),                   // 16: holdfast.v1.Primary
+	(*VolumeReplica)(nil),             // 17: holdfast.v1.VolumeReplica
+	(*Problem)(nil),                   // 18: holdfast.v1.Problem
+	(*ListNodesRequest)(nil),          // 19: holdfast.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 20: holdfast.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 21: holdfast.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),          // 22: holdfast.v1.DrainNodeRequest
+	(*UndrainNodeRequest)(nil),        // 23: holdfast.v1.UndrainNodeRequest
+	(*ForgetNodeRequest)(nil),         // 24: holdfast.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 25: holdfast.v1.ForgetNodeResponse
+	(*Node)(nil),                      // 26: holdfast.v1.Node
+	(*ListPoolsRequest)(nil),          // 27: holdfast.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),         // 28: holdfast.v1.ListPoolsResponse
+	(*Pool)(nil),                      // 29: holdfast.v1.Pool
+	(*GetStatusRequest)(nil),          // 30: holdfast.v1.GetStatusRequest
+	(*ClusterStatus)(nil),             // 31: holdfast.v1.ClusterStatus
+	(*Count)(nil),                     // 32: holdfast.v1.Count
+	(*Repair)(nil),                    // 33: holdfast.v1.Repair
+	nil,                               // 34: holdfast.v1.CreateVolumeRequest.LabelsEntry
+	nil,                               // 35: holdfast.v1.ListVolumesRequest.LabelsEntry
+	nil,                               // 36: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	nil,                               // 37: holdfast.v1.VolumeSpec.LabelsEntry
+	nil,                               // 38: holdfast.v1.VolumeSpec.ParametersEntry
+	(*timestamppb.Timestamp)(nil),     // 39: google.protobuf.Timestamp
+	(*PrimaryStatus)(nil),             // 40: holdfast.v1.PrimaryStatus
+	(*CheckPoolRequest)(nil),          // 41: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),         // 42: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_api_proto_depIdxs = []int32{
-	32, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
-	33, // 1: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
-	12, // 2: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
-	12, // 3: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
-	34, // 4: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	37, // 5: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	13, // 6: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
-	14, // 7: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
-	15, // 8: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
-	38, // 9: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
-	16, // 10: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
-	35, // 11: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
-	36, // 12: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
-	24, // 13: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
-	0,  // 14: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
-	37, // 15: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
-	27, // 16: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
-	37, // 17: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
-	27, // 18: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
-	16, // 19: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
-	30, // 20: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
-	30, // 21: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
-	30, // 22: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
-	31, // 23: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
-	1,  // 24: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
-	2,  // 25: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
-	4,  // 26: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
-	5,  // 27: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
-	6,  // 28: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
-	8,  // 29: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
-	9,  // 30: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
-	11, // 31: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
-	28, // 32: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
-	17, // 33: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
-	19, // 34: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
-	20, // 35: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
-	21, // 36: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
-	22, // 37: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
-	25, // 38: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
-	39, // 39: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	12, // 40: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
-	3,  // 41: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
-	12, // 42: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
-	12, // 43: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
-	7,  // 44: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
-	12, // 45: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
-	10, // 46: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
-	12, // 47: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
-	29, // 48: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
-	18, // 49: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
-	24, // 50: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
-	24, // 51: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
-	24, // 52: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
-	23, // 53: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
-	26, // 54: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
-	40, // 55: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	40, // [40:56] is the sub-list for method output_type
-	24, // [24:40] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	34, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
+	35, // 1: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
+	14, // 2: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
+	14, // 3: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
+	36, // 4: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	39, // 5: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
+	39, // 6: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
+	39, // 7: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	15, // 8: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
+	16, // 9: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
+	17, // 10: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
+	40, // 11: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
+	18, // 12: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
+	13, // 13: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
+	37, // 14: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
+	38, // 15: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
+	26, // 16: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
+	0,  // 17: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
+	39, // 18: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
+	29, // 19: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
+	39, // 20: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
+	29, // 21: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
+	18, // 22: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
+	32, // 23: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
+	32, // 24: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
+	32, // 25: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
+	33, // 26: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
+	1,  // 27: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
+	2,  // 28: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
+	4,  // 29: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
+	5,  // 30: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
+	6,  // 31: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
+	8,  // 32: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
+	9,  // 33: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
+	11, // 34: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
+	12, // 35: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
+	30, // 36: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
+	19, // 37: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
+	21, // 38: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
+	22, // 39: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
+	23, // 40: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
+	24, // 41: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
+	27, // 42: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
+	41, // 43: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	14, // 44: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
+	3,  // 45: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
+	14, // 46: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
+	14, // 47: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
+	7,  // 48: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
+	14, // 49: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
+	10, // 50: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
+	14, // 51: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
+	14, // 52: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
+	31, // 53: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
+	20, // 54: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
+	26, // 55: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
+	26, // 56: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
+	26, // 57: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
+	25, // 58: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
+	28, // 59: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
+	42, // 60: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	44, // [44:61] is the sub-list for method output_type
+	27, // [27:44] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_api_proto_init() }
@@ -2578,7 +2802,7 @@ func file_holdfast_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_api_proto_rawDesc), len(file_holdfast_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

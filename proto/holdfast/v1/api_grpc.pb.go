@@ -30,6 +30,7 @@ const (
 	VolumeService_DetachVolume_FullMethodName       = "/holdfast.v1.VolumeService/DetachVolume"
 	VolumeService_DeleteVolume_FullMethodName       = "/holdfast.v1.VolumeService/DeleteVolume"
 	VolumeService_UpdateVolumeLabels_FullMethodName = "/holdfast.v1.VolumeService/UpdateVolumeLabels"
+	VolumeService_ScrubVolume_FullMethodName        = "/holdfast.v1.VolumeService/ScrubVolume"
 )
 
 // VolumeServiceClient is the client API for VolumeService service.
@@ -58,6 +59,10 @@ type VolumeServiceClient interface {
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
 	// UpdateVolumeLabels sets and removes labels.
 	UpdateVolumeLabels(ctx context.Context, in *UpdateVolumeLabelsRequest, opts ...grpc.CallOption) (*Volume, error)
+	// ScrubVolume asks for a comparison of all in-sync replicas, which repairs what
+	// is damaged, or cancels it. It answers at once; GetVolume shows how it goes.
+	// While one is to be done, no other is begun.
+	ScrubVolume(ctx context.Context, in *ScrubVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 }
 
 type volumeServiceClient struct {
@@ -148,6 +153,16 @@ func (c *volumeServiceClient) UpdateVolumeLabels(ctx context.Context, in *Update
 	return out, nil
 }
 
+func (c *volumeServiceClient) ScrubVolume(ctx context.Context, in *ScrubVolumeRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, VolumeService_ScrubVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumeServiceServer is the server API for VolumeService service.
 // All implementations must embed UnimplementedVolumeServiceServer
 // for forward compatibility.
@@ -174,6 +189,10 @@ type VolumeServiceServer interface {
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
 	// UpdateVolumeLabels sets and removes labels.
 	UpdateVolumeLabels(context.Context, *UpdateVolumeLabelsRequest) (*Volume, error)
+	// ScrubVolume asks for a comparison of all in-sync replicas, which repairs what
+	// is damaged, or cancels it. It answers at once; GetVolume shows how it goes.
+	// While one is to be done, no other is begun.
+	ScrubVolume(context.Context, *ScrubVolumeRequest) (*Volume, error)
 	mustEmbedUnimplementedVolumeServiceServer()
 }
 
@@ -207,6 +226,9 @@ func (UnimplementedVolumeServiceServer) DeleteVolume(context.Context, *DeleteVol
 }
 func (UnimplementedVolumeServiceServer) UpdateVolumeLabels(context.Context, *UpdateVolumeLabelsRequest) (*Volume, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateVolumeLabels not implemented")
+}
+func (UnimplementedVolumeServiceServer) ScrubVolume(context.Context, *ScrubVolumeRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method ScrubVolume not implemented")
 }
 func (UnimplementedVolumeServiceServer) mustEmbedUnimplementedVolumeServiceServer() {}
 func (UnimplementedVolumeServiceServer) testEmbeddedByValue()                       {}
@@ -373,6 +395,24 @@ func _VolumeService_UpdateVolumeLabels_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _VolumeService_ScrubVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ScrubVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumeServiceServer).ScrubVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VolumeService_ScrubVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumeServiceServer).ScrubVolume(ctx, req.(*ScrubVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // VolumeService_ServiceDesc is the grpc.ServiceDesc for VolumeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -411,6 +451,10 @@ var VolumeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UpdateVolumeLabels",
 			Handler:    _VolumeService_UpdateVolumeLabels_Handler,
+		},
+		{
+			MethodName: "ScrubVolume",
+			Handler:    _VolumeService_ScrubVolume_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -771,6 +771,7 @@ type PrimaryStatus struct {
 	Writes        uint64                 `protobuf:"varint,9,opt,name=writes,proto3" json:"writes,omitempty"`
 	ReadBytes     uint64                 `protobuf:"varint,10,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
 	WriteBytes    uint64                 `protobuf:"varint,11,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	Scrub         *ScrubStatus           `protobuf:"bytes,12,opt,name=scrub,proto3" json:"scrub,omitempty"` // the present or last one under this primary; unset if none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -882,6 +883,130 @@ func (x *PrimaryStatus) GetWriteBytes() uint64 {
 	return 0
 }
 
+func (x *PrimaryStatus) GetScrub() *ScrubStatus {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
+// ScrubStatus is a comparison of a volume's replicas. Blocks are of 64 KiB.
+type ScrubStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // running, healing, waiting, done or cancelled
+	WaitingFor    string                 `protobuf:"bytes,3,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	DoneBytes     int64                  `protobuf:"varint,4,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"` // of the volume's size
+	TotalBytes    int64                  `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Blocks        int64                  `protobuf:"varint,6,opt,name=blocks,proto3" json:"blocks,omitempty"`         // compared; those that no replica has allocated are not
+	Mismatches    int64                  `protobuf:"varint,7,opt,name=mismatches,proto3" json:"mismatches,omitempty"` // damaged copies found
+	Healed        int64                  `protobuf:"varint,8,opt,name=healed,proto3" json:"healed,omitempty"`         // of these
+	Unhealed      int64                  `protobuf:"varint,9,opt,name=unhealed,proto3" json:"unhealed,omitempty"`     // blocks that differed again after repairs
+	TookMillis    int64                  `protobuf:"varint,10,opt,name=took_millis,json=tookMillis,proto3" json:"took_millis,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubStatus) Reset() {
+	*x = ScrubStatus{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubStatus) ProtoMessage() {}
+
+func (x *ScrubStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubStatus.ProtoReflect.Descriptor instead.
+func (*ScrubStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ScrubStatus) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ScrubStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ScrubStatus) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
+}
+
+func (x *ScrubStatus) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *ScrubStatus) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *ScrubStatus) GetBlocks() int64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *ScrubStatus) GetMismatches() int64 {
+	if x != nil {
+		return x.Mismatches
+	}
+	return 0
+}
+
+func (x *ScrubStatus) GetHealed() int64 {
+	if x != nil {
+		return x.Healed
+	}
+	return 0
+}
+
+func (x *ScrubStatus) GetUnhealed() int64 {
+	if x != nil {
+		return x.Unhealed
+	}
+	return 0
+}
+
+func (x *ScrubStatus) GetTookMillis() int64 {
+	if x != nil {
+		return x.TookMillis
+	}
+	return 0
+}
+
 type PeerStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ReplicaId     string                 `protobuf:"bytes,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
@@ -898,7 +1023,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	mi := &file_holdfast_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1035,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	mi := &file_holdfast_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1048,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PeerStatus) GetReplicaId() string {
@@ -995,7 +1120,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[17]
+	mi := &file_holdfast_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1132,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[17]
+	mi := &file_holdfast_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1145,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReplicaStatus) GetReplicaId() string {
@@ -1067,7 +1192,7 @@ type CheckPoolRequest struct {
 
 func (x *CheckPoolRequest) Reset() {
 	*x = CheckPoolRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[18]
+	mi := &file_holdfast_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1204,7 @@ func (x *CheckPoolRequest) String() string {
 func (*CheckPoolRequest) ProtoMessage() {}
 
 func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[18]
+	mi := &file_holdfast_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1217,7 @@ func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolRequest.ProtoReflect.Descriptor instead.
 func (*CheckPoolRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CheckPoolRequest) GetPoolId() string {
@@ -1114,7 +1239,7 @@ type CheckPoolResponse struct {
 
 func (x *CheckPoolResponse) Reset() {
 	*x = CheckPoolResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[19]
+	mi := &file_holdfast_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1251,7 @@ func (x *CheckPoolResponse) String() string {
 func (*CheckPoolResponse) ProtoMessage() {}
 
 func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[19]
+	mi := &file_holdfast_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1264,7 @@ func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolResponse.ProtoReflect.Descriptor instead.
 func (*CheckPoolResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckPoolResponse) GetDone() int64 {
@@ -1218,7 +1343,7 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\tNodeEvent\x12\x1d\n" +
 	"\n" +
 	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\x12\x12\n" +
-	"\x04what\x18\x02 \x01(\tR\x04what\"\xd5\x02\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\"\x85\x03\n" +
 	"\rPrimaryStatus\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1f\n" +
@@ -1235,7 +1360,26 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"read_bytes\x18\n" +
 	" \x01(\x04R\treadBytes\x12\x1f\n" +
 	"\vwrite_bytes\x18\v \x01(\x04R\n" +
-	"writeBytes\"\xf5\x01\n" +
+	"writeBytes\x12.\n" +
+	"\x05scrub\x18\f \x01(\v2\x18.holdfast.v1.ScrubStatusR\x05scrub\"\xa1\x02\n" +
+	"\vScrubStatus\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1f\n" +
+	"\vwaiting_for\x18\x03 \x01(\tR\n" +
+	"waitingFor\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x04 \x01(\x03R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x05 \x01(\x03R\n" +
+	"totalBytes\x12\x16\n" +
+	"\x06blocks\x18\x06 \x01(\x03R\x06blocks\x12\x1e\n" +
+	"\n" +
+	"mismatches\x18\a \x01(\x03R\n" +
+	"mismatches\x12\x16\n" +
+	"\x06healed\x18\b \x01(\x03R\x06healed\x12\x1a\n" +
+	"\bunhealed\x18\t \x01(\x03R\bunhealed\x12\x1f\n" +
+	"\vtook_millis\x18\n" +
+	" \x01(\x03R\n" +
+	"tookMillis\"\xf5\x01\n" +
 	"\n" +
 	"PeerStatus\x12\x1d\n" +
 	"\n" +
@@ -1285,7 +1429,7 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_holdfast_v1_node_proto_goTypes = []any{
 	(*FindingsRequest)(nil),         // 0: holdfast.v1.FindingsRequest
 	(*FindingsResponse)(nil),        // 1: holdfast.v1.FindingsResponse
@@ -1303,37 +1447,39 @@ var file_holdfast_v1_node_proto_goTypes = []any{
 	(*NodeVolume)(nil),              // 13: holdfast.v1.NodeVolume
 	(*NodeEvent)(nil),               // 14: holdfast.v1.NodeEvent
 	(*PrimaryStatus)(nil),           // 15: holdfast.v1.PrimaryStatus
-	(*PeerStatus)(nil),              // 16: holdfast.v1.PeerStatus
-	(*ReplicaStatus)(nil),           // 17: holdfast.v1.ReplicaStatus
-	(*CheckPoolRequest)(nil),        // 18: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),       // 19: holdfast.v1.CheckPoolResponse
+	(*ScrubStatus)(nil),             // 16: holdfast.v1.ScrubStatus
+	(*PeerStatus)(nil),              // 17: holdfast.v1.PeerStatus
+	(*ReplicaStatus)(nil),           // 18: holdfast.v1.ReplicaStatus
+	(*CheckPoolRequest)(nil),        // 19: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),       // 20: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
 	2,  // 0: holdfast.v1.FindingsResponse.findings:type_name -> holdfast.v1.Finding
 	13, // 1: holdfast.v1.NodeVolumesResponse.volumes:type_name -> holdfast.v1.NodeVolume
 	15, // 2: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
-	17, // 3: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
+	18, // 3: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
 	14, // 4: holdfast.v1.NodeVolume.events:type_name -> holdfast.v1.NodeEvent
-	16, // 5: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
-	3,  // 6: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
-	5,  // 7: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
-	7,  // 8: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
-	9,  // 9: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
-	11, // 10: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	18, // 11: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	0,  // 12: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
-	4,  // 13: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	6,  // 14: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	8,  // 15: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	10, // 16: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	12, // 17: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	19, // 18: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	1,  // 19: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
-	13, // [13:20] is the sub-list for method output_type
-	6,  // [6:13] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	17, // 5: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
+	16, // 6: holdfast.v1.PrimaryStatus.scrub:type_name -> holdfast.v1.ScrubStatus
+	3,  // 7: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
+	5,  // 8: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
+	7,  // 9: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
+	9,  // 10: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
+	11, // 11: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
+	19, // 12: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	0,  // 13: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
+	4,  // 14: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	6,  // 15: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	8,  // 16: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	10, // 17: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	12, // 18: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	20, // 19: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	1,  // 20: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
+	14, // [14:21] is the sub-list for method output_type
+	7,  // [7:14] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_node_proto_init() }
@@ -1347,7 +1493,7 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1,0 +1,8 @@
+package dataplane
+
+// Scrub begins to compare the volume's in-sync replicas, as
+// replication.Primary.Scrub does; Status says how it goes.
+func (h *Volume) Scrub(id string) { h.v.step(func() { h.machine.Scrub(id) }) }
+
+// CancelScrub ends the present scrub, if there is one.
+func (h *Volume) CancelScrub() { h.v.step(h.machine.CancelScrub) }
