@@ -135,7 +135,8 @@ func (j *judge) unreachable(dead []string, bad []holdfast.Replica) {
 	switch {
 	case len(bad) > 0:
 		x := bad[0]
-		j.add(Critical, what+fmt.Sprintf("the one on node %s failed: %s", x.Node, j.broken(x)), brokenRemedy(x.Node)+deadToo(dead))
+		j.add(Critical, what+fmt.Sprintf("the one on node %s failed: %s", x.Node, j.broken(x)),
+			fmt.Sprintf("keep the disk: the newest data is there. It is opened anew by itself when it answers; to try at once, restart the daemon on %s%s", x.Node, deadToo(dead)))
 	case len(dead) > 0:
 		j.add(Critical, what+deadNodes(dead), "start the daemon on "+orList(dead)+"; the data is there and safe")
 	default:

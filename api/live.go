@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -76,6 +77,21 @@ func (v liveView) primary(r *holdfast.Record) *holdfastv1.PrimaryStatus {
 		return nil
 	}
 	return v.volumes[r.ID][r.Primary.Node].GetPrimary()
+}
+
+// unserved is the problem of a volume that is attached to a node which answers and
+// does not serve it: it is being attached, or its device ended. Nil otherwise.
+func (v liveView) unserved(r *holdfast.Record) *holdfastv1.Problem {
+	at := r.AttachedTo()
+	if at == "" || !v.answered[at] || v.primary(r) != nil {
+		return nil
+	}
+	what := fmt.Sprintf("it is attached to node %s, which does not serve it now", at)
+	if es := v.volumes[r.ID][at].GetEvents(); len(es) > 0 {
+		what += "; the last that happened there: " + es[len(es)-1].GetWhat()
+	}
+	return &holdfastv1.Problem{Severity: Warning, Subject: "volume " + r.Name, What: what,
+		Remedy: fmt.Sprintf("if it stays so, start the volume's task anew, or: holdfast volume attach %s --node %s", quote(r.Name), at)}
 }
 
 // peer is what the primary says about one replica; nil if nothing.

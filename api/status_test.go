@@ -36,6 +36,23 @@ func TestStatusSaysWhatTheLeaderFound(t *testing.T) {
 	}
 }
 
+func TestAVolumeThatIsAttachedAndNotServedIsNotHealthy(t *testing.T) {
+	c := newCluster(t)
+	v := c.create(t, "db")
+	if _, err := c.vol.AttachVolume(t.Context(), &holdfastv1.AttachVolumeRequest{Volume: "db", Node: "n1"}); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes["n1"].volumes = []*holdfastv1.NodeVolume{{VolumeId: v.GetId(), Events: []*holdfastv1.NodeEvent{{What: "one"}, {What: "device removed"}}}}
+	v, err := c.vol.GetVolume(t.Context(), &holdfastv1.GetVolumeRequest{Volume: "db"})
+	if err != nil || v.GetHealth() != api.Waiting || len(v.GetProblems()) != 1 || !strings.Contains(v.GetProblems()[0].GetWhat(), "does not serve it now; the last that happened there: device removed") {
+		t.Errorf("%v, %v", v, err)
+	}
+	c.nodes["n1"].silent = true
+	if v, err = c.vol.GetVolume(t.Context(), &holdfastv1.GetVolumeRequest{Volume: "db"}); err != nil || v.GetHealth() != api.Healthy {
+		t.Errorf("of a node that does not answer, nothing is known: %v, %v", v, err)
+	}
+}
+
 func TestASmallVolumeGetsAFilesystemThatFits(t *testing.T) {
 	c := newCluster(t)
 	v, err := c.vol.CreateVolume(t.Context(), &holdfastv1.CreateVolumeRequest{Name: "small", SizeBytes: 100 << 20})

@@ -158,8 +158,8 @@ func (c *cli) nodeDrain() *cobra.Command {
 				return c.explain(err)
 			}
 			return c.show(n, func(w io.Writer) {
-				fmt.Fprintf(w, "Node %s is draining: %d replicas are moved away, %d volumes stay attached until their tasks stop\nfollow it with: holdfast node inspect %s\n",
-					n.GetId(), n.GetReplicas(), len(n.GetAttached()), n.GetId())
+				fmt.Fprintf(w, "Node %s is draining: %s to move away; %s attached there until the tasks stop\nfollow it with: holdfast node inspect %s\n",
+					n.GetId(), plural(int(n.GetReplicas()), "replica"), plural(len(n.GetAttached()), "volume"), n.GetId())
 			})
 		},
 	}
@@ -210,7 +210,7 @@ func (c *cli) nodeForget() *cobra.Command {
 }
 
 func forgotten(w io.Writer, node string, f *holdfastv1.ForgetNodeResponse) {
-	fmt.Fprintf(w, "Node %s is forgotten: %d replicas are made again elsewhere\n", node, f.GetRemoved()+f.GetLeaving())
+	fmt.Fprintf(w, "Node %s is forgotten: %s to be made again elsewhere\n", node, plural(int(f.GetRemoved()+f.GetLeaving()), "replica"))
 	if len(f.GetOnly()) > 0 {
 		fmt.Fprintf(w, "The only good copy of these volumes is there; bring the node back to have them: %s\n", strings.Join(f.GetOnly(), ", "))
 	}

@@ -65,10 +65,20 @@ func (c *cli) problems(w io.Writer, ps []*holdfastv1.Problem) {
 	}
 }
 
+// plural is n with the word for it.
+func plural(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
+}
+
 func counted(n *holdfastv1.Count, what string) string {
 	switch {
 	case n.GetTotal() == 0:
 		return "none"
+	case n.GetWell() == 0:
+		return fmt.Sprintf("%d, none %s", n.GetTotal(), what)
 	case n.GetTotal() == n.GetWell():
 		return fmt.Sprintf("%d, all %s", n.GetTotal(), what)
 	}

@@ -219,6 +219,7 @@ func since(p holdfast.Pool, before []holdfast.Pool) holdfast.Pool {
 		was = before[i]
 	}
 	if p.State == holdfast.PoolFailed {
+		p.TotalBytes = max(p.TotalBytes, was.TotalBytes)
 		p.FailedSince = now
 		if !was.FailedSince.IsZero() {
 			p.FailedSince = was.FailedSince
