@@ -39,10 +39,12 @@ func newFioWork(n netcluster.Network, logs string, seed int) *fioWork {
 }
 
 // command is fio on one file. What is written and what is verified have the same
-// seed, and so the same order and content.
+// seed, and so the same order and content. It is a mixed load without a single
+// read as fio compares the seed in a block's header, which tells an older content
+// from the newest, for mixed loads only.
 func (w *fioWork) command(at place, file, seed int, more ...string) *exec.Cmd {
 	args := append([]string{"--name=chaos", "--thread=1", "--filename=" + filepath.Join(at.path, fmt.Sprintf("fio-%d", file)), fmt.Sprintf("--size=%d", fioBytes),
-		"--rw=randwrite", "--bs=8k", "--ioengine=libaio", "--iodepth=8", "--direct=1", "--verify=crc32c", "--verify_state_save=0",
+		"--rw=randrw", "--rwmixwrite=100", "--bs=8k", "--ioengine=libaio", "--iodepth=8", "--direct=1", "--verify=crc32c", "--verify_state_save=0",
 		fmt.Sprintf("--randseed=%d", seed), "--output-format=normal"}, more...)
 	cmd := exec.Command("fio", args...)
 	cmd.Dir = w.logs

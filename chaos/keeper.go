@@ -58,7 +58,7 @@ type keeper struct {
 	left    map[string]bool // nodes where it may still be published
 	target  string          // node where it is being published
 	taking  map[string]bool // nodes from which it is being taken
-	refused bool // the last attempt failed as another node has it
+	refused bool            // the last attempt failed as another node has it
 	doing   string
 	since   time.Time
 }

@@ -21,7 +21,7 @@ type model struct {
 	mu   sync.Mutex
 	next uint64
 	may  [][]uint64 // versions possible, by block
-	// writes and reads that were acknowledged, for the report.
+	// writes and reads that were acknowledged.
 	writes, reads int
 }
 
@@ -78,6 +78,13 @@ func (m *model) seen(first int, p []byte) error {
 		m.may[b] = []uint64{v}
 	}
 	return nil
+}
+
+// progress is how many requests were acknowledged.
+func (m *model) progress() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.writes + m.reads
 }
 
 // fillBlock makes the content of a version of a block.

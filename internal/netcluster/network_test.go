@@ -1,0 +1,153 @@
+package netcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// pair is a network of two nodes.
+func pair(t *testing.T, prefix string) (n Network, a, b Place) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("run the tests as root: they make namespaces")
+	}
+	n = Network{Prefix: prefix}
+	dir := filepath.Join(t.TempDir(), "run")
+	clean := func() error { return Clean(context.Background(), n, dir) }
+	if err := clean(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := clean(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := n.Up(t.Context(), []string{"a", "b"}); err != nil {
+		t.Fatal(err)
+	}
+	return n, Place{"a", 0}, Place{"b", 1}
+}
+
+// socket is a UDP socket on a node.
+func socket(t *testing.T, n Network, p Place) net.PacketConn {
+	t.Helper()
+	var c net.PacketConn
+	err := n.Inside(n.Node(p.ID), func() error {
+		var err error
+		c, err = net.ListenPacket("udp4", n.Address(p.Number)+":7000")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// arrives says whether a packet gets from one to the other; it tries until the
+// answer is the wanted one.
+func arrives(t *testing.T, from, to net.PacketConn, want bool) bool {
+	t.Helper()
+	got := !want
+	_ = Until(t.Context(), 5*time.Second, "send", func(context.Context) (bool, error) {
+		if _, err := from.WriteTo([]byte("x"), to.LocalAddr()); err != nil {
+			got = false
+			return got == want, err
+		}
+		_ = to.SetReadDeadline(time.Now().Add(150 * time.Millisecond))
+		_, _, err := to.ReadFrom(make([]byte, 10))
+		got = err == nil
+		return got == want, err
+	})
+	return got
+}
+
+func TestDeafIsOneWay(t *testing.T) {
+	n, a, b := pair(t, "hf-test-net-")
+	sa, sb := socket(t, n, a), socket(t, n, b)
+	expect := func(when string, ab, ba bool) {
+		t.Helper()
+		if arrives(t, sa, sb, ab) != ab || arrives(t, sb, sa, ba) != ba {
+			t.Errorf("%s: wanted a to b %v, b to a %v", when, ab, ba)
+		}
+	}
+	expect("at first", true, true)
+	for _, step := range []struct {
+		name   string
+		do     func(context.Context) error
+		ab, ba bool
+	}{
+		{"b is deaf to a", func(ctx context.Context) error { return n.Deafen(ctx, a, b) }, false, true},
+		{"healed", func(ctx context.Context) error { return n.Hear(ctx, a, b) }, true, true},
+		{"a is deaf to b", func(ctx context.Context) error { return n.Deafen(ctx, b, a) }, true, false},
+		{"healed again", func(ctx context.Context) error { return n.Hear(ctx, b, a) }, true, true},
+		{"cut", func(ctx context.Context) error { return n.Cut(ctx, "a") }, false, false},
+		{"mended", func(ctx context.Context) error { return n.Mend(ctx, "a") }, true, true},
+	} {
+		if err := step.do(t.Context()); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		expect(step.name, step.ab, step.ba)
+	}
+}
+
+func TestLockIsTakenOnceAndFreedByAnEndedHolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	never := func() error { return errors.New("nothing is to be cleaned for a holder that lives") }
+	unlock, err := Lock(path, never)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Lock(path, never); !errors.Is(err, holdfast.InUse) {
+		t.Errorf("got %v while it is held, want InUse", err)
+	}
+	unlock()
+	unlock, err = Lock(path, never)
+	if err != nil {
+		t.Errorf("got %v when it is free", err)
+	}
+	unlock()
+}
+
+// A holder that was killed, but hangs, is a zombie with threads that hold files:
+// here the one is a zombie, and the other one this test.
+func TestLockOfAKilledHolderIsTakenAfterCleaning(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	dead := exec.Command("true")
+	if err := dead.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, dead.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dead.Wait() }()
+	holder, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	if err := errors.Join(writeAtStart(holder, fmt.Sprintln(dead.Process.Pid)), unix.Flock(int(holder.Fd()), unix.LOCK_EX)); err != nil {
+		t.Fatal(err)
+	}
+	cleaned := false
+	unlock, err := Lock(path, func() error {
+		cleaned = true
+		return unix.Flock(int(holder.Fd()), unix.LOCK_UN)
+	})
+	if err != nil || !cleaned {
+		t.Fatalf("cleaned %v, %v", cleaned, err)
+	}
+	unlock()
+}
