@@ -245,12 +245,11 @@ func (p *Primary) OnRead(rec holdfast.Record, err error) {
 		p.ports.Records.Swap(m.want)
 	case err == nil:
 		m.outage = 0
-		if m.doubt > p.epoch {
-			// The record still names us, so a replica is ahead of the metadata
-			// store: the store was rolled back. Never guess; ask again later.
-			m.doubt, m.retryAt = 0, p.now()+p.cfg.RepairRetry
-		}
+		doubt := m.doubt
 		p.adopt(rec)
+		if doubt > p.epoch && p.phase != ended {
+			p.rolledBack("")
+		}
 	case errors.Is(err, holdfast.NotFound):
 		p.OnDeleted()
 	default:

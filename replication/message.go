@@ -41,7 +41,10 @@ const (
 	StatusInvalid Status = 4 // the request makes no sense here (a bug, or a wrong peer)
 	StatusUnknown Status = 5 // no such replica here
 	StatusNoMap   Status = 6 // MsgChanged: change maps do not reach back to Since
-	StatusEnd     Status = 7
+	// StatusRolledBack: the record that came with a Hello contradicts the one
+	// this replica was shown before: the metadata store was rolled back since.
+	StatusRolledBack Status = 7
+	StatusEnd        Status = 8
 )
 
 // Limits of a message, checked by the wire's decoder.

@@ -294,6 +294,9 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	switch {
 	case m == nil:
 		return
+	case m.Status == StatusRolledBack:
+		p.rolledBack(t.rep.Node)
+		return
 	case m.Status != StatusOK || m.Welcome == nil:
 		why := map[Status]string{StatusFailed: "its disk has failed", StatusNoSpace: "its pool is full", StatusUnknown: "the replica is not there"}[m.Status]
 		if why == "" {

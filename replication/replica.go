@@ -162,8 +162,8 @@ func (r *Replica) onHello(c Conn, m *Message) {
 	if mutant(Mutate1AcceptOlder) {
 		newest = Promise{}
 	}
-	if m.Epoch < newest.Epoch || m.Epoch == newest.Epoch && h.Grant != newest.Grant {
-		c.Send(&Message{Type: m.Type, Answer: true, Status: StatusFenced, ID: m.ID, Epoch: newest.Epoch})
+	if st := r.refusal(newest, m); st != StatusOK {
+		c.Send(&Message{Type: m.Type, Answer: true, Status: st, ID: m.ID, Epoch: newest.Epoch})
 		return
 	}
 	if r.session != nil && r.session.conn == c {
