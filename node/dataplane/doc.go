@@ -15,7 +15,11 @@
 // queue. An event (a request of the device, a batch of messages of a connection,
 // finished tasks of the store, a tick) takes the mutex, calls the machine, then
 // drains the run queue, then wakes the writers of the connections to which
-// something was sent. A primary and a replica on the same node talk through the
+// something was sent. Where only one request is under way, the goroutine of the
+// event does more after it has given the mutex back: it sends what there is if
+// the socket takes it at once, and does a short read or write of a fast disk that
+// a connection has brought. With many under way, writers gather and workers
+// overlap, which is better then. A primary and a replica on the same node talk through the
 // run queue: a message between them is an entry in it, so that there is neither
 // recursion nor a hand-over to another goroutine.
 //
