@@ -11,7 +11,7 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// A block is a register whose state is the list of values it may fall back to in
+// A cell is a register whose state is the list of values it may fall back to in
 // a power loss, and the last of them is what reads see. A flush leaves the last
 // alone; a loss makes any of them the last.
 
@@ -66,16 +66,16 @@ var model = porcupine.NondeterministicModel{
 	},
 }
 
-// check verifies the history block by block.
+// check verifies the history cell by cell.
 func (c *cluster) check() error {
 	m := model.ToModel()
-	for b := range c.cfg.HotBlocks + 4 {
-		ops := c.blockHistory(b)
+	for b := range c.meta.rec.SizeBytes / cellSize {
+		ops := c.cellHistory(b)
 		if len(ops) == 0 {
 			continue
 		}
 		if res := porcupine.CheckOperationsTimeout(m, ops, time.Minute); res != porcupine.Ok {
-			return fmt.Errorf("block %d is not a linearizable register (%s); it goes wrong at the end of:\n%s", b, res, describe(culprit(m, ops)))
+			return fmt.Errorf("cell %d is not a linearizable register (%s); it goes wrong at the end of:\n%s", b, res, describe(culprit(m, ops)))
 		}
 	}
 	return nil
@@ -97,21 +97,21 @@ func culprit(m porcupine.Model, ops []porcupine.Operation) []porcupine.Operation
 	return ops[max(0, hi-25):hi]
 }
 
-// blockHistory is what happened to one block. What was never answered may have
+// cellHistory is what happened to one cell. What was never answered may have
 // happened until the next primary served, or not at all; if nobody has read it,
 // it need not be looked at.
-func (c *cluster) blockHistory(b int64) []porcupine.Operation {
+func (c *cluster) cellHistory(b int64) []porcupine.Operation {
 	var ops []porcupine.Operation
 	touched := false
 	seen := map[value]bool{}
 	for _, o := range c.history {
-		if o.kind == opRead && o.ok && b >= o.first && b < o.first+o.blocks {
+		if o.kind == opRead && o.ok && b >= o.first && b < o.first+o.cells {
 			seen[o.got[b-o.first]] = true
 		}
 	}
 	for i, o := range c.history {
 		all := o.kind == opFlush || o.kind == opLoss
-		if !all && (b < o.first || b >= o.first+o.blocks) || o.open && (o.kind == opRead || o.kind == opFlush) {
+		if !all && (b < o.first || b >= o.first+o.cells) || o.open && (o.kind == opRead || o.kind == opFlush) {
 			continue
 		}
 		touched = touched || !all
@@ -163,9 +163,9 @@ func (c *cluster) equal() error {
 			first = h
 			continue
 		}
-		for b := range h.disk.live {
+		for b := range c.meta.rec.SizeBytes / cellSize {
 			if h.disk.live[b] != first.disk.live[b] {
-				return fmt.Errorf("block %d differs: %d on %s, %d on %s", b, first.disk.live[b], first.id, h.disk.live[b], h.id)
+				return fmt.Errorf("cell %d differs: %d on %s, %d on %s", b, first.disk.live[b], first.id, h.disk.live[b], h.id)
 			}
 		}
 	}

@@ -21,15 +21,15 @@ type device struct {
 
 // op is one entry of the history.
 type op struct {
-	kind   opKind
-	first  int64 // block
-	blocks int64
-	value  value   // written to every block of it: value+index
-	got    []value // read
-	call   time.Duration
-	ret    time.Duration
-	ok     bool // answered without error
-	open   bool // not answered
+	kind  opKind
+	first int64 // cell
+	cells int64
+	value value   // written to every cell of it: value+index
+	got   []value // read
+	call  time.Duration
+	ret   time.Duration
+	ok    bool // answered without error
+	open  bool // not answered
 }
 
 type opKind uint8
@@ -55,35 +55,51 @@ func (d *device) lost() {
 // issue starts a random operation.
 func (d *device) issue() {
 	w := d.c.w
-	blocks := int64(len(d.c.meta.hosts[0].disk.live))
-	o := &op{first: w.rng.Int64N(min(blocks, d.c.cfg.HotBlocks)), blocks: 1, call: w.now, open: true}
-	if w.chance(0.2) {
-		o.blocks = 1 + w.rng.Int64N(min(4, blocks-o.first))
-	}
-	r := &replication.Request{Offset: o.first * holdfast.BlockSize, Length: o.blocks * holdfast.BlockSize}
+	o := d.place()
+	r := &replication.Request{Offset: o.first * cellSize, Length: o.cells * cellSize}
 	switch x := w.rng.Float64(); {
 	case x < 0.40:
 		o.kind, r.Op, r.Buf = opRead, replication.OpRead, buf.Get(int(r.Length))
 	case x < 0.80:
 		o.kind, r.Op, r.Buf = opWrite, replication.OpWrite, buf.Get(int(r.Length))
 		r.FUA = false
-		d.c.values += 8
+		d.c.values += 8 * blockCells
 		o.value = d.c.values
-		for i := range o.blocks {
-			blk := r.Buf.B[i*holdfast.BlockSize:][:holdfast.BlockSize]
-			clear(blk)
-			binary.LittleEndian.PutUint64(blk, o.value+value(i))
+		for i := range o.cells {
+			cell := r.Buf.B[i*cellSize:][:cellSize]
+			clear(cell)
+			binary.LittleEndian.PutUint64(cell, o.value+value(i))
 		}
 	case x < 0.88:
 		o.kind, r.Op = opTrim, replication.OpTrim
 	default:
 		o.kind, r.Op = opFlush, replication.OpFlush
-		o.first, o.blocks = 0, 0
+		o.first, o.cells = 0, 0
 	}
 	r.Done = func(r *replication.Request, err error) { d.answered(o, r, err) }
 	d.c.history = append(d.c.history, o)
 	d.ops = append(d.ops, o)
 	d.p.Submit(r)
+}
+
+// place chooses where an operation goes: mostly whole blocks that are hot,
+// sometimes the volume's last ones, which may just have been added.
+func (d *device) place() *op {
+	w := d.c.w
+	blocks := d.p.SizeBytes() / holdfast.BlockSize
+	first, n := w.rng.Int64N(min(blocks, d.c.cfg.HotBlocks)), int64(1)
+	if w.chance(0.03) {
+		first = blocks - 1 - w.rng.Int64N(4)
+	}
+	if w.chance(0.2) {
+		n = 1 + w.rng.Int64N(min(4, blocks-first))
+	}
+	o := &op{first: first * blockCells, cells: n * blockCells, call: w.now, open: true}
+	if d.c.cfg.Unaligned && w.chance(0.3) {
+		o.first += w.rng.Int64N(blockCells)
+		o.cells = 1 + w.rng.Int64N((first+n)*blockCells-o.first)
+	}
+	return o
 }
 
 func (d *device) answered(o *op, r *replication.Request, err error) {
@@ -100,8 +116,8 @@ func (d *device) answered(o *op, r *replication.Request, err error) {
 	if err == nil {
 		o.ok, o.open, o.ret = true, false, d.c.w.now
 		if o.kind == opRead {
-			for i := range o.blocks {
-				o.got = append(o.got, binary.LittleEndian.Uint64(r.Buf.B[i*holdfast.BlockSize:]))
+			for i := range o.cells {
+				o.got = append(o.got, binary.LittleEndian.Uint64(r.Buf.B[i*cellSize:]))
 			}
 		}
 	}

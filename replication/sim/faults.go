@@ -7,7 +7,7 @@ import (
 
 // fault makes one random fault and plans the next.
 func (c *cluster) fault() {
-	kinds := []string{"kill", "power", "power-all", "cut", "one-way", "isolate", "meta-out", "no-meta", "pause", "slow", "detach", "full"}
+	kinds := Faults()
 	if len(c.cfg.Kinds) > 0 {
 		if c.cfg.Kinds[0] == "none" {
 			return
@@ -74,14 +74,23 @@ func (c *cluster) inject(kind string, h *host) {
 		h.pausedUntil = w.now + span
 	case "slow":
 		h.slowUntil = w.now + span
+	case "stuck":
+		h.stuckUntil = w.now + span
+	case "grow":
+		c.grow()
+	case "replace":
+		c.replace()
+	case "clear":
+		c.clear()
 	case "detach":
 		if d := h.device; d != nil && h.pausedUntil <= w.now {
 			d.p.Release()
 		}
 	case "full":
 		if h.disk != nil {
-			h.disk.full = true
-			w.after(span, func() { h.disk.full = false })
+			d := h.disk
+			d.full = true
+			w.after(span, func() { d.full = false })
 		}
 	}
 }
@@ -94,5 +103,6 @@ func (c *cluster) restart(h *host) {
 
 // Faults lists the kinds of faults.
 func Faults() []string {
-	return slices.Clone([]string{"kill", "power", "power-all", "cut", "one-way", "isolate", "meta-out", "no-meta", "pause", "slow", "detach", "full"})
+	return slices.Clone([]string{"kill", "power", "power-all", "cut", "one-way", "isolate", "meta-out", "no-meta", "pause", "slow", "stuck", "detach", "full",
+		"grow", "replace", "clear"})
 }

@@ -21,12 +21,15 @@ type host struct {
 	noMeta      bool
 	cutTo       map[*host]bool // messages from here to there do not arrive
 
-	disk    *disk // nil: no replica here
-	store   *store
-	replica *replication.Replica
-	primary *replication.Primary
-	device  *device
-	opening bool
+	stuckUntil time.Duration // its disk does no work, its process lives
+
+	disk      *disk // nil: no replica here
+	replicaID holdfast.ReplicaID
+	store     *store
+	replica   *replication.Replica
+	primary   *replication.Primary
+	device    *device
+	opening   bool
 }
 
 // cut says whether messages from h to o are lost on the way.
@@ -48,21 +51,19 @@ func (h *host) start() {
 	h.up = true
 	h.life++
 	if h.disk != nil {
-		life := h.life
-		h.store = &store{w: h.c.w, d: h.disk, host: h, boot: strconv.Itoa(h.disk.boot)}
-		h.store.done = func(t *replication.Task) { h.run(life, func() { h.replica.OnDone(t) }) }
-		h.replica = replication.NewReplica(h.replicaConfig(), h.store)
+		h.open()
 	}
 	h.heartbeat(h.life)
 	h.ticker(h.life)
 }
 
-func (h *host) replicaConfig() replication.ReplicaConfig {
-	cfg := replication.ReplicaConfig{Cluster: clusterID, Volume: volumeID, Clock: h.c.w}
-	if rep := h.c.meta.rec.On(h.id); rep != nil {
-		cfg.Replica = rep.ID
-	}
-	return cfg
+// open begins to serve the host's replica.
+func (h *host) open() {
+	life := h.life
+	h.store = &store{w: h.c.w, d: h.disk, host: h, boot: strconv.Itoa(h.disk.boot)}
+	r := replication.NewReplica(replication.ReplicaConfig{Cluster: clusterID, Volume: volumeID, Replica: h.replicaID, Clock: h.c.w}, h.store)
+	h.store.done = func(t *replication.Task) { h.run(life, func() { r.OnDone(t) }) }
+	h.replica = r
 }
 
 // heartbeat keeps the lease.
@@ -95,7 +96,7 @@ func (h *host) kill(power bool) {
 	h.c.w.logf("%s: killed, power loss %v", h.id, power)
 	h.up = false
 	h.life++
-	h.pausedUntil, h.slowUntil = 0, 0
+	h.pausedUntil, h.slowUntil, h.stuckUntil = 0, 0, 0
 	if h.disk != nil {
 		h.store.kill()
 		if power {
@@ -136,7 +137,7 @@ func (h *host) Dial(to holdfast.Replica, attempt uint64) {
 			fail(time.Millisecond, "refused")
 		case h.cut(o) || o.cut(h):
 			fail(time.Second, "no answer")
-		case o.replica == nil:
+		case o.replica == nil || o.replicaID != to.ID:
 			fail(time.Millisecond, "refused")
 		default:
 			h.connected(life, primary, o, attempt)
@@ -146,12 +147,12 @@ func (h *host) Dial(to holdfast.Replica, attempt uint64) {
 
 func (h *host) connected(life int, primary *replication.Primary, o *host, attempt uint64) {
 	mine, theirs := connect(h.c.w, h, o)
-	olife, replica := o.life, o.replica
+	olife, replica, store := o.life, o.replica, o.store
 	mine.onClosed = func() { h.run(life, func() { primary.OnClosed(mine) }) }
 	theirs.onClosed = func() { o.run(olife, func() { replica.OnClosed(theirs) }) }
 	mine.in.deliver = func(m *replication.Message) {
 		if h.life == life && h.primary == primary {
-			if m.Welcome != nil && (o.disk.promise.Epoch < m.Epoch || len(o.store.tasks) > 0) {
+			if m.Welcome != nil && (store.d.promise.Epoch < m.Epoch || !store.dead && len(store.tasks) > 0) {
 				panic("sim: a replica welcomes before its promise is durable, or with writes under way")
 			}
 			primary.OnMessage(mine, m)

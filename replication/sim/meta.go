@@ -13,6 +13,7 @@ const leaseTTL = 5 * time.Second
 // that times out may take effect, before or after its caller is told.
 type meta struct {
 	w     *world
+	c     *cluster
 	rec   holdfast.Record
 	out   bool // an outage for everybody
 	calm  bool // no faults any more
@@ -105,6 +106,7 @@ func (m *meta) apply(want holdfast.Record) bool {
 			m.w.after(m.w.between(10*time.Millisecond, 3*time.Second), func() { h.c.restart(h) })
 		})
 	}
+	m.c.retire(want)
 	rec := want.Clone()
 	for _, h := range m.hosts {
 		life := h.life

@@ -19,10 +19,12 @@ const (
 // Config describes a run.
 type Config struct {
 	Seed      uint64
-	Hosts     int           // 3 to 7
-	Replicas  int           // on the first hosts
-	Blocks    int64         // size of the volume
-	HotBlocks int64         // that are written
+	Hosts     int   // 3 to 7
+	Replicas  int   // on the first hosts
+	Blocks    int64 // size of the volume
+	HotBlocks int64 // that are written most
+	Unaligned bool  // also requests that are not made of whole blocks
+	MinInSync int
 	Depth     int           // operations at once
 	Faults    time.Duration // how long faults happen
 	Heal      time.Duration // how long afterwards everything must be well again
@@ -39,9 +41,17 @@ func Default(seed uint64) Config {
 	protocol := replication.Config{
 		SilentAfter: time.Duration(1+rng.IntN(6)) * time.Second,
 		ReadWindow:  time.Duration(1+rng.IntN(2)) * time.Second,
+		IOTimeout:   time.Duration(1+rng.IntN(10)) * time.Second,
 	}
-	return Config{Seed: seed, Protocol: protocol, Hosts: hosts, Replicas: 2 + rng.IntN(2), Blocks: 64, HotBlocks: 8 + rng.Int64N(24),
-		Depth: 1 + rng.IntN(8), Faults: 45 * time.Second, Heal: 60 * time.Second}
+	cfg := Config{Seed: seed, Protocol: protocol, Hosts: hosts, Replicas: 2 + rng.IntN(2), Blocks: 64, HotBlocks: 8 + rng.Int64N(24),
+		Depth: 1 + rng.IntN(8), Faults: 45 * time.Second, Heal: 60 * time.Second, Unaligned: rng.IntN(3) == 0, MinInSync: 1}
+	if rng.IntN(4) == 0 {
+		cfg.MinInSync = 2
+	}
+	if rng.IntN(4) == 0 {
+		cfg.HotBlocks, cfg.Depth = 4+rng.Int64N(4), 8 // writes that overlap
+	}
+	return cfg
 }
 
 // Result is what a run did.
@@ -64,6 +74,7 @@ type cluster struct {
 	attached  int
 	history   []*op
 	values    value
+	replicas  int // made so far
 	losses    int // power losses so far
 	bounded   int // operations before this one belong to earlier primaries
 	lossSeen  int // of which the history knows
@@ -97,16 +108,16 @@ func Run(cfg Config) (res Result) {
 func (c *cluster) build() {
 	size := c.cfg.Blocks * holdfast.BlockSize
 	rec := holdfast.Record{Version: holdfast.RecordVersion, ID: volumeID, Name: "vol", Phase: holdfast.PhaseReady, SizeBytes: size, Epoch: 1, Revision: 1,
-		Spec: holdfast.Spec{SizeBytes: size, Replicas: c.cfg.Replicas}.WithDefaults()}
+		Spec: holdfast.Spec{SizeBytes: size, Replicas: c.cfg.Replicas, MinInSync: c.cfg.MinInSync}.WithDefaults()}
 	for i := range c.cfg.Hosts {
 		h := &host{c: c, id: holdfast.NodeID(fmt.Sprintf("n%d", i)), cutTo: map[*host]bool{}}
 		if i < c.cfg.Replicas {
-			h.disk = newDisk(size)
-			rec.Replicas = append(rec.Replicas, holdfast.Replica{ID: holdfast.ReplicaID(fmt.Sprintf("r%d", i)), Node: h.id, Pool: "p", State: holdfast.InSync, Since: 1})
+			h.disk, h.replicaID = newDisk(size), holdfast.ReplicaID(fmt.Sprintf("r%d", i))
+			rec.Replicas = append(rec.Replicas, holdfast.Replica{ID: h.replicaID, Node: h.id, Pool: "p", State: holdfast.InSync, Since: 1})
 		}
 		c.meta.hosts = append(c.meta.hosts, h)
 	}
-	c.meta.rec = rec
+	c.meta.c, c.meta.rec, c.replicas = c, rec, c.cfg.Replicas
 	for _, h := range c.meta.hosts {
 		h.start()
 	}
@@ -140,7 +151,7 @@ func (c *cluster) healed() error {
 	c.cfg.Kinds = []string{"none"}
 	c.meta.out, c.meta.calm = false, true
 	for _, h := range c.meta.hosts {
-		h.noMeta, h.cutTo, h.slowUntil = false, map[*host]bool{}, 0
+		h.noMeta, h.cutTo, h.slowUntil, h.stuckUntil = false, map[*host]bool{}, 0, 0
 		if h.disk != nil {
 			h.disk.full = false
 		}
@@ -154,14 +165,14 @@ func (c *cluster) healed() error {
 	start := c.w.now
 	well := func() bool {
 		rec := c.meta.rec
-		return len(c.devs) == 1 && rec.Healthy() && c.devs[0].p.Status().State == "serving"
+		return len(c.devs) == 1 && rec.Healthy() && len(rec.Replicas) == rec.Spec.Replicas && rec.SizeBytes >= rec.Spec.SizeBytes && c.devs[0].p.Status().State == "serving"
 	}
 	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > start+2*time.Second })
 	if !well() {
 		return fmt.Errorf("not well %v after the faults ended: %s", c.cfg.Heal, c.stuck())
 	}
 	c.quiet = true
-	c.w.runUntil(c.w.now+5*time.Second, c.idle)
+	c.w.runUntil(c.w.now+20*time.Second, c.idle) // a stuck disk may take as long
 	if !c.idle() {
 		return fmt.Errorf("operations are never answered: %s", c.stuck())
 	}

@@ -9,11 +9,17 @@ import (
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
-// regionBlocks is the intent region of the simulated store, in blocks: small, so
-// that small volumes have many.
-const regionBlocks = 4
+// The simulated store keeps one value per cell, half a block, so that requests
+// that are not made of whole blocks show.
+const (
+	cellSize   = holdfast.BlockSize / 2
+	blockCells = holdfast.BlockSize / cellSize
+	// regionCells is the intent region, in cells: small, so that small volumes
+	// have many.
+	regionCells = 4 * blockCells
+)
 
-// value is a block's content: what was last written; 0 is a hole.
+// value is a cell's content: what was last written; 0 is a hole.
 type value = uint64
 
 // disk is a replica's durable and volatile state. A killed process leaves all
@@ -45,7 +51,7 @@ type tailEntry struct {
 }
 
 func newDisk(size int64) *disk {
-	n := size / holdfast.BlockSize
+	n := size / cellSize
 	return &disk{size: size, live: make([]value, n), safe: make([]value, n), dirty: make([]bool, n),
 		maps: map[holdfast.Epoch]*bitmap{}, intents: map[int64]bool{}, suspects: map[int64]bool{}, unflushed: map[int64]bool{}, boot: 1}
 }
@@ -76,8 +82,8 @@ func (s *store) State() replication.StoreState {
 func (d *disk) regions(set map[int64]bool) []holdfast.Extent {
 	var out []holdfast.Extent
 	for _, r := range sortedKeys(set) {
-		out = append(out, holdfast.Extent{Offset: r * regionBlocks * holdfast.BlockSize,
-			Length: min(regionBlocks*holdfast.BlockSize, d.size-r*regionBlocks*holdfast.BlockSize)})
+		out = append(out, holdfast.Extent{Offset: r * regionCells * cellSize,
+			Length: min(regionCells*cellSize, d.size-r*regionCells*cellSize)})
 	}
 	return out
 }
@@ -101,6 +107,9 @@ func (s *store) Submit(t *replication.Task) {
 	d := s.w.between(20*time.Microsecond, 600*time.Microsecond)
 	if s.host.slowUntil > s.w.now {
 		d += s.w.between(0, 3*time.Second)
+	}
+	if s.host.stuckUntil > s.w.now {
+		d += s.host.stuckUntil - s.w.now
 	}
 	if t.Kind == replication.TaskWrite || t.Kind == replication.TaskTrim {
 		s.d.begin(t) // tail and intent come first
@@ -132,12 +141,13 @@ func (s *store) kill() {
 
 // powerLoss forgets what was not durable: each unflushed block on its own.
 func (d *disk) powerLoss(w *world) {
-	for i := range d.live {
-		if d.dirty[i] {
-			if w.chance(0.5) {
-				d.live[i] = d.safe[i]
+	for i := 0; i < len(d.live); i += blockCells {
+		undo := w.chance(0.5) // the whole block, or nothing of it
+		for j := i; j < i+blockCells; j++ {
+			if d.dirty[j] && undo {
+				d.live[j] = d.safe[j]
 			}
-			d.safe[i], d.dirty[i] = d.live[i], false
+			d.safe[j], d.dirty[j] = d.live[j], false
 		}
 	}
 	for _, e := range sortedKeys(d.maps) {
@@ -159,9 +169,9 @@ func (d *disk) powerLoss(w *world) {
 
 func (d *disk) begin(t *replication.Task) {
 	d.tail = append(d.tail, tailEntry{t.Grant, t.Seq, holdfast.Extent{Offset: t.Offset, Length: t.Length}})
-	for b := t.Offset / holdfast.BlockSize; b < (t.Offset+t.Length)/holdfast.BlockSize; b++ {
-		d.intents[b/regionBlocks] = true
-		d.unflushed[b/regionBlocks] = true
+	for b := t.Offset / cellSize; b < (t.Offset+t.Length)/cellSize; b++ {
+		d.intents[b/regionCells] = true
+		d.unflushed[b/regionCells] = true
 	}
 }
 
@@ -179,7 +189,7 @@ func (d *disk) mapOf(e holdfast.Epoch) *bitmap {
 
 // apply does a task; part says per block whether it is done, nil for all.
 func (d *disk) apply(t *replication.Task, part func() bool) {
-	first, last := t.Offset/holdfast.BlockSize, (t.Offset+t.Length)/holdfast.BlockSize
+	first, last := t.Offset/cellSize, (t.Offset+t.Length)/cellSize
 	if d.failed {
 		t.Err = holdfast.E("store", holdfast.Corrupt, "simulated disk failure")
 		return
@@ -187,7 +197,7 @@ func (d *disk) apply(t *replication.Task, part func() bool) {
 	switch t.Kind {
 	case replication.TaskRead:
 		for b := first; b < last; b++ {
-			blk := t.Buf.B[(b-first)*holdfast.BlockSize:][:holdfast.BlockSize]
+			blk := t.Buf.B[(b-first)*cellSize:][:cellSize]
 			clear(blk)
 			binary.LittleEndian.PutUint64(blk, d.live[b])
 		}
@@ -211,13 +221,17 @@ func (d *disk) write(t *replication.Task, first, last int64, part func() bool) {
 		return
 	}
 	m := d.mapOf(t.Epoch)
+	done := true
 	for b := first; b < last; b++ {
-		if part != nil && !part() {
+		if part != nil && b%blockCells == 0 {
+			done = part()
+		}
+		if !done {
 			continue
 		}
 		var v value
 		if t.Kind == replication.TaskWrite {
-			v = binary.LittleEndian.Uint64(t.Buf.B[(b-first)*holdfast.BlockSize:])
+			v = binary.LittleEndian.Uint64(t.Buf.B[(b-first)*cellSize:])
 		}
 		d.live[b], m.live[b] = v, true
 		d.dirty[b] = true
@@ -241,8 +255,8 @@ func (d *disk) flush() {
 	}
 	needed := map[int64]bool{}
 	for _, e := range d.tail {
-		for b := e.ext.Offset / holdfast.BlockSize; b < e.ext.End()/holdfast.BlockSize; b++ {
-			needed[b/regionBlocks] = true
+		for b := e.ext.Offset / cellSize; b < e.ext.End()/cellSize; b++ {
+			needed[b/regionCells] = true
 		}
 	}
 	for r := range d.intents {
@@ -258,7 +272,7 @@ func (d *disk) control(t *replication.Task, first, last int64) {
 	case replication.TaskMark:
 		m := d.mapOf(t.Epoch)
 		for _, e := range t.Extents {
-			for b := e.Offset / holdfast.BlockSize; b < e.End()/holdfast.BlockSize; b++ {
+			for b := e.Offset / cellSize; b < e.End()/cellSize; b++ {
 				m.live[b], m.safe[b] = true, true
 			}
 		}
@@ -278,10 +292,10 @@ func (d *disk) control(t *replication.Task, first, last int64) {
 	case replication.TaskAllocated:
 		t.Extents = d.extents(func(b int64) bool { return d.live[b] != 0 }, first, last)
 	case replication.TaskHash:
-		for b := first; b < last; b += replication.HashBlock / holdfast.BlockSize {
+		for b := first; b < last; b += replication.HashBlock / cellSize {
 			var h replication.Hash
 			var x uint64 = 1469598103934665603
-			for i := b; i < min(b+replication.HashBlock/holdfast.BlockSize, last); i++ {
+			for i := b; i < min(b+replication.HashBlock/cellSize, last); i++ {
 				x = (x ^ d.live[i]) * 1099511628211
 				x ^= x >> 29
 			}
@@ -290,7 +304,7 @@ func (d *disk) control(t *replication.Task, first, last int64) {
 		}
 	case replication.TaskGrow:
 		for d.size < t.Length {
-			d.size += holdfast.BlockSize
+			d.size += cellSize
 			d.live, d.safe, d.dirty = append(d.live, 0), append(d.safe, 0), append(d.dirty, false)
 		}
 	case replication.TaskSettle:
@@ -312,17 +326,21 @@ func (d *disk) control(t *replication.Task, first, last int64) {
 	}
 }
 
+// extents lists the blocks with a cell for which in is true.
 func (d *disk) extents(in func(int64) bool, first, last int64) []holdfast.Extent {
 	var out []holdfast.Extent
-	for b := first; b < last; b++ {
-		if !in(b) {
+	for c := first; c < last; c++ {
+		if !in(c) {
 			continue
 		}
-		if n := len(out); n > 0 && out[n-1].End() == b*holdfast.BlockSize {
+		off := c / blockCells * holdfast.BlockSize
+		switch n := len(out); {
+		case n > 0 && out[n-1].End() > off:
+		case n > 0 && out[n-1].End() == off:
 			out[n-1].Length += holdfast.BlockSize
-			continue
+		default:
+			out = append(out, holdfast.Extent{Offset: off, Length: holdfast.BlockSize})
 		}
-		out = append(out, holdfast.Extent{Offset: b * holdfast.BlockSize, Length: holdfast.BlockSize})
 	}
 	return out
 }

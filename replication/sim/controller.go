@@ -1,0 +1,115 @@
+package sim
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// change is what the controller does to the record: no epoch is added.
+func (c *cluster) change(what string, f func(*holdfast.Record) bool) {
+	if c.meta.out {
+		return
+	}
+	next := c.meta.rec.Clone()
+	if f(&next) {
+		c.w.logf("controller: %s", what)
+		c.meta.apply(next)
+	}
+}
+
+// grow asks for a larger volume.
+func (c *cluster) grow() {
+	c.change("grow", func(r *holdfast.Record) bool {
+		r.Spec.SizeBytes += 1 + c.w.rng.Int64N(8*holdfast.BlockSize)
+		return r.Spec.SizeBytes < 2*c.cfg.Blocks*holdfast.BlockSize
+	})
+}
+
+// replace lets a replica leave, or takes away one that is not in sync, and adds
+// an empty one.
+func (c *cluster) replace() {
+	c.change("replace a replica", func(r *holdfast.Record) bool {
+		if len(r.Replicas) > r.Spec.Replicas {
+			return false // the last one is still being replaced
+		}
+		old := &r.Replicas[c.w.rng.IntN(len(r.Replicas))]
+		host := c.host(old.Node)
+		if old.State == holdfast.InSync {
+			if host = c.free(); host == nil {
+				return false
+			}
+			old.Leaving = true
+		} else {
+			host.remove()
+			*old = r.Replicas[len(r.Replicas)-1]
+			r.Replicas = r.Replicas[:len(r.Replicas)-1]
+		}
+		c.replicas++
+		rep := holdfast.Replica{ID: holdfast.ReplicaID(fmt.Sprintf("r%d", c.replicas)), Node: host.id, Pool: "p", State: holdfast.New}
+		host.add(rep.ID, r.SizeBytes)
+		r.Replicas = append(r.Replicas, rep)
+		return true
+	})
+}
+
+// free is a host without a replica.
+func (c *cluster) free() *host {
+	for _, h := range c.meta.hosts {
+		if h.disk == nil {
+			return h
+		}
+	}
+	return nil
+}
+
+// retire takes a leaving replica out of the record as soon as it may, which is
+// when the primary is busy with dropping it.
+func (c *cluster) retire(rec holdfast.Record) {
+	for _, rep := range rec.Replicas {
+		if !rep.Leaving || rep.State == holdfast.InSync {
+			continue
+		}
+		c.w.after(c.w.between(0, 20*time.Millisecond), func() {
+			c.change("retire "+string(rep.ID), func(r *holdfast.Record) bool {
+				for i, x := range r.Replicas {
+					if x.ID == rep.ID {
+						r.Replicas = append(r.Replicas[:i], r.Replicas[i+1:]...)
+						c.host(x.Node).remove()
+						return true
+					}
+				}
+				return false
+			})
+		})
+	}
+}
+
+// clear takes the grant from a node whose lease is gone, as a detach does.
+func (c *cluster) clear() {
+	c.change("clear a dead grant", func(r *holdfast.Record) bool {
+		if r.Primary == nil || c.meta.alive(r.Primary.Node) {
+			return false
+		}
+		r.Primary = nil
+		return true
+	})
+}
+
+// add makes an empty replica on a host.
+func (h *host) add(id holdfast.ReplicaID, size int64) {
+	h.disk, h.replicaID = newDisk(size), id
+	if h.up {
+		h.open()
+	}
+}
+
+// remove ends a replica and its data.
+func (h *host) remove() {
+	if h.up && h.replica != nil {
+		h.replica.Close()
+		h.store.kill()
+	}
+	h.disk, h.store, h.replica, h.replicaID = nil, nil, nil, ""
+}
