@@ -216,3 +216,17 @@ func TestALongListDoesNotOutgrowTheWelcome(t *testing.T) {
 		t.Fatalf("%d extents; some suspects are not among them", len(w.Suspects))
 	}
 }
+
+func TestAPingTellsTheStoreWhatIsCommitted(t *testing.T) {
+	b := newBay(t, Promise{})
+	c, _ := b.open(5, 5, holdfast.ClientPrimary)
+	b.send(c, &Message{Type: MsgPing, Epoch: 5, Committed: 7})
+	if len(b.store.tasks) != 1 || b.store.tasks[0].Kind != TaskCommit || b.store.tasks[0].Committed != 7 {
+		t.Fatalf("the store is asked %+v: the tail of an idle volume stays for ever", b.store.tasks)
+	}
+	b.finish()
+	b.send(c, &Message{Type: MsgPing, Epoch: 5, Committed: 7})
+	if len(b.store.tasks) != 0 {
+		t.Fatal("the store is told twice")
+	}
+}

@@ -278,16 +278,6 @@ func (r *Replica) serve(s *session, m *Message) {
 	r.submit(t, job{session: s, m: m})
 }
 
-// commit passes on what a ping tells about committed writes, so that an idle
-// volume's tail and intents empty.
-func (r *Replica) commit(s *session, m *Message) {
-	if m.Committed <= r.committed {
-		return
-	}
-	r.committed = m.Committed
-	r.submit(&Task{Kind: TaskCommit, Grant: s.grant, Committed: m.Committed}, job{then: func(*Task) {}})
-}
-
 // sensible checks a message's arguments before the store sees them.
 func (r *Replica) sensible(m *Message) bool {
 	aligned := m.Offset >= 0 && m.Length > 0 && m.Offset%holdfast.BlockSize == 0 && m.Length%holdfast.BlockSize == 0
@@ -315,12 +305,11 @@ func (r *Replica) sensible(m *Message) bool {
 func (r *Replica) task(s *session, m *Message) *Task {
 	t := &Task{Epoch: s.epoch, Grant: s.grant, Seq: m.Seq, Committed: m.Committed, FUA: m.FUA,
 		Offset: m.Offset, Length: m.Length, Since: m.Since, Extents: m.Extents, Buf: m.Buf}
-	r.committed = max(r.committed, m.Committed)
 	switch m.Type {
 	case MsgWrite:
-		t.Kind = TaskWrite
+		t.Kind, r.committed = TaskWrite, max(r.committed, m.Committed)
 	case MsgTrim:
-		t.Kind = TaskTrim
+		t.Kind, r.committed = TaskTrim, max(r.committed, m.Committed)
 	case MsgRead:
 		t.Kind = TaskRead
 		if m.Buf == nil { // a primary in the same process hands in its own
