@@ -192,6 +192,9 @@ func (r *run) replicasLeft(ctx context.Context) error {
 			named[x.GetId()] = true
 		}
 	}
+	if err := r.volumesLeft(ctx); err != nil {
+		return err
+	}
 	found, _ := filepath.Glob(filepath.Join(r.o.dir, "*/run/pools/*/replicas/*"))
 	var left []string
 	for _, f := range found {
@@ -206,6 +209,28 @@ func (r *run) replicasLeft(ctx context.Context) error {
 		return fmt.Errorf("%d replicas are there, %d are named", len(found), len(named))
 	}
 	return nil
+}
+
+// volumesLeft looks for volumes that should have been deleted. A call that nobody
+// waited for any more may have made one after it was deleted, which is deleted
+// again.
+func (r *run) volumesLeft(ctx context.Context) error {
+	var vs []*holdfastv1.Volume
+	err := r.ask(ctx, func(ctx context.Context, _ holdfastv1.ClusterServiceClient, c holdfastv1.VolumeServiceClient) error {
+		ls, err := c.ListVolumes(ctx, &holdfastv1.ListVolumesRequest{})
+		vs = ls.GetVolumes()
+		return err
+	})
+	if err != nil || len(vs) == len(r.keepers) {
+		return err
+	}
+	errs := []error{fmt.Errorf("there are %d volumes, not %d", len(vs), len(r.keepers))}
+	for _, v := range vs {
+		if strings.HasPrefix(v.GetName(), churnPrefix) {
+			errs = append(errs, holdfast.Wrap(v.GetName(), r.churn.remove(ctx, v.GetName())))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // soundPools has every pool verified by its node.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/holdfast-storage/holdfast/internal/netcluster"
@@ -36,10 +37,13 @@ func (r *run) explain(ctx context.Context, round int, err error) {
 	if err := os.WriteFile(filepath.Join(r.o.logs, "failure.txt"), []byte(b.String()), 0o644); err != nil {
 		r.j.note("%v", err)
 	}
+	noise := regexp.MustCompile(`msg="?etcd: `) // etcd has its own words for each fault
 	fmt.Printf("\nThe time line of round %d of seed %d:\n%s\n\nThe last warnings and errors of the daemons:\n", round, r.o.seed, strings.Join(r.j.sinceRound(), "\n"))
 	for _, m := range r.f.machines {
-		for _, line := range netcluster.LastLines(filepath.Join(r.o.logs, m.node()+".log"), 8) {
-			fmt.Printf("  %s: %.400s\n", m.node(), line)
+		for _, line := range netcluster.LastLines(filepath.Join(r.o.logs, m.node()+".log"), 400) {
+			if !noise.MatchString(line) {
+				fmt.Printf("  %s: %.300s\n", m.node(), line)
+			}
 		}
 	}
 	r.f.dump()

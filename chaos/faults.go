@@ -26,12 +26,16 @@ const (
 	quorum    kind = "quorum"    // two of the three etcd members are killed
 	fill      kind = "fill"      // a pool is filled, then emptied
 	replace   kind = "replace"   // a node is lost with its pool; another one takes its place
+	term      kind = "term"      // a daemon is stopped in good order, and started again
+	drain     kind = "drain"     // a node is drained; its replicas begin to move away
+	grow      kind = "grow"      // a volume grows
 	move      kind = "move"      // no fault: a volume is moved in good order
 )
 
 // weights say how often each kind comes; replace comes by itself.
 func weights() map[kind]int {
-	return map[kind]int{kill: 4, power: 2, pause: 3, cut: 3, flap: 1, deaf: 2, mute: 2, partition: 2, quorum: 1, fill: 2, replace: 1, move: 3}
+	return map[kind]int{kill: 4, power: 2, pause: 3, cut: 3, flap: 1, deaf: 2, mute: 2, partition: 2, quorum: 1, fill: 2, replace: 1,
+		term: 2, drain: 1, grow: 1, move: 3}
 }
 
 func kindNames() string {
@@ -100,7 +104,7 @@ func schedule(rng *rand.Rand, length time.Duration, allowed map[kind]int) []faul
 	if len(bag) == 0 {
 		return out
 	}
-	for range 3 + rng.IntN(6) {
+	for range 4 + rng.IntN(8) {
 		f := fault{kind: bag[rng.IntN(len(bag))], at: time.Second + time.Duration(rng.Int64N(int64(length*3/4)))}
 		f.machine = rng.IntN(machines)
 		f.lasts = draw(rng)
@@ -132,7 +136,7 @@ func (f *fault) complete(rng *rand.Rand) {
 		f.others = []int{(f.machine + 1 + rng.IntN(members-1)) % members}
 	case fill:
 		f.lasts += 3 * time.Second // long enough to be met by writes
-	case move:
+	case move, grow:
 		f.machine, f.lasts, f.others = -1, 0, nil
 	}
 }

@@ -56,7 +56,12 @@ func (w *fioWork) start(at place, cmd *exec.Cmd) (*netcluster.Process, *bytes.Bu
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.WaitDelay = 2 * time.Second
-	p, err := w.net.StartIn(at.m.place(), cmd)
+	var p *netcluster.Process
+	err := at.m.during(at.boot, func() error {
+		var err error
+		p, err = w.net.StartIn(at.m.place(), cmd)
+		return err
+	})
 	return p, &out, err
 }
 

@@ -18,15 +18,17 @@ import (
 
 // injector makes faults happen and heals them.
 type injector struct {
-	f     *fleet
-	moves chan<- struct{}
+	f *fleet
+	// move and grow are asked of the volumes.
+	move, grow func()
 
-	mu    sync.Mutex
-	holds map[string]int // how many faults hold a link
+	mu      sync.Mutex
+	holds   map[string]int // how many faults hold a link
+	drained map[string]bool
 }
 
-func newInjector(f *fleet, moves chan<- struct{}) *injector {
-	return &injector{f: f, moves: moves, holds: map[string]int{}}
+func newInjector(f *fleet) *injector {
+	return &injector{f: f, holds: map[string]int{}, drained: map[string]bool{}}
 }
 
 // play makes all faults of a schedule happen. It returns when all are healed:
@@ -49,7 +51,33 @@ func (in *injector) play(ctx context.Context, faults []fault) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, in.undrain(context.WithoutCancel(ctx)))...)
+}
+
+// drain asks for a node to be drained; that nobody answers is no error.
+func (in *injector) drain(ctx context.Context, x fault, m *machine) {
+	node := m.node()
+	in.f.j.note("%v", x)
+	in.mu.Lock()
+	in.drained[node] = true
+	in.mu.Unlock()
+	if _, err := in.f.cli(ctx, "node", "drain", node); err != nil {
+		in.f.j.note("%s cannot be drained: %v", node, err)
+	}
+}
+
+// undrain makes all drained nodes usable again, when all else is healed.
+func (in *injector) undrain(ctx context.Context) error {
+	for node := range in.drained {
+		err := netcluster.Until(ctx, forgetWithin, "undrain node "+node, func(ctx context.Context) (bool, error) {
+			_, err := in.f.cli(ctx, "node", "undrain", node)
+			return err == nil, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sleep says whether d has passed before ctx ended.
@@ -67,18 +95,22 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // one makes a fault happen, waits, and heals it.
 func (in *injector) one(ctx context.Context, x fault) error {
 	calm := context.WithoutCancel(ctx) // to heal also when interrupted
-	if x.kind == move {
+	switch x.kind {
+	case move:
 		in.f.j.note("move a volume")
-		select {
-		case in.moves <- struct{}{}:
-		default:
-		}
+		in.move()
+		return nil
+	case grow:
+		in.grow()
 		return nil
 	}
 	m := in.f.machines[x.machine]
 	switch x.kind {
-	case kill, power, pause:
+	case kill, power, pause, term:
 		return in.processes(ctx, x, m)
+	case drain:
+		in.drain(ctx, x, m)
+		return nil
 	case quorum:
 		o := in.f.machines[x.others[0]]
 		return in.processes(ctx, x, m, o)
@@ -128,6 +160,8 @@ func (in *injector) begin(ctx context.Context, k kind, m *machine) error {
 		tell(m, syscall.SIGSTOP)
 	case power:
 		return in.f.powerOff(ctx, m)
+	case term:
+		in.f.terminate(m)
 	default:
 		in.f.kill(m)
 	}

@@ -40,6 +40,7 @@ type place struct {
 	m    *machine
 	node string
 	path string
+	boot int // see machine
 }
 
 // keeper is an orchestrator for one volume: it has it published somewhere, with
@@ -288,7 +289,7 @@ func (k *keeper) publish(ctx context.Context, m *machine, node string) (place, e
 		via = x.node()
 	}
 	k.mu.Unlock()
-	at := place{m, node, k.r.orch.Target(node, k.claim)}
+	at := place{m, node, k.r.orch.Target(node, k.claim), m.boots()}
 	k.does("attaching to %s by %s", node, via)
 	actx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

@@ -33,6 +33,15 @@ func newModel(bytes int64) *model {
 	return m
 }
 
+// grow makes the device longer; what is new are zeros.
+func (m *model) grow(bytes int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for int64(len(m.may)) < bytes/blockBytes {
+		m.may = append(m.may, []uint64{0})
+	}
+}
+
 // beginWrite notes that blocks are about to be written, and gives the version.
 func (m *model) beginWrite(first, n int, trim bool) uint64 {
 	m.mu.Lock()

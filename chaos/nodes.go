@@ -34,6 +34,10 @@ type machine struct {
 	number int
 	// faulty is held by the fault that concerns its processes.
 	faulty sync.Mutex
+	// life is held, for reading, while something is started on the machine, and
+	// for writing while it loses its power.
+	life sync.RWMutex
+	boot int // counts losses of power
 
 	mu      sync.Mutex
 	id      string // of the node
@@ -61,6 +65,24 @@ func (m *machine) process() *netcluster.Process {
 		return nil
 	}
 	return m.proc
+}
+
+// boots is how often it has lost its power.
+func (m *machine) boots() int {
+	m.life.RLock()
+	defer m.life.RUnlock()
+	return m.boot
+}
+
+// during calls start unless the machine has lost its power since boot: with the
+// power all that ran there is gone, and nothing of it may start anything more.
+func (m *machine) during(boot int, start func() error) error {
+	m.life.RLock()
+	defer m.life.RUnlock()
+	if m.boot != boot {
+		return holdfast.E("start on "+m.place(), holdfast.Unavailable, "it has lost its power")
+	}
+	return start()
 }
 
 // fleet is all machines.
@@ -210,8 +232,30 @@ func (f *fleet) kill(m *machine) {
 	}
 }
 
+// terminateWithin is what a daemon gets to end in good order.
+const terminateWithin = 10 * time.Second
+
+// terminate asks a machine's daemon to end, as a supervisor does for an update.
+func (f *fleet) terminate(m *machine) {
+	m.mu.Lock()
+	p := m.proc
+	m.running = false
+	m.mu.Unlock()
+	if p == nil {
+		return
+	}
+	begin := time.Now()
+	p.Stop(syscall.SIGTERM, terminateWithin)
+	if took := time.Since(begin); took >= terminateWithin {
+		f.j.note("the daemon of %s did not end within %v and was killed", m.node(), terminateWithin)
+	}
+}
+
 // powerOff ends everything on a machine, and what its kernel would forget.
 func (f *fleet) powerOff(ctx context.Context, m *machine) error {
+	m.life.Lock()
+	defer m.life.Unlock()
+	m.boot++
 	f.kill(m)
 	// Those that wait for I/O only end when their devices have.
 	err := f.net.KillOn(ctx, m.place())

@@ -19,9 +19,9 @@ import (
 // raw works on a block device and knows what each block may hold.
 type raw struct {
 	m    *model
-	size int64
 	mu   sync.Mutex
 	rng  *rand.Rand
+	size int64 // that was promised
 }
 
 func newRaw(bytes int64, rng *rand.Rand) *raw { return &raw{m: newModel(bytes), size: bytes, rng: rng} }
@@ -32,9 +32,22 @@ const (
 	lanePause = 4 * time.Millisecond
 )
 
+// openDevice opens a device. What is no device (any more) is refused.
 func openDevice(path string) (*os.File, error) {
+	const op = "open device"
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-	return f, holdfast.Wrap("open device", err)
+	if err != nil {
+		return nil, holdfast.Wrap(op, err)
+	}
+	st, err := f.Stat()
+	if err == nil && st.Mode()&os.ModeDevice == 0 {
+		err = holdfast.E(op, holdfast.Unavailable, path+" is no device")
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, holdfast.Wrap(op, err)
+	}
+	return f, nil
 }
 
 // aligned is memory for direct I/O.
@@ -42,6 +55,21 @@ func aligned(n int) []byte {
 	b := make([]byte, n+blockBytes)
 	skip := blockBytes - int(uintptr(unsafe.Pointer(&b[0]))%blockBytes)
 	return b[skip : skip+n]
+}
+
+// bytes is the size that the device has at least.
+func (w *raw) bytes() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.size
+}
+
+// grown notes that the device has grown.
+func (w *raw) grown(bytes int64) {
+	w.m.grow(bytes)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.size = bytes
 }
 
 // verify reads every block.
@@ -52,7 +80,7 @@ func (w *raw) verify(ctx context.Context, at place) error {
 	}
 	defer func() { _ = f.Close() }()
 	p := aligned(1 << 20)
-	for off := int64(0); off < w.size; off += int64(len(p)) {
+	for off := int64(0); off < w.bytes(); off += int64(len(p)) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

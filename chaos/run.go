@@ -29,6 +29,7 @@ type run struct {
 	orch    *netcluster.Orchestrator
 	conns   *rpc.Conns
 	keepers []*keeper
+	churn   *churn
 	ledger  *netcluster.Ledger
 	wg      sync.WaitGroup
 
@@ -123,20 +124,23 @@ func newRun(o options, allowed map[kind]int, n netcluster.Network) (*run, io.Clo
 		return nil, nil, err
 	}
 	r.keepers = r.volumes(pg)
+	r.churn = &churn{r: r}
 	return r, log, nil
 }
 
 // volumes are what is worked on.
 func (r *run) volumes(pg *netcluster.Postgres) []*keeper {
-	const rawBytes = 64 << 20
 	claim := func(name, fs string, bytes int64) *netcluster.Claim {
 		return &netcluster.Claim{Name: name, FSType: fs, Bytes: bytes, Replicas: "3"}
 	}
+	two := claim("raw-2", "", 16<<20)
+	two.Replicas = "2"
 	return []*keeper{
 		newKeeper(r, claim("rows", "xfs", 512<<20), &rows{net: r.net, pg: pg, ledger: r.ledger, dir: filepath.Join(r.o.dir, "db")}),
 		newKeeper(r, claim("fio-xfs", "xfs", 384<<20), newFioWork(r.net, r.o.logs, 1_000_000)),
 		newKeeper(r, claim("fio-ext4", "ext4", 192<<20), newFioWork(r.net, r.o.logs, 2_000_000)),
-		newKeeper(r, claim("raw", "", rawBytes), newRaw(rawBytes, r.rng(0, 100))),
+		newKeeper(r, claim("raw", "", 64<<20), newRaw(64<<20, r.rng(0, 100))),
+		newKeeper(r, two, newRaw(two.Bytes, r.rng(0, 101))),
 	}
 }
 
@@ -208,38 +212,38 @@ func (r *run) chaos(ctx context.Context, n int) error {
 	defer cancel()
 	r.wg.Go(func() { r.watchNodes(ctx) })
 	g, gctx := errgroup.WithContext(ctx)
-	moves := make(chan struct{}, 1)
 	for i, k := range r.keepers {
 		k.rng = r.rng(n, i)
 		g.Go(func() error { return holdfast.Wrap(k.claim.Name, k.keep(gctx)) })
 	}
-	r.wg.Go(func() { r.moveSome(ctx, moves, r.rng(n, 1001)) })
-	err := newInjector(r.f, moves).play(gctx, faults)
+	r.wg.Go(func() { r.churn.run(ctx, r.rng(n, 1002)) })
+	err := r.injector(gctx, r.rng(n, 1001)).play(gctx, faults)
 	sleep(gctx, r.o.faults/8)
 	if gctx.Err() == nil {
 		cancel()
 	}
 	err = errors.Join(g.Wait(), err)
-	r.wgWait()
+	r.wg.Wait()
 	return errors.Join(err, r.failure())
 }
 
-// wgWait waits for what goes on for a moment after a round.
-func (r *run) wgWait() { r.wg.Wait() }
-
-// moveSome hands requests to move to random volumes.
-func (r *run) moveSome(ctx context.Context, moves <-chan struct{}, rng *rand.Rand) {
-	for {
+// injector makes faults, and asks random volumes to move and to grow.
+func (r *run) injector(ctx context.Context, rng *rand.Rand) *injector {
+	in := newInjector(r.f)
+	var mu sync.Mutex
+	some := func() *keeper {
+		mu.Lock()
+		defer mu.Unlock()
+		return r.keepers[rng.IntN(len(r.keepers))]
+	}
+	in.move = func() {
 		select {
-		case <-ctx.Done():
-			return
-		case <-moves:
-			select {
-			case r.keepers[rng.IntN(len(r.keepers))].moves <- struct{}{}:
-			default:
-			}
+		case some().moves <- struct{}{}:
+		default:
 		}
 	}
+	in.grow = func() { r.growSome(ctx) }
+	return in
 }
 
 // fail notes what somebody found out in passing.
@@ -262,5 +266,6 @@ func (r *run) settle(ctx context.Context) error {
 	for _, k := range r.keepers {
 		g.Go(func() error { return k.settle(ctx) })
 	}
+	g.Go(func() error { return r.churn.settle(ctx) })
 	return errors.Join(g.Wait(), r.failure())
 }
