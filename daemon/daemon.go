@@ -216,6 +216,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Agent.ID, nc.Agent.Domain, nc.Agent.Release = holdfast.NodeID(cfg.Node), cfg.Domain, d.o.Release
 	nc.Agent.Pools, nc.Agent.AutoPools = cfg.Pools, cfg.AutoPools
 	nc.Agent.LeaseTTL = time.Duration(cfg.Times.Lease)
+	nc.Agent.ScrubEvery = time.Duration(cfg.Replication.ScrubEvery)
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
 	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address

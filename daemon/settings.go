@@ -70,6 +70,10 @@ type Replication struct {
 	// RepairRate bounds the repair of one volume, in bytes a second. Default
 	// 200MiB; 0 does not bound it.
 	RepairRate *Size `json:"repairRate,omitempty"`
+	// ScrubEvery is how long after its last scrub a volume's replicas are compared
+	// again, one volume at a time on each node: 168h, for instance. Default 0:
+	// only when asked for.
+	ScrubEvery Duration `json:"scrubEvery,omitzero"`
 }
 
 // primary is the primaries' configuration. The read window is not among the
@@ -139,6 +143,8 @@ func (c Config) validateSettings() error {
 	}
 	d := p.primary()
 	switch {
+	case p.ScrubEvery < 0:
+		return bad("replication.scrubEvery is %v; it is 0 (off) or positive", time.Duration(p.ScrubEvery))
 	case d.SilentAfter < time.Second || d.SilentAfter > time.Minute:
 		return bad("replication.silentAfter is %v; choose 1s (a replica is asked for a sign of life every 0.4 s) to 1m", d.SilentAfter)
 	case d.ReconnectFor < 100*time.Millisecond || d.ReconnectFor > d.SilentAfter:

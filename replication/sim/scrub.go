@@ -1,0 +1,171 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/holdfast-storage/holdfast/replication"
+)
+
+// ScrubResult is what a run with scrubs did.
+type ScrubResult struct {
+	Scrubs     int // begun
+	Ended      int
+	Flips      int
+	Mismatches int64
+	Healed     int64
+	Trace      []string
+	Faults     map[string]int
+	Err        error
+}
+
+// scrubbing is a run whose volume is scrubbed all the time. With flips, cells
+// that nobody writes change by themselves on single replicas.
+type scrubbing struct {
+	*cluster
+	flips bool
+	res   ScrubResult
+	seen  map[string]replication.ScrubStatus
+	cold  [2]int64 // cells from and to which nobody writes
+}
+
+// RunScrub runs one seed with scrubs. Without flips no scrub may ever find
+// anything; with them all replicas are equal in the end.
+func RunScrub(cfg Config, flips bool) (res ScrubResult) {
+	w := &world{rng: rand.New(rand.NewPCG(cfg.Seed, 3)), keep: cfg.Trace}
+	s := &scrubbing{cluster: &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}}, flips: flips, seen: map[string]replication.ScrubStatus{}}
+	defer func() {
+		if r := recover(); r != nil {
+			res = ScrubResult{Trace: w.trace, Faults: s.faults, Err: fmt.Errorf("panic: %v\n%s", r, debug.Stack())}
+		}
+	}()
+	s.build()
+	s.cold = [2]int64{(cfg.HotBlocks + 4) * blockCells, (cfg.Blocks - 8) * blockCells}
+	for _, h := range s.meta.hosts {
+		if h.disk != nil {
+			s.fill(h.disk)
+		}
+	}
+	w.after(0, s.drive)
+	w.after(w.between(500*time.Millisecond, 3*time.Second), s.fault)
+	w.after(time.Second, s.keepScrubbing)
+	if flips {
+		w.after(2*time.Second, s.flip)
+	}
+	w.runUntil(cfg.Faults, nil)
+	err := s.healed()
+	for _, step := range []func() error{s.finalScrub, s.found, s.check, s.equal} {
+		if err == nil {
+			err = step()
+		}
+	}
+	s.res.Trace, s.res.Faults, s.res.Err = w.trace, s.faults, err
+	return s.res
+}
+
+// fill gives the cells that nobody writes their content.
+func (s *scrubbing) fill(d *disk) {
+	for i := s.cold[0]; i < s.cold[1]; i++ {
+		d.live[i], d.safe[i] = value(1e12)+value(i), value(1e12)+value(i)
+	}
+}
+
+// keepScrubbing begins scrubs and notes what came of them.
+func (s *scrubbing) keepScrubbing() {
+	for _, d := range s.devs {
+		x := d.p.Status().Scrub
+		if x.ID != "" {
+			s.seen[x.ID] = x
+		}
+		switch {
+		case d.h.pausedUntil > s.w.now || s.quiet:
+		case x.ID == "" || x.Ended() && s.w.chance(0.3):
+			s.begin(d)
+		case s.w.chance(0.02):
+			d.p.CancelScrub()
+		}
+	}
+	s.w.after(s.w.between(10*time.Millisecond, 300*time.Millisecond), s.keepScrubbing)
+}
+
+func (s *scrubbing) begin(d *device) string {
+	s.res.Scrubs++
+	id := strconv.Itoa(s.res.Scrubs)
+	d.p.Scrub(id)
+	return id
+}
+
+// flip damages a copy of a cell, on a replica that counts as in sync, wherever
+// the others hold what was written: the majority stays right. With two replicas
+// there is no majority; either copy may win.
+func (s *scrubbing) flip() {
+	if s.quiet || s.meta.calm {
+		return
+	}
+	in := s.meta.rec.InSyncReplicas()
+	i := s.cold[0] + s.w.rng.Int64N(s.cold[1]-s.cold[0])
+	block := func(d *disk) []value {
+		unit := int64(replication.HashBlock / cellSize)
+		return d.live[i/unit*unit : min((i/unit+1)*unit, s.cold[1])]
+	}
+	sound := len(in) > 2
+	for _, rep := range in {
+		for k, v := range block(s.host(rep.Node).disk) {
+			at := i/int64(replication.HashBlock/cellSize)*int64(replication.HashBlock/cellSize) + int64(k)
+			sound = sound && (at < s.cold[0] || v == value(1e12)+value(at))
+		}
+	}
+	if sound || len(in) == 2 && s.cfg.Replicas == 2 {
+		h := s.host(in[s.w.rng.IntN(len(in))].Node)
+		s.w.logf("flip: cell %d on %s", i, h.id)
+		h.disk.live[i] ^= 1 << 50
+		h.disk.safe[i] = h.disk.live[i]
+		s.res.Flips++
+	}
+	s.w.after(s.w.between(100*time.Millisecond, 8*time.Second), s.flip)
+}
+
+// finalScrub has the healed volume scrubbed once more, to its end.
+func (s *scrubbing) finalScrub() error {
+	for range 2 { // the first may have been begun before the last flip
+		d := s.devs[0]
+		d.p.CancelScrub()
+		id := s.begin(d)
+		done := func() bool {
+			x := d.p.Status().Scrub
+			s.seen[id] = x
+			return x.ID == id && x.State == replication.ScrubDone && s.meta.rec.Healthy()
+		}
+		s.w.runUntil(s.w.now+time.Minute, done)
+		if !done() {
+			return fmt.Errorf("the last scrub does not end: %+v\n%s", d.p.Status().Scrub, s.stuck())
+		}
+	}
+	return nil
+}
+
+// found judges what the scrubs have found.
+func (s *scrubbing) found() error {
+	for _, id := range slices.Sorted(func(yield func(string) bool) {
+		for id := range s.seen {
+			if !yield(id) {
+				return
+			}
+		}
+	}) {
+		x := s.seen[id]
+		if x.State == replication.ScrubDone {
+			s.res.Ended++
+		}
+		s.res.Mismatches += x.Mismatches
+		s.res.Healed += x.Healed
+		if x.Unhealed > 0 || !s.flips && x.Mismatches > 0 {
+			return fmt.Errorf("scrub %s of replicas without damage: %+v", id, x)
+		}
+	}
+	return nil
+}
