@@ -246,6 +246,32 @@ func TestCreateReplicaIsIdempotentAndNeedsARecord(t *testing.T) {
 	}
 }
 
+// drbd9-tests recreate-node-day0: an empty replica must not pass for one that
+// was written.
+func TestAReplicaThatShouldHoldDataIsNotMadeAnew(t *testing.T) {
+	db := memory.New()
+	r := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	s := agent.Stored{Volume: rec.ID, Replica: rec.Replicas[0].ID, SizeBytes: rec.SizeBytes}
+	rec.Epoch += 2
+	rec.Replicas[0].State, rec.Replicas[0].Since = holdfast.InSync, 1
+	rec, err := db.SwapVolume(t.Context(), rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, r.CreateReplica(t.Context(), "pool-of-a", s), holdfast.Corrupt)
+	if r.pool.holds(s.Replica) {
+		t.Fatal("an empty replica stands where data was")
+	}
+	rec.Replicas[0].State, rec.Replicas[0].Since = holdfast.New, 0
+	if _, err := db.SwapVolume(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.CreateReplica(t.Context(), "pool-of-a", s); err != nil {
+		t.Fatalf("a new one: %v", err)
+	}
+}
+
 // Invariant 8: nothing is deleted on absence.
 func TestOnlyWhatATombstoneNamesIsRemoved(t *testing.T) {
 	db := memory.New()

@@ -34,7 +34,7 @@ func (a *Agent) CreateReplica(ctx context.Context, pool holdfast.PoolID, r Store
 	if named := rec.Replica(r.Replica); named == nil || named.Node != a.cfg.ID || named.Pool != pool {
 		return holdfast.E(op, holdfast.NotFound, fmt.Sprintf("the volume's record names no such replica on pool %s of node %s", pool, a.cfg.ID))
 	}
-	if err := a.create(ctx, p, r); err != nil {
+	if err := a.create(ctx, p, r, written(rec, r.Replica)); err != nil {
 		return holdfast.Wrap(op, err)
 	}
 	a.note(r.Volume, fmt.Sprintf("created replica %s on pool %s", r.Replica, pool))
@@ -53,9 +53,17 @@ func checkReplica(r Stored) error {
 	return nil
 }
 
+// written says whether a replica may hold data by its record: it is or was in
+// sync, and the volume was granted to somebody since it was made.
+func written(rec holdfast.Record, id holdfast.ReplicaID) bool {
+	x := rec.Replica(id)
+	return rec.Phase == holdfast.PhaseReady && rec.Epoch > 1 && x != nil && x.Since > 0
+}
+
 // create makes and serves the replica. Replicas are thin: room means that the
-// pool takes new data at all. One that is there already needs none.
-func (a *Agent) create(ctx context.Context, p Pool, r Stored) error {
+// pool takes new data at all. One that is there already needs none. One that is
+// not, but should hold data, is not made anew: empty, it would pass for in sync.
+func (a *Agent) create(ctx context.Context, p Pool, r Stored, written bool) error {
 	stored, err := p.Replicas()
 	if err != nil {
 		return err
@@ -69,6 +77,9 @@ func (a *Agent) create(ctx context.Context, p Pool, r Stored) error {
 			return holdfast.E("", holdfast.Exists, "a replica of volume "+string(s.Volume)+" has this id")
 		}
 		there = true
+	}
+	if !there && written {
+		return holdfast.E("", holdfast.Corrupt, "the record says that this replica holds data, but the pool does not have it; it is not made anew, empty: let another replica take its place")
 	}
 	if info := p.Info(); !there && (info.State != holdfast.PoolOnline || info.FreeBytes <= 0) {
 		return holdfast.E("", holdfast.NoSpace, fmt.Sprintf("pool %s is %s with %d bytes free", info.ID, info.State, info.FreeBytes))
