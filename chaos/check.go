@@ -151,13 +151,14 @@ func (r *run) processesLeft(ctx context.Context) error {
 	var left []string
 	for _, pid := range append(r.net.Processes(ctx), os.Getpid()) {
 		if !daemons[pid] && pid != os.Getpid() {
-			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-			left = append(left, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(name))))
+			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			wchan, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", pid))
+			left = append(left, fmt.Sprintf("process %.60s, in %s", stat, wchan))
 		}
 		left = append(left, waiting(pid)...)
 	}
 	if len(left) > 0 {
-		return fmt.Errorf("processes are left or hang: %v", left)
+		return fmt.Errorf("processes are left or hang: %q", left)
 	}
 	return nil
 }

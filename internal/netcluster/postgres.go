@@ -124,8 +124,9 @@ func (p *Postgres) Start(ctx context.Context, n Network, node, data string) (*Pr
 	defer func() { _ = logFile.Close() }()
 	cmd := p.Command(context.WithoutCancel(ctx), "postgres", "-D", data, "-c", "listen_addresses=", "-c", "unix_socket_directories="+p.sockets,
 		"-c", "shared_buffers=32MB", "-c", "max_connections=20", "-c", "autovacuum=off", "-c", "dynamic_shared_memory_type=sysv")
-	// What it shares between its processes goes with the last of them.
-	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWIPC
+	// As in a container: when it is killed, all its processes go, also those that
+	// wait for a lock of another one, and what they share goes with the last one.
+	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWIPC | syscall.CLONE_NEWPID
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	proc, err := n.StartIn(node, cmd)
 	if err != nil {
