@@ -7,7 +7,8 @@
 // it says otherwise, all troubles end, the volume must become well, and the
 // history of every block and the equality of the replicas are checked.
 //
-//	cluster [hosts=3] [replicas=2] [min-in-sync=1] [blocks=64] [repair=BYTES/s]   comes first
+//	cluster [hosts=3] [replicas=2] [min-in-sync=1] [blocks=64]   comes first
+//	        [repair=BYTES/s] [silent=SECONDS] [window=SECONDS]
 //	attach N [force|refused|later]     detach N
 //	write LABEL FIRST [COUNT] [fua|later|waits] [on N]
 //	trim FIRST COUNT    flush [later|waits LABEL]    [on N]

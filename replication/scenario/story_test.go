@@ -164,6 +164,10 @@ func (s *story) cluster(a []string) error {
 			cfg.Blocks = n
 		case "min-in-sync":
 			cfg.MinInSync = int(n)
+		case "silent":
+			cfg.Protocol.SilentAfter = time.Duration(n) * time.Second
+		case "window":
+			cfg.Protocol.ReadWindow = time.Duration(n) * time.Second
 		case "repair":
 			cfg.Protocol.RepairRate = n
 		default:
