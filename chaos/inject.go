@@ -51,7 +51,7 @@ func (in *injector) play(ctx context.Context, faults []fault) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(append(errs, in.undrain(context.WithoutCancel(ctx)))...)
+	return errors.Join(errors.Join(errs...), in.undrain(context.WithoutCancel(ctx)))
 }
 
 // drain asks for a node to be drained; that nobody answers is no error.
@@ -308,7 +308,7 @@ func takeSpace(pool, ballast string) error {
 		return holdfast.Wrap("fill the pool", err)
 	}
 	defer func() { _ = f.Close() }()
-	n := int64(st.Bavail)*int64(st.Bsize) - leftFree
+	n := int64(st.Bavail)*st.Bsize - leftFree
 	return holdfast.Wrap("fill the pool", unix.Fallocate(int(f.Fd()), 0, 0, n))
 }
 

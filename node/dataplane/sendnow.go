@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"net"
 	"syscall"
 
@@ -47,7 +48,7 @@ func newSender(nc net.Conn) *sender {
 func (s *sender) attempt(fd uintptr) bool {
 	for {
 		s.n, s.err = unix.Writev(int(fd), s.iov)
-		if s.err != unix.EINTR {
+		if !errors.Is(s.err, unix.EINTR) {
 			return true
 		}
 	}
@@ -63,7 +64,7 @@ func (s *sender) write() (rest []byte, err error) {
 	if err := s.raw.Write(s.try); err != nil {
 		return nil, err
 	}
-	if s.err == unix.EAGAIN {
+	if errors.Is(s.err, unix.EAGAIN) {
 		s.n, s.err = 0, nil
 	}
 	if s.err != nil {
