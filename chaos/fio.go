@@ -29,6 +29,7 @@ type fioWork struct {
 	logs string
 
 	mu    sync.Mutex
+	made  bool // the files are there
 	seed  int
 	next  int
 	files [fioFiles]int // the seed with which it was written completely; 0: none
@@ -97,6 +98,9 @@ func (w *fioWork) check(ctx context.Context, at place, file, seed int) error {
 }
 
 func (w *fioWork) verify(ctx context.Context, at place) error {
+	if err := w.make(at); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	files := w.files
 	w.mu.Unlock()
@@ -106,6 +110,29 @@ func (w *fioWork) verify(ctx context.Context, at place) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// make makes the files, the first time. Later ones are not made: when a device
+// is taken away from a node, what was mounted is an ordinary folder again, and
+// nothing may be written there.
+func (w *fioWork) make(at place) error {
+	if w.made {
+		return nil
+	}
+	w.made = true
+	for i := range w.files {
+		w.seed++
+		p, out, err := w.start(at, w.command(at, i, w.seed, "--do_verify=0", "--end_fsync=1"))
+		if err == nil {
+			<-p.Done()
+			err = p.Err()
+		}
+		if err != nil {
+			return holdfast.E("make files with fio", holdfast.Unavailable, fmt.Sprintf("%v: %s", err, out.String()))
+		}
+		w.files[i] = w.seed
 	}
 	return nil
 }
@@ -155,7 +182,7 @@ func (s *fioSession) one() bool {
 		w.files[file], w.next = 0, (w.next+1)%fioFiles
 	}
 	w.mu.Unlock()
-	cmd := w.command(s.at, file, seed, "--do_verify=0", "--end_fsync=1", "--rate_iops=500", "--fsync=64")
+	cmd := w.command(s.at, file, seed, "--do_verify=0", "--allow_file_create=0", "--end_fsync=1", "--rate_iops=500", "--fsync=64")
 	p, out, err := w.start(s.at, cmd)
 	if err == nil {
 		select {

@@ -115,7 +115,8 @@ type rowSession struct {
 
 // watch ends the session when its writer has ended.
 func (s *rowSession) watch() {
-	s.why = <-s.writer.Done()
+	<-s.writer.Done()
+	s.why = s.writer.Err()
 	if s.why != nil {
 		s.server.Kill() // perhaps half dead
 	} else {
