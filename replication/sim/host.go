@@ -73,6 +73,7 @@ func (h *host) heartbeat(life int) {
 	}
 	if h.c.meta.reach(h) && h.pausedUntil <= h.c.w.now {
 		h.leaseAt = h.c.w.now
+		h.onRecord(h.c.meta.rec.Clone()) // the watch catches up after an outage
 	}
 	h.c.w.after(time.Second, func() { h.heartbeat(life) })
 }
