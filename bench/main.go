@@ -31,7 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
-	"github.com/holdfast-storage/holdfast/demo"
+	"github.com/holdfast-storage/holdfast/internal/netcluster"
 )
 
 // options are the command line.
@@ -154,7 +154,7 @@ func lock(path string) (unlock func(), err error) {
 // remove takes away everything below dir. The daemons have ended: with their
 // parent, if nothing else ended them.
 func remove(dir string) error {
-	if err := demo.Forget(dir); err != nil {
+	if err := netcluster.Forget(dir); err != nil {
 		return err
 	}
 	if raw, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(raw), " "+dir+"/") {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/daemon"
+	"github.com/holdfast-storage/holdfast/internal/netcluster"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/node/agent"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
@@ -27,9 +28,9 @@ type cluster struct {
 	dir    string // everything of the run
 	logs   string // outlives the run
 	binary string // this program
-	net    network
+	net    netcluster.Network
 	nodes  []string // in the order of their addresses; the last one has no pool
-	procs  map[string]*process
+	procs  map[string]*netcluster.Process
 	conns  *rpc.Conns
 }
 
@@ -43,14 +44,14 @@ func (c *cluster) storage() []string { return c.nodes[:len(c.nodes)-1] }
 func (c *cluster) config(i int) daemon.Config {
 	id, base := c.nodes[i], filepath.Join(c.dir, c.nodes[i])
 	cfg := daemon.DefaultConfig()
-	cfg.Node, cfg.Address = id, c.net.address(i)
+	cfg.Node, cfg.Address = id, c.net.Address(i)
 	cfg.API, cfg.CSI = []string{"unix://" + apiSocket(c.dir, id)}, "unix://"+csiSocket(c.dir, id)
 	cfg.StateDir, cfg.RunDir = filepath.Join(base, "state"), filepath.Join(base, "run")
 	cfg.Domain = holdfast.Domain{Rack: "rack-" + id}
 	members := map[string]string{}
 	for j, n := range c.storage() {
-		members[n] = c.net.address(j)
-		cfg.Etcd.Endpoints = append(cfg.Etcd.Endpoints, fmt.Sprintf("http://%s:%d", c.net.address(j), daemon.DefaultEtcdClientPort))
+		members[n] = c.net.Address(j)
+		cfg.Etcd.Endpoints = append(cfg.Etcd.Endpoints, fmt.Sprintf("http://%s:%d", c.net.Address(j), daemon.DefaultEtcdClientPort))
 	}
 	if i < len(c.storage()) {
 		cfg.Etcd = daemon.Etcd{Embedded: &daemon.EmbeddedEtcd{Members: members}}
@@ -79,14 +80,14 @@ func (c *cluster) prepare() error {
 
 // start runs a node's daemon.
 func (c *cluster) start(ctx context.Context, id string) error {
-	log, err := daemonLog(c.logs, id)
+	log, err := netcluster.OpenLog(c.logs, id)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), c.binary, "node", "--config", filepath.Join(c.dir, id, "node.yaml"))
 	cmd.Stdout, cmd.Stderr = log, log
-	p, err := c.net.startIn(id, cmd)
+	p, err := c.net.StartIn(id, cmd)
 	if err != nil {
 		return err
 	}
@@ -97,8 +98,8 @@ func (c *cluster) start(ctx context.Context, id string) error {
 // alive fails if a daemon that should run has ended.
 func (c *cluster) alive() error {
 	for id, p := range c.procs {
-		if p.ended() {
-			return holdfast.E("run node "+id, holdfast.Unavailable, fmt.Sprintf("its daemon ended by itself (%v); see %s", p.err, filepath.Join(c.logs, id+".log")))
+		if p.Ended() {
+			return holdfast.E("run node "+id, holdfast.Unavailable, fmt.Sprintf("its daemon ended by itself (%v); see %s", p.Err(), filepath.Join(c.logs, id+".log")))
 		}
 	}
 	return nil
@@ -108,19 +109,19 @@ func (c *cluster) alive() error {
 // link away, and removes what the kernel of a dead machine would not know any
 // more. Its pool's image stays as it is.
 func (c *cluster) powerOff(ctx context.Context, id string) error {
-	if err := c.net.cut(ctx, id); err != nil {
+	if err := c.net.Cut(ctx, id); err != nil {
 		return err
 	}
-	if err := c.net.killOn(ctx, id); err != nil {
+	if err := c.net.KillOn(ctx, id); err != nil {
 		return err
 	}
 	delete(c.procs, id)
-	return forget(filepath.Join(c.dir, id))
+	return netcluster.Forget(filepath.Join(c.dir, id))
 }
 
 // powerOn gives the link back and starts a new daemon.
 func (c *cluster) powerOn(ctx context.Context, id string) error {
-	if err := c.net.mend(ctx, id); err != nil {
+	if err := c.net.Mend(ctx, id); err != nil {
 		return err
 	}
 	return c.start(ctx, id)
@@ -134,12 +135,12 @@ func (c *cluster) stop() {
 		switch {
 		case p == nil:
 		case i == 0:
-			p.kill()
+			p.Kill()
 		default:
-			p.stop(syscall.SIGTERM, 15*time.Second)
+			p.Stop(syscall.SIGTERM, 15*time.Second)
 		}
 	}
-	c.procs = map[string]*process{}
+	c.procs = map[string]*netcluster.Process{}
 }
 
 func (c *cluster) api(node string) (*grpc.ClientConn, error) {
@@ -176,7 +177,7 @@ func (c *cluster) volume(ctx context.Context, via, name string) (*holdfastv1.Vol
 
 // ready waits until all nodes and pools are there.
 func (c *cluster) ready(ctx context.Context) error {
-	return until(ctx, time.Minute, "start the cluster", func(ctx context.Context) (bool, error) {
+	return netcluster.Until(ctx, time.Minute, "start the cluster", func(ctx context.Context) (bool, error) {
 		if err := c.alive(); err != nil {
 			return false, err
 		}
@@ -196,7 +197,7 @@ func (c *cluster) ready(ctx context.Context) error {
 // healthy waits until a node that was away says that all is well: then its own
 // etcd member has caught up too, and another one may die.
 func (c *cluster) healthy(ctx context.Context, via string) error {
-	return until(ctx, time.Minute, "be healthy again as node "+via+" sees it", func(ctx context.Context) (bool, error) {
+	return netcluster.Until(ctx, time.Minute, "be healthy again as node "+via+" sees it", func(ctx context.Context) (bool, error) {
 		if err := c.alive(); err != nil {
 			return false, err
 		}
@@ -235,7 +236,7 @@ func replica(v *holdfastv1.Volume, node string) *holdfastv1.VolumeReplica {
 // inSyncOn waits until the replica on a node is in sync again.
 func (c *cluster) inSyncOn(ctx context.Context, via, volume, node string, limit time.Duration) (*holdfastv1.Volume, error) {
 	var v *holdfastv1.Volume
-	err := until(ctx, limit, "repair the replica on node "+node, func(ctx context.Context) (bool, error) {
+	err := netcluster.Until(ctx, limit, "repair the replica on node "+node, func(ctx context.Context) (bool, error) {
 		if err := c.alive(); err != nil {
 			return false, err
 		}
@@ -256,5 +257,5 @@ func (c *cluster) inSyncOn(ctx context.Context, via, volume, node string, limit 
 func (c *cluster) cli(ctx context.Context, via string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	return output(exec.CommandContext(ctx, c.binary, append([]string{"--endpoint", "unix://" + apiSocket(c.dir, via)}, args...)...))
+	return netcluster.Output(exec.CommandContext(ctx, c.binary, append([]string{"--endpoint", "unix://" + apiSocket(c.dir, via)}, args...)...))
 }

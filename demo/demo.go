@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/api"
+	"github.com/holdfast-storage/holdfast/internal/netcluster"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 )
 
@@ -43,20 +44,20 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := possible(o.Dir); err != nil {
 		return err
 	}
-	unlock, err := lock(o.lockFile())
+	// Cleaning up must also work when ctx is what was interrupted.
+	calm := context.WithoutCancel(ctx)
+	unlock, err := o.lock(calm)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	// Cleaning up must also work when ctx is what was interrupted.
-	calm := context.WithoutCancel(ctx)
-	n := network{prefix: o.Prefix}
-	if err := clean(calm, n, o.Dir); err != nil {
+	n := netcluster.Network{Prefix: o.Prefix}
+	if err := netcluster.Clean(calm, n, o.Dir); err != nil {
 		return holdfast.Wrap("clean up after an earlier run", err)
 	}
 	r, err := newRun(o, n)
 	if err != nil {
-		return errors.Join(err, clean(calm, n, o.Dir))
+		return errors.Join(err, netcluster.Clean(calm, n, o.Dir))
 	}
 	defer r.close()
 	err = r.play(ctx)
@@ -69,7 +70,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	r.tl.say("\nRemoving everything that was made ...")
 	r.end()
-	return errors.Join(err, holdfast.Wrap("clean up", clean(calm, n, o.Dir)))
+	return errors.Join(err, holdfast.Wrap("clean up", netcluster.Clean(calm, n, o.Dir)))
 }
 
 // Clean removes what a run with Keep, or one that was killed, left.
@@ -77,12 +78,12 @@ func Clean(ctx context.Context, o Options) error {
 	if err := possible(o.Dir); err != nil {
 		return err
 	}
-	unlock, err := lock(o.lockFile())
+	unlock, err := o.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return clean(ctx, network{prefix: o.Prefix}, o.Dir)
+	return netcluster.Clean(ctx, netcluster.Network{Prefix: o.Prefix}, o.Dir)
 }
 
 // neededBytes is what a run writes at most, all replicas and etcd together.
@@ -118,20 +119,12 @@ func possible(dir string) error {
 func (o Options) lockFile() string { return "/run/" + o.Prefix + "lock" }
 
 // lock makes sure that there is one run at a time.
-func lock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, holdfast.Wrap("lock the demo", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, holdfast.E("start the demo", holdfast.InUse, "another one is running; wait for it or end it")
-	}
-	return func() { _ = f.Close() }, nil
+func (o Options) lock(ctx context.Context) (unlock func(), err error) {
+	return netcluster.Lock(o.lockFile(), func() error { return netcluster.Clean(ctx, netcluster.Network{Prefix: o.Prefix}, o.Dir) })
 }
 
 // newRun prepares folders and finds programs.
-func newRun(o Options, n network) (*run, error) {
+func newRun(o Options, n netcluster.Network) (*run, error) {
 	for _, d := range []string{o.Dir, o.Logs, filepath.Join(o.Dir, "db")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, holdfast.Wrap("prepare the demo", err)
@@ -141,21 +134,26 @@ func newRun(o Options, n network) (*run, error) {
 	for _, f := range old {
 		_ = os.Remove(f)
 	}
-	pg, err := findPostgres(filepath.Join(o.Dir, "db"), filepath.Join(o.Logs, "postgres.log"))
+	pg, err := netcluster.FindPostgres(filepath.Join(o.Dir, "db"), filepath.Join(o.Logs, "postgres.log"))
+	if err == nil {
+		pg, err = pg.At(pg.Sockets())
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chown(pg.sockets, int(pg.uid), int(pg.gid)); err != nil {
-		return nil, holdfast.Wrap("prepare the demo", err)
-	}
-	l, err := newLedger(filepath.Join(o.Dir, "acknowledged"))
+	l, err := netcluster.NewLedger(filepath.Join(o.Dir, "acknowledged"))
 	if err != nil {
 		return nil, err
 	}
 	conns := rpc.NewConns(rpc.Config{CallTimeout: 30 * time.Second})
 	return &run{
 		o: o, tl: newTimeline(o.Out, o.TTY), pg: pg, ledger: l,
-		c: &cluster{dir: o.Dir, logs: o.Logs, binary: o.Binary, net: n, nodes: []string{"n1", "n2", "n3", "n4"}, procs: map[string]*process{}, conns: conns},
-		k: &orchestrator{dir: o.Dir, conns: conns},
+		c: &cluster{dir: o.Dir, logs: o.Logs, binary: o.Binary, net: n, nodes: []string{"n1", "n2", "n3", "n4"}, procs: map[string]*netcluster.Process{}, conns: conns},
+		k: &netcluster.Orchestrator{
+			Conns:  conns,
+			Socket: func(node string) string { return csiSocket(o.Dir, node) },
+			Folder: func(node string) string { return filepath.Join(o.Dir, node, "csi") },
+		},
+		claim: &netcluster.Claim{Name: volumeName, Bytes: volumeBytes, Replicas: "3", FSType: "xfs"},
 	}, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/api"
+	"github.com/holdfast-storage/holdfast/internal/netcluster"
 )
 
 // What the scenario uses, and what it expects.
@@ -40,11 +41,12 @@ type run struct {
 	o      Options
 	tl     *timeline
 	c      *cluster
-	k      *orchestrator
-	pg     *postgres
-	ledger *ledger
-	db     *process
-	w      *writer
+	k      *netcluster.Orchestrator
+	claim  *netcluster.Claim
+	pg     *netcluster.Postgres
+	ledger *netcluster.Ledger
+	db     *netcluster.Process
+	w      *netcluster.Writer
 	facts  []fact
 }
 
@@ -68,7 +70,7 @@ func (r *run) play(ctx context.Context) error {
 
 func (r *run) startCluster(ctx context.Context) error {
 	r.tl.heading("Starting a cluster: three storage nodes and one without storage, each a daemon in its own network namespace")
-	if err := r.c.net.up(ctx, r.c.nodes); err != nil {
+	if err := r.c.net.Up(ctx, r.c.nodes); err != nil {
 		return err
 	}
 	if err := r.c.prepare(); err != nil {
@@ -91,19 +93,19 @@ func (r *run) startCluster(ctx context.Context) error {
 func (r *run) createVolume(ctx context.Context) error {
 	r.tl.heading("Over the CSI sockets, as an orchestrator would: create, attach, stage and publish a volume")
 	begin := time.Now()
-	if err := r.k.create(ctx, apiNode, volumeName, volumeBytes); err != nil {
+	if err := r.k.Create(ctx, apiNode, r.claim); err != nil {
 		return err
 	}
 	r.timed("CreateVolume, 3 replicas", time.Since(begin), createTarget)
 	r.tl.note("volume %s of %s with 3 replicas is created (%s)", volumeName, api.Bytes(volumeBytes), seconds(time.Since(begin)))
 	begin = time.Now()
-	published, err := r.k.attach(ctx, dbNode)
+	published, err := r.k.Attach(ctx, dbNode, dbNode, r.claim)
 	if err != nil {
 		return err
 	}
 	r.timed("attach", time.Since(begin), attachTarget)
 	r.tl.note("it is attached to %s (%s)", dbNode, seconds(time.Since(begin)))
-	if err := r.k.mount(ctx, dbNode, published); err != nil {
+	if err := r.k.Mount(ctx, dbNode, r.claim, published); err != nil {
 		return err
 	}
 	r.tl.note("it is formatted with XFS and mounted on %s", dbNode)
@@ -112,20 +114,20 @@ func (r *run) createVolume(ctx context.Context) error {
 
 func (r *run) startDatabase(ctx context.Context) error {
 	r.tl.heading("A real PostgreSQL on it, committing one numbered row after the other; each acknowledged commit is noted outside the volume")
-	data := dataOf(r.k.target(dbNode))
-	if err := r.pg.create(ctx, data); err != nil {
+	data := netcluster.DataOf(r.k.Target(dbNode, r.claim))
+	if err := r.pg.Create(ctx, data); err != nil {
 		return err
 	}
 	var err error
-	if r.db, err = r.pg.start(ctx, r.c.net, dbNode, data); err != nil {
+	if r.db, err = r.pg.Start(ctx, r.c.net, dbNode, data); err != nil {
 		return err
 	}
-	if _, err := r.pg.query(ctx, table); err != nil {
+	if _, err := r.pg.Query(ctx, netcluster.Table); err != nil {
 		return err
 	}
 	r.tl.note("PostgreSQL runs on %s", dbNode)
 	// So that a whole copy would be much more than what is missed in a while.
-	if _, err := r.pg.query(ctx, bulk); err != nil {
+	if _, err := r.pg.Query(ctx, netcluster.Bulk); err != nil {
 		return err
 	}
 	r.tl.note("it has been given half a million rows of older data")
@@ -137,22 +139,22 @@ func (r *run) startDatabase(ctx context.Context) error {
 
 func (r *run) startWriting(ctx context.Context) error {
 	var err error
-	r.w, err = startWriter(ctx, r.pg, r.ledger)
+	r.w, err = netcluster.StartWriter(ctx, r.pg, r.ledger)
 	return err
 }
 
 // letWrite lets the writer go on for a while and shows how it does.
 func (r *run) letWrite(ctx context.Context, d time.Duration) error {
-	before, begin := r.ledger.count(), time.Now()
+	before, begin := r.ledger.Count(), time.Now()
 	r.tl.watch(func() string {
-		return fmt.Sprintf("%d rows committed, longest stall %s", r.ledger.count(), seconds(r.ledger.stall(time.Now())))
+		return fmt.Sprintf("%d rows committed, longest stall %s", r.ledger.Count(), seconds(r.ledger.Stall(time.Now())))
 	})
 	defer r.tl.watch(nil)
 	if err := r.wait(ctx, d); err != nil {
 		return err
 	}
-	n := r.ledger.count() - before
-	r.tl.note("%d rows committed in %s (%.0f a second), %d in all", n, seconds(time.Since(begin)), float64(n)/time.Since(begin).Seconds(), r.ledger.count())
+	n := r.ledger.Count() - before
+	r.tl.note("%d rows committed in %s (%.0f a second), %d in all", n, seconds(time.Since(begin)), float64(n)/time.Since(begin).Seconds(), r.ledger.Count())
 	return nil
 }
 
@@ -166,9 +168,8 @@ func (r *run) wait(ctx context.Context, d time.Duration) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case err := <-r.w.done:
-			r.w.done <- err
-			return holdfast.E("keep the database writing", holdfast.Unavailable, fmt.Sprintf("the writer ended: %v; see %s", err, r.pg.log))
+		case <-r.w.Done():
+			return holdfast.E("keep the database writing", holdfast.Unavailable, fmt.Sprintf("the writer ended: %v; see %s", r.w.Err(), r.pg.Log()))
 		case <-tick.C:
 			if err := r.c.alive(); err != nil {
 				return err
@@ -183,22 +184,22 @@ func (r *run) wait(ctx context.Context, d time.Duration) error {
 // how long commits stall.
 func (r *run) loseReplica(ctx context.Context) error {
 	r.tl.heading("A replica dies silently: the link of " + cutNode + " is cut, nobody is told")
-	r.ledger.watchStall(time.Now())
-	if err := r.c.net.cut(ctx, cutNode); err != nil {
+	r.ledger.WatchStall(time.Now())
+	if err := r.c.net.Cut(ctx, cutNode); err != nil {
 		return err
 	}
 	r.tl.note("the link of %s is cut", cutNode)
 	if err := r.letWrite(ctx, 8*time.Second); err != nil {
 		return err
 	}
-	stall := r.ledger.stall(time.Now())
+	stall := r.ledger.Stall(time.Now())
 	r.timed("commit stall when a replica's node dies", stall, stallTarget)
 	r.tl.note("the longest that a commit waited was %s; no error", seconds(stall))
-	if err := r.c.net.mend(ctx, cutNode); err != nil {
+	if err := r.c.net.Mend(ctx, cutNode); err != nil {
 		return err
 	}
 	r.tl.note("the link of %s is back", cutNode)
-	r.tl.watch(func() string { return fmt.Sprintf("repairing %s, %d rows committed", cutNode, r.ledger.count()) })
+	r.tl.watch(func() string { return fmt.Sprintf("repairing %s, %d rows committed", cutNode, r.ledger.Count()) })
 	defer r.tl.watch(nil)
 	v, err := r.c.inSyncOn(ctx, apiNode, volumeName, cutNode, time.Minute)
 	if err != nil {
@@ -221,10 +222,10 @@ func (r *run) losePower(ctx context.Context) error {
 		return err
 	}
 	r.db = nil
-	_ = r.w.end() // it has lost its database
-	r.tl.note("the power of %s is cut: daemon and database killed, link gone; %d rows were acknowledged", dbNode, r.ledger.count())
+	_ = r.w.End() // it has lost its database
+	r.tl.note("the power of %s is cut: daemon and database killed, link gone; %d rows were acknowledged", dbNode, r.ledger.Count())
 	r.tl.watch(func() string { return "publishing the volume on " + spareNode + ", as an orchestrator would" })
-	if err := r.k.publish(ctx, spareNode, time.Minute); err != nil {
+	if err := r.k.Publish(ctx, spareNode, r.claim, time.Minute); err != nil {
 		return err
 	}
 	r.tl.watch(nil)
@@ -232,7 +233,7 @@ func (r *run) losePower(ctx context.Context) error {
 	r.timed("power cut to mounted on another node", took, failoverTarget)
 	r.tl.note("the volume is mounted on %s, %s after the cut", spareNode, seconds(took))
 	var err error
-	if r.db, err = r.pg.start(ctx, r.c.net, spareNode, dataOf(r.k.target(spareNode))); err != nil {
+	if r.db, err = r.pg.Start(ctx, r.c.net, spareNode, netcluster.DataOf(r.k.Target(spareNode, r.claim))); err != nil {
 		return err
 	}
 	r.tl.note("PostgreSQL has recovered and runs on %s, %s after the cut", spareNode, seconds(time.Since(cut)))
@@ -247,19 +248,19 @@ func (r *run) losePower(ctx context.Context) error {
 
 // verify checks every acknowledged row.
 func (r *run) verify(ctx context.Context, what string) error {
-	found, err := r.pg.query(ctx, verifyRows)
+	found, err := r.pg.Query(ctx, netcluster.VerifyRows)
 	if err != nil {
 		return err
 	}
-	missing, unacked, err := r.ledger.compare(found)
+	missing, unacked, err := r.ledger.Compare(found)
 	if err != nil {
 		return err
 	}
 	if len(missing) > 0 {
 		return holdfast.E("verify rows", holdfast.Corrupt, fmt.Sprintf("%d acknowledged rows are lost, the first is %d", len(missing), missing[0]))
 	}
-	r.check("acknowledged "+what, fmt.Sprintf("all %d", r.ledger.count()), "all", true)
-	r.tl.note("every one of the %d acknowledged rows is there (and %d that nobody had been told of)", r.ledger.count(), unacked)
+	r.check("acknowledged "+what, fmt.Sprintf("all %d", r.ledger.Count()), "all", true)
+	r.tl.note("every one of the %d acknowledged rows is there (and %d that nobody had been told of)", r.ledger.Count(), unacked)
 	return nil
 }
 
@@ -271,7 +272,7 @@ func (r *run) bringBack(ctx context.Context) error {
 	if err := r.c.powerOn(ctx, dbNode); err != nil {
 		return err
 	}
-	r.tl.watch(func() string { return fmt.Sprintf("repairing %s, %d rows committed", dbNode, r.ledger.count()) })
+	r.tl.watch(func() string { return fmt.Sprintf("repairing %s, %d rows committed", dbNode, r.ledger.Count()) })
 	defer r.tl.watch(nil)
 	v, err := r.c.inSyncOn(ctx, apiNode, volumeName, dbNode, time.Minute)
 	if err != nil {
@@ -298,15 +299,15 @@ func (r *run) bringBack(ctx context.Context) error {
 // grow makes the mounted volume larger while the database writes.
 func (r *run) grow(ctx context.Context) error {
 	r.tl.heading("The volume grows while the database writes to it")
-	before, err := filesystemBytes(r.k.target(spareNode))
+	before, err := filesystemBytes(r.k.Target(spareNode, r.claim))
 	if err != nil {
 		return err
 	}
-	r.ledger.watchStall(time.Now())
-	if err := r.k.expand(ctx, spareNode, grownBytes); err != nil {
+	r.ledger.WatchStall(time.Now())
+	if err := r.k.Expand(ctx, spareNode, r.claim, grownBytes); err != nil {
 		return err
 	}
-	after, err := filesystemBytes(r.k.target(spareNode))
+	after, err := filesystemBytes(r.k.Target(spareNode, r.claim))
 	if err != nil {
 		return err
 	}
@@ -315,7 +316,7 @@ func (r *run) grow(ctx context.Context) error {
 	if !ok {
 		return holdfast.E("grow the volume", holdfast.Other, fmt.Sprintf("its filesystem had %d bytes and has %d now", before, after))
 	}
-	r.tl.note("the mounted filesystem grew from %s to %s; the longest commit took %s", api.Bytes(before), api.Bytes(after), seconds(r.ledger.stall(time.Now())))
+	r.tl.note("the mounted filesystem grew from %s to %s; the longest commit took %s", api.Bytes(before), api.Bytes(after), seconds(r.ledger.Stall(time.Now())))
 	return r.letWrite(ctx, 2*time.Second)
 }
 
@@ -331,7 +332,7 @@ func filesystemBytes(path string) (int64, error) {
 // says.
 func (r *run) showAll(ctx context.Context) error {
 	r.tl.heading("How it looks now")
-	if err := r.w.end(); err != nil {
+	if err := r.w.End(); err != nil {
 		return err
 	}
 	if err := r.verify(ctx, "rows found at the end"); err != nil {
@@ -372,15 +373,18 @@ func (r *run) takeDown(ctx context.Context) error {
 		return nil
 	}
 	r.tl.heading("Taking it down in good order")
-	r.db.stop(syscall.SIGINT, 20*time.Second)
+	r.db.Stop(syscall.SIGINT, 20*time.Second)
 	r.db = nil
-	if err := r.k.unpublish(ctx, spareNode); err != nil {
+	if err := r.k.Unmount(ctx, spareNode, r.claim); err != nil {
 		return err
 	}
-	if err := r.k.delete(ctx, apiNode); err != nil {
+	if err := r.k.Detach(ctx, spareNode, spareNode, r.claim); err != nil {
 		return err
 	}
-	err := until(ctx, 20*time.Second, "remove the replicas", func(ctx context.Context) (bool, error) {
+	if err := r.k.Delete(ctx, apiNode, r.claim); err != nil {
+		return err
+	}
+	err := netcluster.Until(ctx, 20*time.Second, "remove the replicas", func(ctx context.Context) (bool, error) {
 		left, err := filepath.Glob(filepath.Join(r.o.Dir, "*", "run", "pools", "*", "replicas", "*"))
 		if err == nil && len(left) > 0 {
 			err = fmt.Errorf("left: %v", left)
@@ -430,17 +434,17 @@ func (r *run) result() error {
 func (r *run) end() {
 	r.tl.watch(nil)
 	if r.w != nil {
-		r.w.stop()
+		r.w.Halt()
 	}
 	if r.db != nil {
-		r.db.stop(syscall.SIGINT, 10*time.Second)
+		r.db.Stop(syscall.SIGINT, 10*time.Second)
 	}
 	r.c.stop()
 }
 
 func (r *run) close() {
 	r.tl.close()
-	r.ledger.close()
+	r.ledger.Close()
 	_ = r.c.conns.Close()
 }
 
@@ -452,7 +456,7 @@ func (r *run) explain(err error) {
 	}
 	r.tl.say("\nIt failed: %v\n\nThe last warnings and errors of the daemons and the database (all is in %s):", err, r.o.Logs)
 	for _, name := range append(append([]string{}, r.c.nodes...), "postgres") {
-		for _, line := range lastLines(filepath.Join(r.o.Logs, name+".log"), 5) {
+		for _, line := range netcluster.LastLines(filepath.Join(r.o.Logs, name+".log"), 5) {
 			r.tl.say("  %s: %s", name, line)
 		}
 	}
@@ -460,5 +464,5 @@ func (r *run) explain(err error) {
 
 func (r *run) tellHowToTalk() {
 	r.tl.say("\nThe cluster keeps running. To talk to it:\n  export HOLDFAST_ENDPOINT=unix://%s\n  %s status\nThe database: psql -h %s -U demo postgres\nLogs: %s\nTo remove it all: %s demo --clean",
-		apiSocket(r.o.Dir, apiNode), r.o.Binary, r.pg.sockets, r.o.Logs, r.o.Binary)
+		apiSocket(r.o.Dir, apiNode), r.o.Binary, r.pg.Sockets(), r.o.Logs, r.o.Binary)
 }

@@ -109,7 +109,8 @@ func (l *Ledger) Compare(found string) (missing []int64, unacked int, err error)
 // is gone.
 type Writer struct {
 	stop context.CancelFunc
-	done chan error // one error; nil when stopped
+	done chan struct{} // closed when it has ended
+	err  error         // how; after done
 }
 
 // StartWriter begins to write through psql, which prints a row's number when
@@ -136,16 +137,15 @@ func StartWriter(ctx context.Context, p *Postgres, l *Ledger) (*Writer, error) {
 		return nil, holdfast.Wrap("start writer", err)
 	}
 	l.WatchStall(time.Now())
-	w := &Writer{stop: stop, done: make(chan error, 1)}
+	w := &Writer{stop: stop, done: make(chan struct{})}
 	go func() {
 		err := write(ctx, in, out, l)
 		_ = in.Close()
 		_ = cmd.Wait() // ends with its input or by ctx
 		if err != nil && ctx.Err() == nil {
-			w.done <- holdfast.E("write rows", holdfast.Unavailable, strings.TrimSpace(err.Error()+" "+said.String()))
-			return
+			w.err = holdfast.E("write rows", holdfast.Unavailable, strings.TrimSpace(err.Error()+" "+said.String()))
 		}
-		w.done <- nil
+		close(w.done)
 	}()
 	return w, nil
 }
@@ -171,8 +171,18 @@ func write(ctx context.Context, in io.Writer, out io.Reader, l *Ledger) error {
 	return nil
 }
 
-// Done gives one error when it has ended, nil when it was stopped.
-func (w *Writer) Done() <-chan error { return w.done }
+// Done is closed when it has ended; Err says how then: nil when it was stopped.
+func (w *Writer) Done() <-chan struct{} { return w.done }
+
+// Err says how it has ended; nil while it goes on.
+func (w *Writer) Err() error {
+	select {
+	case <-w.done:
+		return w.err
+	default:
+		return nil
+	}
+}
 
 // Halt stops the writer without waiting for it.
 func (w *Writer) Halt() { w.stop() }
@@ -180,5 +190,6 @@ func (w *Writer) Halt() { w.stop() }
 // End stops the writer and gives the error with which it had ended before.
 func (w *Writer) End() error {
 	w.stop()
-	return <-w.done
+	<-w.done
+	return w.err
 }

@@ -2,8 +2,10 @@ package netcluster
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
@@ -106,6 +108,40 @@ func (o *Orchestrator) Mount(ctx context.Context, node string, c *Claim, publish
 	_, err = n.NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
 		VolumeId: c.Volume.GetVolumeId(), PublishContext: published, StagingTargetPath: o.staging(node, c), TargetPath: o.Target(node, c),
 		VolumeCapability: c.capability(), VolumeContext: c.Volume.GetVolumeContext(),
+	})
+	return err
+}
+
+// Publish attaches and mounts, again and again as orchestrators do, until it
+// works: while a dead node's lease lives, the volume is refused.
+func (o *Orchestrator) Publish(ctx context.Context, node string, c *Claim, limit time.Duration) error {
+	return Until(ctx, limit, "publish the volume on node "+node, func(ctx context.Context) (bool, error) {
+		published, err := o.Attach(ctx, node, node, c)
+		if err == nil {
+			err = o.Mount(ctx, node, c, published)
+		}
+		return err == nil, err
+	})
+}
+
+// Expand is ControllerExpandVolume and NodeExpandVolume.
+func (o *Orchestrator) Expand(ctx context.Context, node string, c *Claim, bytes int64) error {
+	cc, err := o.conn(node)
+	if err != nil {
+		return err
+	}
+	r, err := csi.NewControllerClient(cc).ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
+		VolumeId: c.Volume.GetVolumeId(), CapacityRange: &csi.CapacityRange{RequiredBytes: bytes}, VolumeCapability: c.capability(),
+	})
+	if err != nil {
+		return err
+	}
+	if r.GetCapacityBytes() != bytes {
+		return holdfast.E("expand volume", holdfast.Other, fmt.Sprintf("%d bytes were asked for and %d given", bytes, r.GetCapacityBytes()))
+	}
+	_, err = csi.NewNodeClient(cc).NodeExpandVolume(ctx, &csi.NodeExpandVolumeRequest{
+		VolumeId: c.Volume.GetVolumeId(), VolumePath: o.Target(node, c), StagingTargetPath: o.staging(node, c),
+		CapacityRange: &csi.CapacityRange{RequiredBytes: bytes}, VolumeCapability: c.capability(),
 	})
 	return err
 }

@@ -90,6 +90,12 @@ func (p *Postgres) At(sockets string) (*Postgres, error) {
 	return &q, nil
 }
 
+// Log is the file with what the servers say.
+func (p *Postgres) Log() string { return p.log }
+
+// Sockets is the folder of its sockets, for psql.
+func (p *Postgres) Sockets() string { return p.sockets }
+
 // Command is one of PostgreSQL's programs, as the database's user.
 func (p *Postgres) Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(p.bin, program), args...)
