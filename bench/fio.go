@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -213,9 +214,11 @@ type fioTimes struct {
 
 func (t fioTimes) micros(p string) float64 { return t.Percentile[p] / 1e3 }
 
-// fio runs one load for so long; 0 goes over the whole target once.
+// fio runs one load for so long; 0 goes over the whole target once. It is one
+// process with threads: the processes that it would fork outlive it when it is
+// killed.
 func fio(ctx context.Context, path string, l load, runtime time.Duration) (sample, error) {
-	args := []string{"--name=bench", "--filename=" + path, "--rw=" + l.rw, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--iodepth=%d", l.depth),
+	args := []string{"--name=bench", "--thread", "--filename=" + path, "--rw=" + l.rw, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--iodepth=%d", l.depth),
 		fmt.Sprintf("--size=%d", sizeBytes), "--ioengine=libaio", "--direct=1", "--randrepeat=0", "--norandommap", "--output-format=json"}
 	if runtime > 0 {
 		args = append(args, "--time_based", fmt.Sprintf("--runtime=%dms", runtime.Milliseconds()))
@@ -249,6 +252,8 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out, errw bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errw
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = 2 * time.Second
 	if err := cmd.Run(); err != nil {
 		return "", holdfast.E(strings.Join(cmd.Args, " "), holdfast.Other, fmt.Sprintf("%v: %s", err, strings.TrimSpace(errw.String())))
 	}

@@ -79,6 +79,10 @@ func main() {
 	if err == nil {
 		err = run(ctx, o)
 	}
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "bench: interrupted")
+		os.Exit(130)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -148,7 +152,10 @@ func lock(path string) (unlock func(), err error) {
 		_ = f.Close()
 		return nil, holdfast.E("measure", holdfast.InUse, "another bench is running; wait for it or end it")
 	}
-	return func() { _ = f.Close() }, nil
+	return func() {
+		_ = os.Remove(path)
+		_ = f.Close()
+	}, nil
 }
 
 // remove takes away everything below dir. The daemons have ended: with their
