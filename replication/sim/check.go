@@ -154,11 +154,34 @@ func describe(ops []porcupine.Operation) string {
 	return s.String()
 }
 
-// equal verifies that the in-sync replicas hold the same.
+// atRest verifies equality while the volume is served and nothing is under way:
+// what differs then may be overwritten before the end.
+func (c *cluster) atRest() {
+	rec := c.meta.rec
+	if len(c.devs) != 1 || rec.Primary == nil {
+		return
+	}
+	d := c.devs[0]
+	if d.h.id != rec.Primary.Node || d.h.primary != d.p || len(d.ops) > 0 {
+		return
+	}
+	if st := d.p.Status(); st.State != "serving" || st.InFlight > 0 || st.Epoch != rec.Epoch || st.WaitingFor != "" {
+		return
+	}
+	if err := c.equal(); err != nil {
+		panic(err)
+	}
+}
+
+// equal verifies that the in-sync replicas hold the same. One that lost power,
+// and has not been dropped for it yet, does not count.
 func (c *cluster) equal() error {
 	var first *host
 	for _, rep := range c.meta.rec.InSyncReplicas() {
 		h := c.host(rep.Node)
+		if !h.up || len(h.disk.suspects) > 0 || len(h.store.tasks) > 0 {
+			continue
+		}
 		if first == nil {
 			first = h
 			continue

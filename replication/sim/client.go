@@ -88,7 +88,9 @@ func (d *device) place() *op {
 	w := d.c.w
 	blocks := d.p.SizeBytes() / holdfast.BlockSize
 	first, n := w.rng.Int64N(min(blocks, d.c.cfg.HotBlocks)), int64(1)
-	if w.chance(0.03) {
+	if d.c.stormUntil > w.now && w.chance(0.8) {
+		first = d.c.spot
+	} else if w.chance(0.03) {
 		first = blocks - 1 - w.rng.Int64N(4)
 	}
 	if w.chance(0.2) {
@@ -143,7 +145,11 @@ func (c *cluster) drive() {
 			}
 		}
 	}
+	c.atRest()
 	pause := w.between(0, 60*time.Millisecond)
+	if c.stormUntil > w.now {
+		pause = w.between(0, 2*time.Millisecond)
+	}
 	if len(c.devs) == 0 {
 		pause = w.between(10*time.Millisecond, 500*time.Millisecond)
 	}

@@ -82,6 +82,14 @@ func (c *cluster) inject(kind string, h *host) {
 		c.replace()
 	case "clear":
 		c.clear()
+	case "expire":
+		c.expire()
+	case "undo":
+		c.undo()
+	case "relay":
+		c.relay()
+	case "last":
+		c.last()
 	case "detach":
 		if d := h.device; d != nil && h.pausedUntil <= w.now {
 			d.p.Release()
@@ -104,5 +112,5 @@ func (c *cluster) restart(h *host) {
 // Faults lists the kinds of faults.
 func Faults() []string {
 	return slices.Clone([]string{"kill", "power", "power-all", "cut", "one-way", "isolate", "meta-out", "no-meta", "pause", "slow", "stuck", "detach", "full",
-		"grow", "replace", "clear"})
+		"grow", "replace", "clear", "expire", "undo", "relay", "last"})
 }

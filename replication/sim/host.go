@@ -23,6 +23,9 @@ type host struct {
 
 	stuckUntil time.Duration // its disk does no work, its process lives
 
+	lateUntil   time.Duration // its disk does no writes
+	jitterUntil time.Duration // its disk takes its time, and does things in another order
+
 	disk      *disk // nil: no replica here
 	replicaID holdfast.ReplicaID
 	store     *store
@@ -97,7 +100,7 @@ func (h *host) kill(power bool) {
 	h.c.w.logf("%s: killed, power loss %v", h.id, power)
 	h.up = false
 	h.life++
-	h.pausedUntil, h.slowUntil, h.stuckUntil = 0, 0, 0
+	h.pausedUntil, h.slowUntil, h.stuckUntil, h.lateUntil = 0, 0, 0, 0
 	if h.disk != nil {
 		h.store.kill()
 		if power {
@@ -148,6 +151,7 @@ func (h *host) Dial(to holdfast.Replica, attempt uint64) {
 
 func (h *host) connected(life int, primary *replication.Primary, o *host, attempt uint64) {
 	mine, theirs := connect(h.c.w, h, o)
+	h.c.ends = append(h.c.ends, mine)
 	olife, replica, store := o.life, o.replica, o.store
 	mine.onClosed = func() { h.run(life, func() { primary.OnClosed(mine) }) }
 	theirs.onClosed = func() { o.run(olife, func() { replica.OnClosed(theirs) }) }

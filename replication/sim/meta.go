@@ -90,6 +90,7 @@ func (m *meta) apply(want holdfast.Record) bool {
 	if err := want.Validate(); err != nil {
 		panic(err)
 	}
+	before := len(m.rec.InSyncReplicas())
 	want = want.Clone()
 	want.Revision = m.rec.Revision + 1
 	m.rec = want
@@ -107,6 +108,12 @@ func (m *meta) apply(want holdfast.Record) bool {
 		})
 	}
 	m.c.retire(want)
+	if !m.calm && len(want.InSyncReplicas()) < before {
+		m.c.dropped(want)
+	}
+	if !m.calm {
+		m.c.repaired(want)
+	}
 	rec := want.Clone()
 	for _, h := range m.hosts {
 		life := h.life

@@ -3,10 +3,13 @@
 package sim
 
 import (
+	"flag"
 	"testing"
 
 	"github.com/holdfast-storage/holdfast/replication"
 )
+
+var only = flag.Uint("sim.mutation", 0, "try this one only")
 
 // maxSeeds is within how many seeds every mutation must be caught.
 const maxSeeds = 500
@@ -15,6 +18,9 @@ const maxSeeds = 500
 // some seed fail; a fault that survives is a hole in the simulation.
 func TestMutations(t *testing.T) {
 	for m := replication.MutateNone + 1; m < replication.MutationEnd; m++ {
+		if *only != 0 && m != replication.Mutation(*only) {
+			continue
+		}
 		replication.Mutant = m
 		caught := uint64(0)
 		for s := uint64(1); s <= maxSeeds && caught == 0; s++ {

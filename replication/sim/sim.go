@@ -75,11 +75,16 @@ type cluster struct {
 	history   []*op
 	values    value
 	replicas  int // made so far
-	losses    int // power losses so far
-	bounded   int // operations before this one belong to earlier primaries
-	lossSeen  int // of which the history knows
-	quiet     bool
-	faults    map[string]int
+	ends      []*end
+	onServe   func()
+
+	stormUntil time.Duration // many requests at once, mostly for one block
+	spot       int64         // that block
+	losses     int           // power losses so far
+	bounded    int           // operations before this one belong to earlier primaries
+	lossSeen   int           // of which the history knows
+	quiet      bool
+	faults     map[string]int
 }
 
 // Run runs one seed.
@@ -131,6 +136,9 @@ func (c *cluster) host(id holdfast.NodeID) *host {
 // was lost since the last one: what was not flushed may be gone. A live primary
 // never gets such a note (invariant 9).
 func (c *cluster) lossAt(*device) {
+	if c.onServe != nil {
+		c.onServe()
+	}
 	for _, o := range c.history[c.bounded:] {
 		if o.open {
 			o.ret = c.w.now // its primary is fenced: it can not happen any more
@@ -192,7 +200,7 @@ func (c *cluster) idle() bool {
 
 func (c *cluster) stuck() string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "record epoch %d primary %s %s; attaching %v\n", c.meta.rec.Epoch, primaryName(c.meta.rec), states(c.meta.rec), c.attaching)
+	fmt.Fprintf(&s, "record epoch %d primary %s %s; attaching %v, %d devices\n", c.meta.rec.Epoch, primaryName(c.meta.rec), states(c.meta.rec), c.attaching, len(c.devs))
 	for _, h := range c.meta.hosts {
 		if h.primary != nil {
 			fmt.Fprintf(&s, "  %s: %+v\n", h.id, h.primary.Status())

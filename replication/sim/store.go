@@ -108,11 +108,17 @@ func (s *store) Submit(t *replication.Task) {
 	if s.host.slowUntil > s.w.now {
 		d += s.w.between(0, 3*time.Second)
 	}
+	if s.host.jitterUntil > s.w.now {
+		d += s.w.between(0, 20*time.Millisecond)
+	}
 	if s.host.stuckUntil > s.w.now {
 		d += s.host.stuckUntil - s.w.now
 	}
 	if t.Kind == replication.TaskWrite || t.Kind == replication.TaskTrim {
 		s.d.begin(t) // tail and intent come first
+		if s.host.lateUntil > s.w.now {
+			d += time.Second
+		}
 	}
 	s.w.after(d, func() {
 		if s.dead {

@@ -1,0 +1,215 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// A scene is several faults in the order in which they hurt: what chance alone
+// brings about too rarely.
+
+// members are the hosts of in-sync replicas, in a random order.
+func (c *cluster) members() []*host {
+	var hs []*host
+	for _, rep := range c.meta.rec.InSyncReplicas() {
+		hs = append(hs, c.host(rep.Node))
+	}
+	c.w.rng.Shuffle(len(hs), func(i, j int) { hs[i], hs[j] = hs[j], hs[i] })
+	return hs
+}
+
+// down kills a host for a while.
+func (c *cluster) down(h *host, power bool, span time.Duration) {
+	h.kill(power)
+	c.w.after(span, func() { c.restart(h) })
+}
+
+// holder is the host whose device is used; nil if there is none.
+func (c *cluster) holder() *host {
+	if len(c.devs) == 0 {
+		return nil
+	}
+	return c.devs[len(c.devs)-1].h
+}
+
+// isolate cuts a host off from all others.
+func (c *cluster) isolate(h *host, span time.Duration) {
+	for _, x := range c.meta.hosts {
+		if x != h {
+			h.cutTo[x], x.cutTo[h] = true, true
+		}
+	}
+	c.w.after(span, func() {
+		for _, x := range c.meta.hosts {
+			delete(h.cutTo, x)
+			delete(x.cutTo, h)
+		}
+	})
+}
+
+// soon does a scene's next fault, unless the faults have ended.
+func (c *cluster) soon(d time.Duration, f func()) {
+	c.w.after(d, func() {
+		if !c.meta.calm {
+			f()
+		}
+	})
+}
+
+// expire lets the lease of a primary run out that still hears its replicas, then
+// cuts it off in the moment in which another one is granted the volume.
+func (c *cluster) expire() {
+	h, w := c.holder(), c.w
+	if h == nil {
+		return
+	}
+	h.noMeta = true
+	w.after(14*time.Second, func() { h.noMeta = false })
+	c.soon(leaseTTL+w.between(100*time.Millisecond, 1200*time.Millisecond), func() {
+		if c.attaching {
+			return
+		}
+		for _, o := range c.members() {
+			if o != h {
+				c.moveTo(o, false)
+				break
+			}
+		}
+		c.soon(w.between(0, 10*time.Millisecond), func() { c.isolate(h, 7*time.Second) })
+	})
+}
+
+// undo makes a write durable on one replica that no other has, kills the primary,
+// lets another one take over and undo it, and takes the power of all.
+func (c *cluster) undo() {
+	h, w, in := c.holder(), c.w, c.members()
+	if h == nil || len(in) < 2 || c.attaching {
+		return
+	}
+	from, to := in[0], in[1]
+	for _, x := range in[1:] {
+		x.lateUntil = w.now + time.Second // it gets nothing done in time
+	}
+	d := h.device
+	for range 3 {
+		for range c.cfg.Depth {
+			if d != nil && !d.gone && h.pausedUntil <= w.now {
+				d.issue()
+			}
+		}
+	}
+	c.soon(w.between(time.Millisecond, 4*time.Millisecond), func() {
+		if from.store != nil {
+			from.disk.flush() // a flush of somebody else's, on the same disk
+		}
+		c.down(h, false, 100*time.Millisecond)
+		for _, x := range in[1:] {
+			if x != h && x.up {
+				c.down(x, false, 20*time.Millisecond) // what waited there is gone
+			}
+		}
+	})
+	c.soon(200*time.Millisecond, func() {
+		if !c.attaching {
+			c.moveTo(to, true)
+		}
+	})
+	c.onServe = func() {
+		c.onServe = nil
+		c.soon(w.between(100*time.Millisecond, 600*time.Millisecond), func() {
+			for _, x := range c.meta.hosts {
+				c.down(x, true, 50*time.Millisecond)
+			}
+			c.soon(300*time.Millisecond, func() {
+				if !c.attaching {
+					c.moveTo(from, true)
+				}
+			})
+		})
+	}
+}
+
+// relay has one replica come back while a second is away, and makes it the
+// second's only source.
+func (c *cluster) relay() {
+	in := c.members()
+	if len(in) < 3 {
+		return
+	}
+	c.down(in[2], false, 9*time.Second)
+	c.soon(1500*time.Millisecond, func() { c.down(in[1], true, 700*time.Millisecond) })
+	c.soon(8*time.Second, func() {
+		if x := c.meta.rec.On(in[1].id); x != nil && x.State == holdfast.InSync {
+			c.down(in[0], false, 6*time.Second)
+		}
+	})
+}
+
+// last takes all in-sync replicas from a primary that still has a stale one.
+func (c *cluster) last() {
+	w, in := c.w, c.members()
+	if len(in) < 2 {
+		return
+	}
+	stale := in[0]
+	c.down(stale, false, 3*time.Second)
+	c.soon(3*time.Second, func() { stale.slowUntil = w.now + 3*time.Second })
+	c.soon(3300*time.Millisecond, func() {
+		for i, x := range c.members() {
+			if x != c.holder() {
+				c.down(x, true, time.Duration(i)*200*time.Millisecond+100*time.Millisecond)
+			}
+		}
+	})
+}
+
+// dropped is the moment in which a replica was dropped: the others' connections
+// break before they know, or they go as well.
+func (c *cluster) dropped(want holdfast.Record) {
+	w, in := c.w, c.members()
+	if want.Primary == nil || len(in) == 0 || !w.chance(0.4) {
+		return
+	}
+	h := c.host(want.Primary.Node)
+	if w.chance(0.5) {
+		c.storm(100 * time.Millisecond)
+	}
+	c.soon(w.between(0, 3*time.Millisecond), func() { c.snap(h, in[0]) })
+	if len(in) > 1 && in[1] != h && w.chance(0.5) {
+		c.soon(w.between(0, 50*time.Millisecond), func() { c.down(in[1], false, 4*time.Second) })
+	}
+}
+
+// snap breaks the connections between two hosts; new ones can be made at once.
+func (c *cluster) snap(a, b *host) {
+	var keep []*end
+	for _, e := range c.ends {
+		switch {
+		case e.shut || e.owner.life != e.life:
+		case e.owner == a && e.peer.owner == b || e.owner == b && e.peer.owner == a:
+			e.out.closed, e.in.closed = true, true
+			e.tell(e.peer)
+			e.peer.tell(e)
+		default:
+			keep = append(keep, e)
+		}
+	}
+	c.ends = keep
+}
+
+// repaired has writes that overlap come while a replica is repaired whose disk
+// takes its time.
+func (c *cluster) repaired(want holdfast.Record) {
+	for _, rep := range want.Replicas {
+		if rep.State == holdfast.Rebuilding && c.w.chance(0.4) {
+			c.host(rep.Node).jitterUntil = c.w.now + 400*time.Millisecond
+			c.storm(300 * time.Millisecond)
+		}
+	}
+}
+
+// storm makes the users of the volume ask for much at once.
+func (c *cluster) storm(span time.Duration) {
+	c.spot, c.stormUntil = c.w.rng.Int64N(c.cfg.HotBlocks), c.w.now+span
+}
