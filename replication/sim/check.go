@@ -158,7 +158,7 @@ func describe(ops []porcupine.Operation) string {
 // what differs then may be overwritten before the end.
 func (c *cluster) atRest() {
 	rec := c.meta.rec
-	if len(c.devs) != 1 || rec.Primary == nil {
+	if len(c.devs) != 1 || rec.Primary == nil || c.damaged {
 		return
 	}
 	d := c.devs[0]

@@ -53,7 +53,7 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 	w.after(0, s.drive)
 	w.after(w.between(500*time.Millisecond, 3*time.Second), s.fault)
 	w.after(time.Second, s.keepScrubbing)
-	if flips {
+	if s.damaged = flips; flips {
 		w.after(2*time.Second, s.flip)
 	}
 	w.runUntil(cfg.Faults, nil)

@@ -80,6 +80,7 @@ type cluster struct {
 
 	stormUntil time.Duration // many requests at once, mostly for one block
 	spot       int64         // that block
+	damaged    bool          // replicas differ on purpose
 	losses     int           // power losses so far
 	bounded    int           // operations before this one belong to earlier primaries
 	lossSeen   int           // of which the history knows
