@@ -25,12 +25,7 @@ func Lock(path string, clean func() error) (unlock func(), err error) {
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) && isDying(f) {
-		if err = clean(); err == nil {
-			err = Until(context.Background(), 10*time.Second, op, func(context.Context) (bool, error) {
-				err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-				return err == nil, err
-			})
-		}
+		err = takeFromDying(f, clean)
 	}
 	if err == nil {
 		err = errors.Join(f.Truncate(0), writeAtStart(f, fmt.Sprintln(os.Getpid())))
@@ -40,6 +35,26 @@ func Lock(path string, clean func() error) (unlock func(), err error) {
 		return nil, &holdfast.Error{Op: op, Kind: holdfast.InUse, Msg: "another one is running; wait for it or end it", Err: err}
 	}
 	return func() { _ = f.Close() }, nil
+}
+
+// takeFromDying cleans up after a holder that was killed, one at a time, and
+// takes the lock when its threads have ended.
+func takeFromDying(f *os.File, clean func() error) error {
+	one, err := os.OpenFile(f.Name()+".cleaning", os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return holdfast.Wrap("clean up after a killed run", err)
+	}
+	defer func() { _ = one.Close() }()
+	if err := unix.Flock(int(one.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return holdfast.Wrap("clean up after a killed run", err)
+	}
+	if err := clean(); err != nil {
+		return err
+	}
+	return Until(context.Background(), 10*time.Second, "clean up after a killed run", func(context.Context) (bool, error) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		return err == nil, err
+	})
 }
 
 func writeAtStart(f *os.File, text string) error {
