@@ -273,6 +273,18 @@ func TestGrowthIsAskedForAgain(t *testing.T) {
 			t.Fatalf("it does not grow: %+v", g.p.Status())
 		}
 	})
+	t.Run("before a repaired replica gets live writes", func(t *testing.T) {
+		g := served(t, states{in, stale}, nil)
+		g.greet(1, Welcome{}).holding(MsgGrow)
+		g.settleDown(200 * time.Millisecond)
+		g.control(grow)
+		g.settleDown(200 * time.Millisecond)
+		g.conn(1).hold = map[MsgType]bool{}
+		g.settleDown(3 * time.Second)
+		if g.stored.SizeBytes != larger || g.state(1) != in {
+			t.Fatalf("it does not grow or is not repaired: %+v", g.p.Status())
+		}
+	})
 	t.Run("during a repair", func(t *testing.T) {
 		g := served(t, states{in, stale}, nil)
 		g.greet(1, Welcome{}).holding(MsgFlush)

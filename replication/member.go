@@ -380,10 +380,10 @@ func (p *Primary) leave() {
 // growPeers makes the in-sync replicas, and those that get live writes, as large
 // as the volume shall be.
 func (p *Primary) growPeers() {
-	target := p.target()
-	if target <= p.rec.SizeBytes || p.phase < serving {
+	if p.phase < serving {
 		return
 	}
+	target := max(p.target(), p.rec.SizeBytes)
 	for _, t := range p.peers {
 		if !t.inSync() && !t.live() || !t.up || t.size >= target || t.growing || p.now() < t.growAt {
 			continue
