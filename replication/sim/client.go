@@ -57,7 +57,11 @@ func (d *device) issue() {
 	w := d.c.w
 	o := d.place()
 	r := &replication.Request{Offset: o.first * cellSize, Length: o.cells * cellSize}
-	switch x := w.rng.Float64(); {
+	x := w.rng.Float64()
+	if d.changes()*2 > d.c.cfg.Depth {
+		x *= 0.4 // where writes wait, reads still show what is old
+	}
+	switch {
 	case x < 0.40:
 		o.kind, r.Op, r.Buf = opRead, replication.OpRead, buf.Get(int(r.Length))
 	case x < 0.80:
@@ -80,6 +84,17 @@ func (d *device) issue() {
 	d.c.history = append(d.c.history, o)
 	d.ops = append(d.ops, o)
 	d.p.Submit(r)
+}
+
+// changes counts the open operations that are not reads.
+func (d *device) changes() int {
+	n := 0
+	for _, o := range d.ops {
+		if o.kind != opRead {
+			n++
+		}
+	}
+	return n
 }
 
 // place chooses where an operation goes: mostly whole blocks that are hot,
@@ -140,7 +155,7 @@ func (c *cluster) drive() {
 			burst = c.cfg.Depth
 		}
 		for range burst {
-			if !d.gone && d.h.up && d.h.pausedUntil <= w.now && len(d.ops) < c.cfg.Depth {
+			if !d.gone && d.h.up && d.h.pausedUntil <= w.now && len(d.ops) <= c.cfg.Depth {
 				d.issue()
 			}
 		}

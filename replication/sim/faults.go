@@ -88,6 +88,8 @@ func (c *cluster) inject(kind string, h *host) {
 		c.undo()
 	case "relay":
 		c.relay()
+	case "double":
+		c.double()
 	case "last":
 		c.last()
 	case "detach":
@@ -112,5 +114,5 @@ func (c *cluster) restart(h *host) {
 // Faults lists the kinds of faults.
 func Faults() []string {
 	return slices.Clone([]string{"kill", "power", "power-all", "cut", "one-way", "isolate", "meta-out", "no-meta", "pause", "slow", "stuck", "detach", "full",
-		"grow", "replace", "clear", "expire", "undo", "relay", "last"})
+		"grow", "replace", "clear", "expire", "undo", "relay", "last", "double"})
 }

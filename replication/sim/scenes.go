@@ -64,6 +64,9 @@ func (c *cluster) expire() {
 	if h == nil {
 		return
 	}
+	if rep := c.meta.rec.On(h.id); rep == nil || rep.State != holdfast.InSync {
+		return // it has nothing to read from once it is cut off
+	}
 	h.noMeta = true
 	w.after(14*time.Second, func() { h.noMeta = false })
 	c.soon(leaseTTL+w.between(100*time.Millisecond, 1200*time.Millisecond), func() {
@@ -77,6 +80,10 @@ func (c *cluster) expire() {
 			}
 		}
 		c.soon(w.between(0, 10*time.Millisecond), func() { c.isolate(h, 7*time.Second) })
+		c.onServe = func() {
+			c.onServe = nil
+			c.storm(time.Second)
+		}
 	})
 }
 
@@ -168,13 +175,20 @@ func (c *cluster) last() {
 // break before they know, or they go as well.
 func (c *cluster) dropped(want holdfast.Record) {
 	w, in := c.w, c.members()
-	if want.Primary == nil || len(in) == 0 || !w.chance(0.4) {
+	if want.Primary == nil || len(in) == 0 {
 		return
 	}
 	h := c.host(want.Primary.Node)
-	if w.chance(0.5) {
-		c.storm(100 * time.Millisecond)
+	if b := c.survivor; b != nil {
+		b.jitterUntil = w.now + 100*time.Millisecond
+		c.soon(w.between(0, 4*time.Millisecond), func() { c.snap(h, b) })
+		return
 	}
+	if !w.chance(0.6) {
+		return
+	}
+	c.storm(20 * time.Millisecond)
+	in[0].jitterUntil = w.now + 200*time.Millisecond
 	c.soon(w.between(0, 3*time.Millisecond), func() { c.snap(h, in[0]) })
 	if len(in) > 1 && in[1] != h && w.chance(0.5) {
 		c.soon(w.between(0, 50*time.Millisecond), func() { c.down(in[1], false, 4*time.Second) })
@@ -212,4 +226,23 @@ func (c *cluster) repaired(want holdfast.Record) {
 // storm makes the users of the volume ask for much at once.
 func (c *cluster) storm(span time.Duration) {
 	c.spot, c.stormUntil = c.w.rng.Int64N(c.cfg.HotBlocks), c.w.now+span
+}
+
+// double loses two of three replicas one right after the other, with a write in
+// between, and breaks the connection to the third whenever one is dropped.
+func (c *cluster) double() {
+	h, w, in := c.holder(), c.w, c.members()
+	if h == nil || len(in) < 3 {
+		return
+	}
+	for i := range in {
+		if in[i] == h {
+			in[0], in[i] = in[i], in[0]
+		}
+	}
+	c.storm(60 * time.Millisecond)
+	c.survivor = in[0]
+	c.soon(5*time.Millisecond, func() { c.down(in[1], false, 3*time.Second) })
+	c.soon(5*time.Millisecond+w.between(500*time.Microsecond, 4*time.Millisecond), func() { c.down(in[2], false, 7*time.Second) })
+	w.after(2500*time.Millisecond, func() { c.survivor = nil })
 }

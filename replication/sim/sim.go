@@ -77,6 +77,7 @@ type cluster struct {
 	replicas  int // made so far
 	ends      []*end
 	onServe   func()
+	survivor  *host // its connections break when another replica is dropped
 
 	stormUntil time.Duration // many requests at once, mostly for one block
 	spot       int64         // that block
