@@ -26,7 +26,12 @@ type read struct {
 
 // beginRead waits for writes in flight in its range, then reads.
 func (p *Primary) beginRead(r *Request) {
-	rd := &read{req: r, ext: blockRange(r.Offset, r.Length)}
+	ext := blockRange(r.Offset, r.Length)
+	if ext.Length > buf.Max {
+		p.halves(r, p.beginRead)
+		return
+	}
+	rd := &read{req: r, ext: ext}
 	rd.hold = hold{ext: rd.ext}
 	if p.locks.acquire(&rd.hold) {
 		p.startRead(rd)

@@ -69,9 +69,8 @@ func splitUnaligned(r *Request) []*Request {
 func (p *Primary) modify(r *Request) {
 	ext := blockRange(r.Offset, r.Length)
 	w := &write{req: r, fua: r.FUA, ext: ext}
-	pieces := ext.Length / int64(buf.Max)
-	if pieces > 0 && ext.Length > buf.Max { // a full-size write shifted by an edge: two halves
-		p.modifyHalves(r)
+	if ext.Length > buf.Max { // a full-size write shifted by an edge: two halves
+		p.halves(r, p.modify)
 		return
 	}
 	b := buf.Get(int(ext.Length))
@@ -94,25 +93,29 @@ func (p *Primary) modify(r *Request) {
 	}
 }
 
-// modifyHalves splits a write whose widened form exceeds the largest buffer.
-func (p *Primary) modifyHalves(r *Request) {
-	half := r.Length / 2
-	var failed error
+// halves splits a full-size request that an edge shifts, and whose widened form
+// would exceed the largest buffer, between two blocks, so that no sector is torn.
+func (p *Primary) halves(r *Request, begin func(*Request)) {
+	half := holdfast.RoundUp(r.Offset+r.Length/2) - r.Offset
 	left := 2
+	var failed error
 	part := func(off, n int64) {
-		b := buf.Get(int(n))
-		copy(b.B, r.Buf.B[off:off+n])
-		sub := &Request{Op: OpWrite, FUA: r.FUA, Offset: r.Offset + off, Length: n, Buf: b}
+		sub := &Request{Op: r.Op, FUA: r.FUA, Offset: r.Offset + off, Length: n, Buf: buf.Get(int(n))}
+		if r.Op == OpWrite {
+			copy(sub.Buf.B, r.Buf.B[off:])
+		}
 		sub.Done = func(_ *Request, err error) {
-			b.Release()
 			if err != nil {
 				failed = err
+			} else if r.Op == OpRead {
+				copy(r.Buf.B[off:], sub.Buf.B)
 			}
+			sub.Buf.Release()
 			if left--; left == 0 {
 				r.Done(r, failed)
 			}
 		}
-		p.modify(sub)
+		begin(sub)
 	}
 	part(0, half)
 	part(half, r.Length-half)
