@@ -438,8 +438,14 @@ func (p *Primary) stopRepair(t *peer) {
 			p.unrequire(t)
 		}
 	}
+	p.stopRepairsFrom(t)
+}
+
+// stopRepairsFrom ends the repairs that copy from a peer that is gone, or is not
+// in sync any more: what is acknowledged without it is missing there.
+func (p *Primary) stopRepairsFrom(source *peer) {
 	for _, o := range p.peers {
-		if o.repair != nil && o.repair.source == t {
+		if o.repair != nil && o.repair.source == source {
 			p.failRepair(o.repair, "its source was lost")
 		}
 	}
