@@ -59,6 +59,9 @@ func NewVolumeID() VolumeID { return VolumeID(newHexID()) }
 // NewReplicaID makes a random replica identity.
 func NewReplicaID() ReplicaID { return ReplicaID(newHexID()) }
 
+// NewSnapshotID makes a random snapshot identity.
+func NewSnapshotID() SnapshotID { return SnapshotID(newHexID()) }
+
 // NewPoolID makes a random pool identity.
 func NewPoolID() PoolID { return PoolID(newHexID()) }
 

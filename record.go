@@ -9,8 +9,9 @@ import (
 // The versions of Record's JSON form. A record has the oldest one that can say
 // what it says, so that earlier releases go on reading what they can understand.
 const (
-	RecordVersion      = 1 // the first: of a new record
-	RecordVersionScrub = 2 // with Scrub
+	RecordVersion          = 1 // the first: of a new record
+	RecordVersionScrub     = 2 // with Scrub
+	RecordVersionSnapshots = 3 // with Snapshots, Restore or Origin
 )
 
 // Epoch numbers a volume's memberships. Every grant of a primary and every
@@ -32,6 +33,14 @@ type Record struct {
 	Replicas  []Replica `json:"replicas"`
 	// Scrub is the newest one; set by SetScrub. From version 2 on.
 	Scrub *Scrub `json:"scrub,omitempty"`
+	// Snapshots, in the order in which they were taken, then those that are yet
+	// to be; changed by PutSnapshot and RemoveSnapshot. This and what follows is
+	// from version 3 on.
+	Snapshots []Snapshot `json:"snapshots,omitempty"`
+	// Restore is the one to be done; set by SetRestore.
+	Restore *Restore `json:"restore,omitempty"`
+	// Origin is what a clone was made of; set by SetOrigin.
+	Origin *Origin `json:"origin,omitempty"`
 
 	// Revision is the metadata store's: the one this record was read at, 0 for
 	// one that is not stored yet. Swaps compare it; it is not part of the JSON.
@@ -131,6 +140,7 @@ func (r Record) Clone() Record {
 		s := *r.Scrub
 		c.Scrub = &s
 	}
+	r.cloneSnapshots(&c)
 	c.Spec = r.Spec.Clone()
 	return c
 }
@@ -184,10 +194,13 @@ func (r *Record) Validate() error {
 		return E("validate record of volume "+string(r.ID), Corrupt, fmt.Sprintf(format, a...))
 	}
 	switch {
-	case r.Version != RecordVersion && r.Version != RecordVersionScrub:
-		return bad("it has version %d; this release reads versions %d and %d", r.Version, RecordVersion, RecordVersionScrub)
-	case r.Scrub != nil && (r.Version != RecordVersionScrub || r.Scrub.ID == ""):
-		return bad("a scrub needs an id, and version %d of the record", RecordVersionScrub)
+	case r.Version < RecordVersion || r.Version > RecordVersionSnapshots:
+		return bad("it has version %d; this release reads versions %d to %d", r.Version, RecordVersion, RecordVersionSnapshots)
+	case r.Scrub != nil && (r.Version < RecordVersionScrub || r.Scrub.ID == ""):
+		return bad("a scrub needs an id, and version %d of the record or a later one", RecordVersionScrub)
+	}
+	if wrong := r.snapshotsWrong(); wrong != "" {
+		return bad("%s", wrong)
 	}
 	if r.ID == "" || r.SizeBytes <= 0 || r.SizeBytes%BlockSize != 0 {
 		return bad("id %q, size %d: an id and a size in whole blocks are needed", r.ID, r.SizeBytes)

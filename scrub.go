@@ -22,4 +22,7 @@ type Scrub struct {
 func (s *Scrub) Pending() bool { return s != nil && s.Ended.IsZero() }
 
 // SetScrub puts a scrub into the record, which needs its second version for that.
-func (r *Record) SetScrub(s Scrub) { r.Version, r.Scrub = RecordVersionScrub, &s }
+func (r *Record) SetScrub(s Scrub) {
+	r.Scrub = &s
+	r.fitVersion()
+}

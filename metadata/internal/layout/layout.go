@@ -4,7 +4,7 @@
 //
 // All keys stand under one prefix, /holdfast/v1/ unless configured otherwise:
 //
-//	volumes/<id>        holdfast.Record, version 1, or 2 once it was scrubbed
+//	volumes/<id>        holdfast.Record, version 1, 2 once it was scrubbed, 3 with snapshots
 //	names/<escaped>     the volume id that has this name, plain text
 //	nodes/<id>          holdfast.Node, version 1
 //	alive/<id>          the instance that holds the node's lease, plain text; leased
@@ -102,7 +102,7 @@ func EncodeRecord(r holdfast.Record) ([]byte, error) {
 // DecodeRecord reads a stored record. The error is of kind Corrupt.
 func DecodeRecord(key string, value []byte, revision int64) (holdfast.Record, error) {
 	var r holdfast.Record
-	if err := decode(key, value, &r, holdfast.RecordVersion, holdfast.RecordVersionScrub); err != nil {
+	if err := decode(key, value, &r, holdfast.RecordVersion, holdfast.RecordVersionScrub, holdfast.RecordVersionSnapshots); err != nil {
 		return holdfast.Record{}, err
 	}
 	if err := r.Validate(); err != nil {

@@ -3,6 +3,7 @@ package layout_test
 import (
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,6 +43,38 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// The bytes of version 3, with everything that it adds.
+func TestGoldenSnapshots(t *testing.T) {
+	r := record()
+	r.Primary = nil
+	asked := time.Date(2026, 3, 2, 0, 0, 0, 0, time.UTC)
+	r.PutSnapshot(holdfast.Snapshot{ID: "s2", Name: "b", Created: asked, State: holdfast.SnapshotWanted, Group: "g"})
+	r.PutSnapshot(holdfast.Snapshot{ID: "s1", Created: asked, State: holdfast.SnapshotReady, SizeBytes: 4096, Epoch: 2, Cut: "1-1", Labels: map[string]string{"k": "v"}})
+	r.SetRestore(&holdfast.Restore{ID: "x", Snapshot: "s1", Asked: asked})
+	r.SetOrigin(holdfast.Origin{Volume: "v0", Snapshot: "s0"})
+	const want = `{"version":3,"id":"v1","name":"db-1","created":"2026-03-01T00:00:00Z",` +
+		`"spec":{"sizeBytes":1048576,"replicas":3,"minInSync":1,"fsType":"xfs","logicalBlk":4096,"locality":"preferred"},` +
+		`"phase":"ready","sizeBytes":1048576,"epoch":2,"replicas":[{"id":"r1","node":"n1","pool":"p1","state":"in-sync","since":1}],` +
+		`"snapshots":[{"id":"s1","created":"2026-03-02T00:00:00Z","state":"ready","sizeBytes":4096,"epoch":2,"cut":"1-1","labels":{"k":"v"}},` +
+		`{"id":"s2","name":"b","created":"2026-03-02T00:00:00Z","state":"wanted","group":"g"}],` +
+		`"restore":{"id":"x","snapshot":"s1","asked":"2026-03-02T00:00:00Z"},"origin":{"volume":"v0","snapshot":"s0"}}`
+	got, err := layout.EncodeRecord(r)
+	if err != nil || string(got) != want {
+		t.Errorf("record: %v\ngot  %s\nwant %s", err, got, want)
+	}
+	back, err := layout.DecodeRecord(layout.VolumeKey("v1"), got, 7)
+	r.Revision = 7
+	if err != nil || !reflect.DeepEqual(r, back) {
+		t.Errorf("%v\ngot  %+v\nwant %+v", err, back, r)
+	}
+	for _, unknown := range []string{`{"id":"s1",`, `"snapshot":"s1",`} {
+		odd := strings.Replace(string(got), unknown, unknown+`"later":1,`, 1)
+		if _, err := layout.DecodeRecord(layout.VolumeKey("v1"), []byte(odd), 7); !errors.Is(err, holdfast.Corrupt) {
+			t.Errorf("a member that is not known is dropped silently: %v", err)
+		}
+	}
+}
+
 func TestKeys(t *testing.T) {
 	seen := map[string]string{}
 	for _, name := range []string{"a", "a b", "a%20b", "a+b", "ü", "..", "名前", "a\\b", "%", "a?b#c"} {
@@ -66,7 +99,13 @@ func FuzzDecode(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, seed := range []string{string(good), "", "{}", `{"version":1}`, `{"version":2}`, `{"version":1,"id":"v1","sizeBytes":4096}`,
+	full := record()
+	full.PutSnapshot(holdfast.Snapshot{ID: "s", State: holdfast.SnapshotWanted})
+	snapped, err := layout.EncodeRecord(full)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []string{string(good), string(snapped), "", "{}", `{"version":1}`, `{"version":2}`, `{"version":1,"id":"v1","sizeBytes":4096}`,
 		`{"version":1,"replica":"v1"}`, `{"version":1,"id":"v1"}`, "null", "[]", `{"version":1,"id":"v1","x":1}`} {
 		f.Add([]byte(seed))
 	}
@@ -98,6 +137,16 @@ func FuzzDecode(f *testing.F) {
 // zone is written.
 func normal(r holdfast.Record) holdfast.Record {
 	r.Created = r.Created.UTC()
+	r.Snapshots = none(r.Snapshots)
+	for i := range r.Snapshots {
+		r.Snapshots[i].Created = r.Snapshots[i].Created.UTC()
+		if len(r.Snapshots[i].Labels) == 0 {
+			r.Snapshots[i].Labels = nil
+		}
+	}
+	if r.Restore != nil {
+		r.Restore.Asked = r.Restore.Asked.UTC()
+	}
 	s := &r.Spec
 	s.Requisite, s.Preferred = none(s.Requisite), none(s.Preferred)
 	s.Racks, s.Zones = none(s.Racks), none(s.Zones)
