@@ -25,6 +25,10 @@ func (p plane) Open(ctx context.Context, id holdfast.VolumeID, o agent.OpenOptio
 // made after it.
 func (n *Node) newPlane(cluster holdfast.ClusterID) (*dataplane.Plane, error) {
 	c := n.cfg
+	quiet, err := newQuietGrants(c.RunDir, c.Log)
+	if err != nil {
+		return nil, err
+	}
 	return dataplane.New(dataplane.Config{
 		Cluster: cluster, Self: c.Agent.ID, Volumes: c.Store, Alive: c.Store.Alive,
 		Addr: func(ctx context.Context, id holdfast.NodeID) (string, error) {
@@ -36,7 +40,7 @@ func (n *Node) newPlane(cluster holdfast.ClusterID) (*dataplane.Plane, error) {
 		},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return c.RPC.DialData(ctx, addr) },
 		Log:  c.Log, Primary: c.Primary,
-		Changed: n.changes.put,
+		Changed: n.changes.put, Quiet: quiet,
 	})
 }
 

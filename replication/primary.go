@@ -17,6 +17,11 @@ type Config struct {
 	// Absent are nodes that the metadata store counts as dead: a take-over does
 	// not wait long for the replicas there.
 	Absent []holdfast.NodeID
+	// PriorQuiet says that nobody under an older grant answers reads any more: the
+	// record named, until this grant, one that Self had served under (or had been
+	// granted with the same knowledge), and the process that did so is gone. Then
+	// the take-over need not wait for a read window to pass.
+	PriorQuiet bool
 
 	SilentAfter  time.Duration // a replica that says nothing for so long is dropped
 	ReconnectFor time.Duration // one whose connection broke has so long to be back

@@ -71,13 +71,14 @@ func (p *Primary) waitFor(up, missing []*peer) time.Duration {
 // decides. A tenth is added for clocks of different speed. The record is not
 // asked: whoever it named last may have died, or been released, while it was
 // itself waiting for a yet older one, and the controller clears grants of nodes
-// that it cannot see.
+// that it cannot see. Only who knows more than the record need not wait: see
+// Config.PriorQuiet.
 func (p *Primary) noteQuiet(up []*peer) {
 	if p.takeover.quietSet {
 		return
 	}
 	p.takeover.quietSet = true
-	if mutant(Mutate3NoQuiet) {
+	if p.cfg.PriorQuiet || mutant(Mutate3NoQuiet) {
 		return
 	}
 	window := p.cfg.ReadWindow + p.cfg.ReadWindow/10

@@ -59,9 +59,21 @@ type node struct {
 	plane *Plane
 	back  backing
 
+	quiet  grantNotes // outlives the plane
 	mu     sync.Mutex
 	frozen chan struct{} // if set, connections made here carry nothing until it is closed
 }
+
+// grantNotes is QuietGrants in memory.
+type grantNotes struct{ m sync.Map }
+
+func (q *grantNotes) Quiet(vol holdfast.VolumeID) holdfast.Epoch {
+	e, _ := q.m.Load(vol)
+	grant, _ := e.(holdfast.Epoch)
+	return grant
+}
+
+func (q *grantNotes) SetQuiet(vol holdfast.VolumeID, grant holdfast.Epoch) { q.m.Store(vol, grant) }
 
 // newCluster makes n nodes with a replica of one volume each, in memory.
 func newCluster(t testing.TB, n int) *cluster {
@@ -145,7 +157,7 @@ func (nd *node) start() {
 	t := nd.c.t
 	t.Helper()
 	cfg := Config{Cluster: testCluster, Self: nd.id, Volumes: nd.store, Alive: nd.c.isAlive, Addr: nd.c.addr,
-		Dial: nd.dial, Log: logger().With("node", string(nd.id)),
+		Dial: nd.dial, Quiet: &nd.quiet, Log: logger().With("node", string(nd.id)),
 		Changed: func(_ holdfast.VolumeID, what string) {
 			nd.c.mu.Lock()
 			defer nd.c.mu.Unlock()

@@ -29,6 +29,9 @@ type Config struct {
 	// Changed, if set, is told what happens to a volume served here, in one
 	// readable line. It must not block.
 	Changed func(id holdfast.VolumeID, what string)
+	// Quiet, if set, remembers grants across processes of this node, so that one
+	// that follows another need not wait out what that one may have read.
+	Quiet QuietGrants
 	// Primary holds the primaries' times and rates; its other members are
 	// filled in for each volume.
 	Primary replication.Config
@@ -43,6 +46,16 @@ type Config struct {
 	// lets more pile up is disconnected. Default 256 MiB: more than a device's
 	// whole queue.
 	MaxQueueBytes int
+}
+
+// QuietGrants keeps, per volume, the newest grant of this node of which is known:
+// while the record names it, nobody under an older one answers reads. It must be
+// this node's own memory: lost or old is fine, another machine's is not.
+type QuietGrants interface {
+	// Quiet is the grant kept; 0 if there is none.
+	Quiet(vol holdfast.VolumeID) holdfast.Epoch
+	// SetQuiet keeps one, or forgets it if it is 0. Called with the volume's lock held.
+	SetQuiet(vol holdfast.VolumeID, grant holdfast.Epoch)
 }
 
 func (c Config) withDefaults() Config {

@@ -123,12 +123,12 @@ func (p *Plane) open(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (
 	if h != nil || err != nil {
 		return h, holdfast.Wrap(op, err)
 	}
-	rec, err := p.grant(ctx, id, o)
+	g, err := p.grant(ctx, id, o)
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	absent := p.absent(ctx, rec)
-	v.step(func() { h = v.start(rec, absent) })
+	g.absent = p.absent(ctx, g.rec)
+	v.step(func() { h = v.start(g) })
 	if err := h.untilServing(ctx); err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
@@ -197,31 +197,47 @@ func (h *Volume) stuck(what string, ctx context.Context) error {
 	return holdfast.WrapKind(what, holdfast.Unavailable, ctx.Err())
 }
 
-// grant commits this node as the primary and returns the record as stored.
-func (p *Plane) grant(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (rec holdfast.Record, err error) {
-	rec, err = p.readRecord(ctx, id)
+// granted is a grant that has just been committed.
+type granted struct {
+	rec    holdfast.Record
+	quiet  bool              // see replication.Config.PriorQuiet
+	absent []holdfast.NodeID // nodes that count as dead
+}
+
+// grant commits this node as the primary.
+func (p *Plane) grant(ctx context.Context, id holdfast.VolumeID, o OpenOptions) (granted, error) {
+	rec, err := p.readRecord(ctx, id)
 	for {
 		for err != nil {
 			if !errors.Is(err, holdfast.Unavailable) || ctx.Err() != nil {
-				return rec, err
+				return granted{}, err
 			}
 			pause(ctx, 100*time.Millisecond)
 			rec, err = p.readRecord(ctx, id)
 		}
 		next, err2 := p.nextRecord(ctx, rec, o)
 		if err2 != nil {
-			return rec, err2
+			return granted{}, err2
 		}
 		stored, err2 := p.swapRecord(ctx, next)
 		switch {
 		case err2 == nil:
-			return stored, nil
+			return granted{rec: stored, quiet: p.priorQuiet(rec)}, nil
 		case errors.Is(err2, holdfast.Busy):
 			rec = stored
 		default:
 			rec, err = next, err2
 		}
 	}
+}
+
+// priorQuiet says whether nobody under the grant that the record names, or an
+// older one, can answer reads. That grant was this node's own, and nothing here
+// serves under it: neither this process, which is asked to, nor an earlier one,
+// as two never live at once (the lock of the state directory).
+func (p *Plane) priorQuiet(rec holdfast.Record) bool {
+	h := rec.Primary
+	return h != nil && h.Node == p.cfg.Self && p.cfg.Quiet != nil && p.cfg.Quiet.Quiet(rec.ID) == h.Grant
 }
 
 // absent lists the nodes of in-sync replicas whose lease is gone: the take-over

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/holdfast-storage/holdfast"
@@ -25,19 +26,28 @@ type Volume struct {
 	telling  bool
 }
 
-// start makes and starts the primary of a grant that has just been committed;
-// called within a step, with the volume's primary unset. absent are nodes that
-// count as dead.
-func (v *volume) start(rec holdfast.Record, absent []holdfast.NodeID) *Volume {
+// start makes and starts the primary of a grant; called within a step, with the
+// volume's primary unset.
+func (v *volume) start(g granted) *Volume {
 	p := v.plane
-	h := &Volume{v: v, kind: rec.Primary.Kind, serving: make(chan struct{}), ended: make(chan struct{})}
+	h := &Volume{v: v, kind: g.rec.Primary.Kind, serving: make(chan struct{}), ended: make(chan struct{})}
 	cfg := p.cfg.Primary
-	cfg.Cluster, cfg.Self, cfg.Record = p.cfg.Cluster, p.cfg.Self, rec
-	cfg.Absent = absent
+	cfg.Cluster, cfg.Self, cfg.Record = p.cfg.Cluster, p.cfg.Self, g.rec
+	cfg.Absent, cfg.PriorQuiet = g.absent, g.quiet
+	// Whoever serves has waited until all others were quiet; who need not wait
+	// passes on what it knows.
+	quiet := func() {
+		if p.cfg.Quiet != nil {
+			p.cfg.Quiet.SetQuiet(v.id, g.rec.Primary.Grant)
+		}
+	}
+	if g.quiet {
+		quiet()
+	}
 	h.machine = replication.NewPrimary(cfg, replication.Ports{
 		Clock: p.clock, Dialer: dialer{h}, Records: records{h},
 		Events: replication.Events{
-			Serving: func() { close(h.serving) },
+			Serving: func() { quiet(); close(h.serving) },
 			Ended:   h.onEnded,
 			Resized: h.resized,
 			Changed: func(what string) {
@@ -62,6 +72,9 @@ func (h *Volume) onEnded(err error) {
 		h.v.primary = nil
 	}
 	p := h.v.plane
+	if p.cfg.Quiet != nil && !errors.Is(err, holdfast.Unavailable) {
+		p.cfg.Quiet.SetQuiet(h.v.id, 0) // the grant is given back, or somebody else's
+	}
 	p.mu.Lock()
 	delete(p.primaries, h)
 	p.mu.Unlock()

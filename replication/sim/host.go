@@ -33,6 +33,9 @@ type host struct {
 	primary   *replication.Primary
 	device    *device
 	opening   bool
+	// quiet is the grant that this node remembers over the end of a process, though
+	// not over a loss of power: see replication.Config.PriorQuiet.
+	quiet holdfast.Epoch
 }
 
 // cut says whether messages from h to o are lost on the way.
@@ -105,6 +108,7 @@ func (h *host) kill(power bool) {
 		h.store.kill()
 		if power {
 			h.disk.powerLoss(h.c.w)
+			h.quiet = 0
 			h.c.losses++
 		}
 	}
@@ -221,13 +225,16 @@ func (h *host) attach(force bool, done func(*device)) {
 				fail()
 				return
 			}
-			h.serve(got, done)
+			h.serve(got, rec.Primary != nil && rec.Primary.Node == h.id && rec.Primary.Grant == h.quiet, done)
 		})
 	})
 }
 
-func (h *host) serve(rec holdfast.Record, done func(*device)) {
+func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 	h.opening = false
+	if quiet {
+		h.quiet = rec.Primary.Grant
+	}
 	rs := &swapper{h: h}
 	cfg := h.c.cfg.Protocol
 	for _, o := range h.c.meta.hosts {
@@ -235,11 +242,11 @@ func (h *host) serve(rec holdfast.Record, done func(*device)) {
 			cfg.Absent = append(cfg.Absent, o.id)
 		}
 	}
-	cfg.Cluster, cfg.Self, cfg.Record = clusterID, h.id, rec
+	cfg.Cluster, cfg.Self, cfg.Record, cfg.PriorQuiet = clusterID, h.id, rec, quiet
 	var p *replication.Primary
 	dev := &device{c: h.c, h: h}
 	p = replication.NewPrimary(cfg, replication.Ports{Clock: h.c.w, Dialer: h, Records: rs, Events: replication.Events{
-		Serving: func() { h.c.w.logf("%s: serving", h.id); h.c.lossAt(dev); done(dev) },
+		Serving: func() { h.c.w.logf("%s: serving", h.id); h.quiet = rec.Primary.Grant; h.c.lossAt(dev); done(dev) },
 		Ended: func(err error) {
 			h.c.w.logf("%s: ended: %v", h.id, err)
 			h.c.w.after(0, func() {
