@@ -39,6 +39,12 @@ race: ## Run all tests under the race detector (root)
 	scripts/prerequisites.sh test race
 	CGO_ENABLED=1 $(GO_TEST) -timeout 50m -race ./...
 
+.PHONY: test-vm
+test-vm: ## Device front ends and power cuts on Debian's kernels, in emulated machines (root, about half an hour)
+	scripts/prerequisites.sh test vm
+	scripts/vm-kernels.sh
+	go test -tags vm -count=1 -v -timeout 90m $(ARGS) ./test-vm
+
 .PHONY: sim
 sim: ## Simulate clusters with faults: make sim SEED=1 RUNS=1000
 	$(GO_TEST) ./replication/sim -count=1 -v -run '^TestSeeds$$' -sim.seed=$(SEED) -sim.runs=$(RUNS)
@@ -78,6 +84,7 @@ format: ## Complain about files that gofmt would change
 vet: ## go vet
 	go vet ./...
 	go vet -tags mutations ./replication/...
+	go vet -tags vm ./test-vm
 
 $(LINT):
 	@mkdir -p $(BIN)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what a target needs and the machine lacks, from Debian's packages.
-#   scripts/prerequisites.sh [test|demo|bench|race|generate]...
+#   scripts/prerequisites.sh [test|demo|bench|race|generate|vm]...
 # Does nothing, at once, when everything is there. Needs root to install.
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # root's PATH without a login shell lacks them
@@ -36,6 +36,11 @@ demo      /usr/lib/postgresql/*/bin/postgres postgresql
 bench     fio          fio
 race      gcc          gcc
 race      /usr/include/stdlib.h libc6-dev
+vm        qemu-system-x86_64 qemu-system-x86
+vm        busybox      busybox-static
+vm        depmod       kmod
+vm        xz           xz-utils
+vm        blkdiscard   util-linux
 generate  protoc       protobuf-compiler
 generate  /usr/include/google/protobuf/timestamp.proto libprotobuf-dev
 '

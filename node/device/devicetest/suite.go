@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -177,10 +178,23 @@ func wantKind(t *testing.T, err error, kind holdfast.Kind) {
 // patience bounds every wait for something that must come.
 const patience = 20 * time.Second
 
+// slowEnv is how many times as long everything may take: virtual machines that
+// are emulated set it.
+const slowEnv = "HOLDFAST_DEVICETEST_SLOW"
+
+// slow is d for this machine.
+func slow(d time.Duration) time.Duration {
+	times, err := strconv.Atoi(os.Getenv(slowEnv))
+	if err != nil || times < 1 {
+		return d
+	}
+	return d * time.Duration(times)
+}
+
 // eventually waits until ok, looking again and again.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(slow(patience))
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
@@ -200,7 +214,7 @@ func within(t *testing.T, d time.Duration, what string, f func()) {
 	go func() { defer close(done); f() }()
 	select {
 	case <-done:
-	case <-time.After(d):
+	case <-time.After(slow(d)):
 		t.Errorf("took longer than %v: %s", d, what)
 		<-done
 	}
