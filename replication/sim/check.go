@@ -1,157 +1,95 @@
 package sim
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
-	"strconv"
-	"strings"
-	"time"
-
-	"github.com/anishathalye/porcupine"
 )
-
-// A cell is a register whose state is the list of values it may fall back to in
-// a power loss, and the last of them is what reads see. A flush leaves the last
-// alone; a loss makes any of them the last.
-
-type step struct {
-	kind  opKind
-	value value
-	maybe bool // never answered: it may not have happened
-}
-
-var model = porcupine.NondeterministicModel{
-	Init: func() []any { return []any{"0"} },
-	Step: func(state, input, output any) []any {
-		all := state.(string)
-		last := all[strings.LastIndexByte(all, ',')+1:]
-		switch in := input.(step); in.kind {
-		case opRead:
-			if strconv.FormatUint(output.(value), 10) != last {
-				return nil
-			}
-			return []any{state}
-		case opWrite, opTrim:
-			after := state.(string) + "," + strconv.FormatUint(in.value, 10)
-			if in.maybe {
-				return []any{state, after}
-			}
-			return []any{after}
-		case opFlush:
-			return []any{last}
-		default:
-			var out []any
-			values := strings.Split(all, ",")
-			for i, v := range values {
-				// The others stay possible: this loss may not have reached every
-				// replica, and a later one may take more.
-				rest := append(slices.Delete(slices.Clone(values), i, i+1), v)
-				slices.Sort(rest[:len(rest)-1])
-				if after := strings.Join(rest, ","); !slices.Contains(out, any(after)) {
-					out = append(out, after)
-				}
-			}
-			return out
-		}
-	},
-	Equal: func(a, b any) bool { return a == b },
-	DescribeOperation: func(input, output any) string {
-		in := input.(step)
-		name := [...]string{"read", "write", "trim", "flush", "loss"}[in.kind]
-		if in.maybe {
-			name += "?"
-		}
-		return fmt.Sprintf("%s(%v) -> %v", name, in.value, output)
-	},
-}
 
 // check verifies the history cell by cell.
 func (c *cluster) check() error {
-	m := model.ToModel()
-	for b := range c.meta.rec.SizeBytes / cellSize {
-		ops := c.cellHistory(b)
-		if len(ops) == 0 {
+	cells := c.meta.rec.SizeBytes / cellSize
+	per, err := c.cellHistories(cells)
+	if err != nil {
+		return err
+	}
+	for b, steps := range per {
+		if len(steps) == 0 {
 			continue
 		}
-		if res := porcupine.CheckOperationsTimeout(m, ops, time.Minute); res != porcupine.Ok {
-			return fmt.Errorf("cell %d is not a linearizable register (%s); it goes wrong at the end of:\n%s", b, res, describe(culprit(m, ops)))
+		if err := checkRegister(steps); err != nil {
+			return violation{notLinearizable, fmt.Sprintf("cell %d is not a linearizable register: %v", b, err)}
 		}
 	}
 	return nil
 }
 
-// culprit cuts a history after the first answer that makes it wrong, and shows
-// what was under way within a while before.
-func culprit(m porcupine.Model, ops []porcupine.Operation) []porcupine.Operation {
-	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
-	lo, hi := 0, len(ops) // ops[:lo] is right, ops[:hi] is wrong
-	for hi-lo > 1 {
-		mid := (lo + hi) / 2
-		if porcupine.CheckOperations(m, ops[:mid]) {
-			lo = mid
-		} else {
-			hi = mid
-		}
+// cellHistories sorts the history by cell. What was never answered may have
+// happened until the next primary served, or not at all. Where all requests are
+// made of whole blocks, the cells of a block must be alike, and only the first is
+// looked at.
+func (c *cluster) cellHistories(cells int64) ([][]*step, error) {
+	per := make([][]*step, cells)
+	stride := int64(1)
+	if !c.unaligned() {
+		stride = blockCells
 	}
-	return ops[max(0, hi-25):hi]
-}
-
-// cellHistory is what happened to one cell. What was never answered may have
-// happened until the next primary served, or not at all; if nobody has read it,
-// it need not be looked at.
-func (c *cluster) cellHistory(b int64) []porcupine.Operation {
-	var ops []porcupine.Operation
-	touched := false
-	seen := map[value]bool{}
 	for _, o := range c.history {
-		if o.kind == opRead && o.ok && b >= o.first && b < o.first+o.cells {
-			seen[o.got[b-o.first]] = true
-		}
-	}
-	for i, o := range c.history {
-		all := o.kind == opFlush || o.kind == opLoss
-		if !all && (b < o.first || b >= o.first+o.cells) || o.open && (o.kind == opRead || o.kind == opFlush) {
+		if o.open && o.kind == opRead || o.kind == opFlush || o.kind == opLoss {
 			continue
 		}
-		touched = touched || !all
-		in := step{kind: o.kind}
-		var out any
-		switch o.kind {
-		case opRead:
-			out = o.got[b-o.first]
-		case opWrite:
-			in.value = o.value + value(b-o.first)
+		if err := o.torn(stride); err != nil {
+			return nil, err
 		}
-		ret := int64(o.ret)
-		if o.open {
-			if !seen[in.value] {
-				continue
+		for b := o.first; b < min(o.first+o.cells, cells); b += stride {
+			s := &step{kind: o.kind, call: o.call, ret: o.ret, maybe: o.open}
+			switch o.kind {
+			case opRead:
+				s.value = o.got[b-o.first]
+			case opWrite:
+				s.value = o.value + value(b-o.first)
 			}
-			in.maybe = true
-			if o.ret == 0 {
-				ret = int64(1000 * time.Hour)
+			if o.open && o.ret == 0 {
+				s.ret = openEnd
+			}
+			per[b] = append(per[b], s)
+		}
+	}
+	for _, o := range c.history {
+		if o.kind != opLoss && (o.kind != opFlush || o.open) {
+			continue
+		}
+		for b, steps := range per {
+			if len(steps) > 0 {
+				per[b] = append(steps, &step{kind: o.kind, call: o.call, ret: o.ret})
 			}
 		}
-		ops = append(ops, porcupine.Operation{ClientId: i, Input: in, Output: out, Call: int64(o.call), Return: ret})
 	}
-	if !touched {
-		return nil
-	}
-	return ops
+	return per, nil
 }
 
-func describe(ops []porcupine.Operation) string {
-	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
-	var s strings.Builder
-	for _, o := range ops {
-		ret := fmt.Sprintf("%9.4f", time.Duration(o.Return).Seconds())
-		if o.Return >= int64(999*time.Hour) {
-			ret = "     open"
+// unaligned says whether a request began or ended within a block.
+func (c *cluster) unaligned() bool {
+	for _, o := range c.history {
+		if o.first%blockCells != 0 || o.cells%blockCells != 0 {
+			return true
 		}
-		fmt.Fprintf(&s, "  %9.4f %s %s\n", time.Duration(o.Call).Seconds(), ret, model.DescribeOperation(o.Input, o.Output))
 	}
-	return s.String()
+	return false
+}
+
+// torn says whether a read shows parts of different writes in one block, although
+// all were of whole blocks.
+func (o *op) torn(stride int64) error {
+	if o.kind != opRead || stride == 1 {
+		return nil
+	}
+	for i := int64(0); i < o.cells; i += stride {
+		for j := int64(1); j < stride; j++ {
+			if a, b := o.got[i], o.got[i+j]; (a != 0 || b != 0) && b != a+value(j) {
+				return violation{notLinearizable, fmt.Sprintf("the read at %.4f shows parts of two writes in cells %d and %d: %d and %d", o.ret.Seconds(), o.first+i, o.first+i+j, a, b)}
+			}
+		}
+	}
+	return nil
 }
 
 // atRest verifies equality while the volume is served and nothing is under way:
@@ -188,7 +126,7 @@ func (c *cluster) equal() error {
 		}
 		for b := range c.meta.rec.SizeBytes / cellSize {
 			if h.disk.live[b] != first.disk.live[b] {
-				return fmt.Errorf("cell %d differs: %d on %s, %d on %s", b, first.disk.live[b], first.id, h.disk.live[b], h.id)
+				return violation{notEqual, fmt.Sprintf("cell %d differs: %d on %s, %d on %s", b, first.disk.live[b], first.id, h.disk.live[b], h.id)}
 			}
 		}
 	}

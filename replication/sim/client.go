@@ -42,6 +42,10 @@ const (
 	opLoss // power loss may have undone what was not flushed
 )
 
+func (k opKind) String() string {
+	return [...]string{"read", "write", "trim", "flush", "loss"}[k]
+}
+
 // lost marks everything open as never answered: it may have happened or not.
 func (d *device) lost() {
 	if d.gone {

@@ -179,12 +179,12 @@ func (c *cluster) healed() error {
 	}
 	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > start+2*time.Second })
 	if !well() {
-		return fmt.Errorf("not well %v after the faults ended: %s", c.cfg.Heal, c.stuck())
+		return violation{notWell, fmt.Sprintf("not well %v after the faults ended: %s", c.cfg.Heal, c.stuck())}
 	}
 	c.quiet = true
 	c.w.runUntil(c.w.now+20*time.Second, c.idle) // a stuck disk may take as long
 	if !c.idle() {
-		return fmt.Errorf("operations are never answered: %s", c.stuck())
+		return violation{notAnswered, fmt.Sprintf("operations are never answered: %s", c.stuck())}
 	}
 	c.w.runUntil(c.w.now+3*time.Second, nil)
 	return nil
