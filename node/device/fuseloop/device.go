@@ -105,7 +105,7 @@ func (d *Device) grow(sizeBytes int64) error {
 	if err := d.loop.resize(); err != nil {
 		return holdfast.WrapKind("resize "+d.loop.Path, holdfast.Unavailable, err)
 	}
-	if now, err := d.loop.sizeBytes(); err != nil || now != sizeBytes {
+	if now, err := d.loop.SizeBytes(); err != nil || now != sizeBytes {
 		return holdfast.E("", holdfast.Unavailable, fmt.Sprintf("the kernel shows %d bytes; try again", now))
 	}
 	return nil
@@ -133,7 +133,7 @@ func (d *Device) close() error {
 	if d.gone {
 		return nil
 	}
-	on, err := mountsOf(d.loop)
+	on, err := d.loop.Mounts()
 	if err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func (d *Device) isAborted() bool {
 }
 
 func (d *Device) inUse() error {
-	return holdfast.E("", holdfast.InUse, d.loop.users()+"; unmount or close it first")
+	return holdfast.E("", holdfast.InUse, d.loop.Users()+"; unmount or close it first")
 }
 
 // abortWait bounds how long Abort waits for a Grow or Close that was in the
@@ -199,13 +199,13 @@ func (d *Device) Abort() error {
 	if d.gone {
 		return nil
 	}
-	points, umountErr := detachAll(d.loop)
+	points, umountErr := d.loop.DetachMounts()
 	if len(points) > 0 {
 		d.fe.log.Warn("unmounted lazily from an aborted device", "device", d.loop.Path, "mounts", points)
 	}
 	clearErr := d.loop.clear(0)
 	if clearErr == nil && d.loop.bound() {
-		d.fe.log.Info("an aborted device vanishes when it is closed", "device", d.loop.Path, "users", d.loop.users())
+		d.fe.log.Info("an aborted device vanishes when it is closed", "device", d.loop.Path, "users", d.loop.Users())
 	}
 	if err := errors.Join(err, umountErr, clearErr); err != nil {
 		return holdfast.WrapKind(op, holdfast.Other, err)

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast/internal/buf"
+	"github.com/holdfast-storage/holdfast/node/device/blockdev"
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
@@ -54,7 +55,7 @@ func (q *ioRequest) finish(_ *replication.Request, err error) {
 	case q.trim != nil:
 		q.trim.finish(s, q.unique, err)
 	case err != nil:
-		s.sendError(q.unique, errnoOf(err))
+		s.sendError(q.unique, blockdev.Errno(err))
 	case q.op == opRead:
 		p := q.Buf.WithHead(outHeaderSize, int(q.Length))
 		putOutHeader(p, len(p), q.unique, 0)
@@ -172,6 +173,6 @@ func (g *trimGroup) finish(s *server, unique uint64, err error) {
 	last, first := g.left == 0, g.err
 	g.mu.Unlock()
 	if last {
-		s.sendError(unique, errnoOf(first))
+		s.sendError(unique, blockdev.Errno(first))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/node/device/blockdev"
 )
 
 // loopDevice is a loop device that was bound to a file of ours. The file's name
@@ -19,8 +20,7 @@ import (
 // /sys/block/loopN/loop/backing_file without asking the file's filesystem, which
 // may be hung or dead, and in every mount namespace.
 type loopDevice struct {
-	Path string // /dev/loopN
-	Dev  string // "7:N"
+	blockdev.Node
 	File string // base name of the file behind it
 }
 
@@ -45,7 +45,7 @@ func attachLoop(fileFD int, path string, blk int) (loopDevice, error) {
 		if err != nil {
 			return loopDevice{}, holdfast.WrapKind(op+": find a free one", holdfast.Unavailable, err)
 		}
-		l := loopDevice{Path: fmt.Sprintf("/dev/loop%d", n), File: filepath.Base(path)}
+		l := loopDevice{Node: blockdev.Node{Path: fmt.Sprintf("/dev/loop%d", n)}, File: filepath.Base(path)}
 		err = l.configure(fileFD, path, blk)
 		if err == nil {
 			return l, nil
@@ -62,7 +62,7 @@ func attachLoop(fileFD int, path string, blk int) (loopDevice, error) {
 }
 
 func (l *loopDevice) configure(fileFD int, path string, blk int) error {
-	if err := l.ensureNode(); err != nil {
+	if err := l.Ensure(); err != nil {
 		return err
 	}
 	fd, err := unix.Open(l.Path, unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -81,43 +81,9 @@ func (l *loopDevice) configure(fileFD int, path string, blk int) error {
 	return unix.IoctlSetPointerInt(fd, unix.BLKROSET, 0)
 }
 
-// ensureNode makes the device node where /dev is not the kernel's own.
-func (l *loopDevice) ensureNode() error {
-	raw, err := os.ReadFile(l.sys("dev"))
-	if err != nil {
-		return err
-	}
-	l.Dev = strings.TrimSpace(string(raw))
-	var major, minor uint32
-	if _, err := fmt.Sscanf(l.Dev, "%d:%d", &major, &minor); err != nil {
-		return fmt.Errorf("%s says %q: %w", l.sys("dev"), l.Dev, err)
-	}
-	dev := unix.Mkdev(major, minor)
-	var st unix.Stat_t
-	err = unix.Stat(l.Path, &st)
-	switch {
-	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == dev:
-		return nil
-	case err == nil:
-		return fmt.Errorf("%s is not the block device %s; remove it", l.Path, l.Dev)
-	case !errors.Is(err, unix.ENOENT):
-		return err
-	}
-	err = unix.Mknod(l.Path, unix.S_IFBLK|0o660, int(dev))
-	if errors.Is(err, unix.EEXIST) { // the kernel or udev was faster
-		return nil
-	}
-	return err
-}
-
-// sys is a file of the device's directory in /sys.
-func (l loopDevice) sys(name string) string {
-	return filepath.Join("/sys/block", filepath.Base(l.Path), name)
-}
-
 // bound says whether the device still serves our file. It cannot block.
 func (l loopDevice) bound() bool {
-	raw, err := os.ReadFile(l.sys("loop/backing_file"))
+	raw, err := os.ReadFile(l.Sys("loop/backing_file"))
 	return err == nil && filepath.Base(strings.TrimSpace(string(raw))) == l.File
 }
 
@@ -183,20 +149,6 @@ func (l loopDevice) resize() error {
 	return unix.IoctlSetInt(fd, unix.LOOP_SET_CAPACITY, 0)
 }
 
-// sizeBytes is the device's size as the kernel has it.
-func (l loopDevice) sizeBytes() (int64, error) {
-	n, err := l.number("size")
-	return n * 512, err
-}
-
-func (l loopDevice) number(name string) (int64, error) {
-	raw, err := os.ReadFile(l.sys(name))
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
-}
-
 // discardMax bounds one discard, in bytes: the loop driver starts nothing else
 // while one runs.
 const discardMax = 1 << 30
@@ -208,28 +160,28 @@ func (l loopDevice) tune(blk int, readOnly bool) error {
 	bad := func(what string, got any) error {
 		return holdfast.E(op+" "+l.Path, holdfast.Unsupported, fmt.Sprintf("%s is %v; this kernel's loop driver does not fit", what, got))
 	}
-	if dio, err := l.number("loop/dio"); err != nil || dio != 1 {
+	if dio, err := l.Number("loop/dio"); err != nil || dio != 1 {
 		return bad("direct I/O", dio)
 	}
-	if n, err := l.number("queue/logical_block_size"); err != nil || n != int64(blk) {
+	if n, err := l.Number("queue/logical_block_size"); err != nil || n != int64(blk) {
 		return bad("the logical block size", n)
 	}
 	// One request of the block layer becomes one of FUSE; failing to set it costs
 	// speed only.
-	_ = os.WriteFile(l.sys("queue/max_sectors_kb"), []byte(strconv.Itoa(maxWrite>>10)), 0)
+	_ = os.WriteFile(l.Sys("queue/max_sectors_kb"), []byte(strconv.Itoa(maxWrite>>10)), 0)
 	if readOnly {
-		if ro, err := l.number("ro"); err != nil || ro != 1 {
+		if ro, err := l.Number("ro"); err != nil || ro != 1 {
 			return bad("the read-only flag", ro)
 		}
 		return nil
 	}
-	cache, err := os.ReadFile(l.sys("queue/write_cache"))
+	cache, err := os.ReadFile(l.Sys("queue/write_cache"))
 	if err != nil || strings.TrimSpace(string(cache)) != "write back" {
 		return bad("the write cache (without it flushes would be dropped)", strings.TrimSpace(string(cache)))
 	}
-	if n, err := l.number("queue/discard_max_hw_bytes"); err == nil && n > discardMax {
+	if n, err := l.Number("queue/discard_max_hw_bytes"); err == nil && n > discardMax {
 		// Failing to lower it costs latency only.
-		_ = os.WriteFile(l.sys("queue/discard_max_bytes"), []byte(strconv.Itoa(discardMax)), 0)
+		_ = os.WriteFile(l.Sys("queue/discard_max_bytes"), []byte(strconv.Itoa(discardMax)), 0)
 	}
 	return nil
 }

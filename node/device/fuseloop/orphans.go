@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/node/device/blockdev"
 )
 
 // CleanOrphans removes what a killed predecessor with the same root directory
@@ -48,20 +49,20 @@ func CleanRoot(ctx context.Context, c Config) ([]holdfast.VolumeID, error) {
 func (f *FrontEnd) clean(orphan func(holdfast.VolumeID) bool) ([]holdfast.VolumeID, error) {
 	found := map[holdfast.VolumeID]bool{}
 	var errs []error
-	dirs, err := os.ReadDir(f.root)
+	dirs, err := os.ReadDir(f.root.Dir())
 	if err != nil {
 		return nil, holdfast.WrapKind("list the mount points", holdfast.Other, err)
 	}
 	// The mounts first: it ends their connections, so that no step after it can
 	// wait for an answer.
 	for _, e := range dirs {
-		if vol := holdfast.VolumeID(e.Name()); isVolume(e.Name()) && orphan(vol) {
+		if vol := holdfast.VolumeID(e.Name()); blockdev.IsVolume(e.Name()) && orphan(vol) {
 			found[vol] = true
 			errs = append(errs, f.cleanMount(vol))
 		}
 	}
 	for _, l := range loopsOnFiles() {
-		if vol, ours := f.volumeOf(l.File); ours && orphan(vol) {
+		if vol, ours := f.root.VolumeOf(l.File); ours && orphan(vol) {
 			found[vol] = true
 			errs = append(errs, f.cleanLoop(vol, l))
 		}
@@ -86,7 +87,7 @@ func (f *FrontEnd) cleanMount(vol holdfast.VolumeID) error {
 }
 
 func (f *FrontEnd) cleanLoop(vol holdfast.VolumeID, l loopDevice) error {
-	points, err := detachAll(l)
+	points, err := l.DetachMounts()
 	if err != nil {
 		return err
 	}
@@ -99,14 +100,14 @@ func (f *FrontEnd) cleanLoop(vol holdfast.VolumeID, l loopDevice) error {
 
 // abortMounts ends all connections below the root. Only for when their server
 // is known to be dying.
-func (f *FrontEnd) abortMounts() {
-	dirs, err := os.ReadDir(f.root)
+func abortMounts(root string) {
+	dirs, err := os.ReadDir(root)
 	if err != nil {
 		return
 	}
 	for _, e := range dirs {
-		if isVolume(e.Name()) {
-			_ = abortMount(filepath.Join(f.root, e.Name()))
+		if blockdev.IsVolume(e.Name()) {
+			_ = abortMount(filepath.Join(root, e.Name()))
 		}
 	}
 }
@@ -122,11 +123,11 @@ func loopsOnFiles() []loopDevice {
 			continue // unbound meanwhile
 		}
 		l := loopDevice{File: filepath.Base(strings.TrimSpace(string(raw)))}
-		if !strings.HasPrefix(l.File, filePrefix) {
+		if !strings.HasPrefix(l.File, blockdev.MarkPrefix) {
 			continue
 		}
 		l.Path = filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(path))))
-		if l.ensureNode() == nil {
+		if l.Ensure() == nil {
 			all = append(all, l)
 		}
 	}

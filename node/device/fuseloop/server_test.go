@@ -2,7 +2,6 @@ package fuseloop
 
 import (
 	"bytes"
-	"errors"
 	"log/slog"
 	"os"
 	"testing"
@@ -323,32 +322,6 @@ func TestAnswersAfterStopAreDropped(t *testing.T) {
 	r.Done(r, nil)
 	if n, err := unix.Read(k.fd, make([]byte, 100)); n != 0 || err != nil {
 		t.Errorf("after stop came %d bytes, %v", n, err)
-	}
-}
-
-// TestEveryKindHasAnErrno walks the closed set through this edge's table.
-func TestEveryKindHasAnErrno(t *testing.T) {
-	for _, k := range holdfast.Kinds() {
-		e, ok := errnos[k]
-		if !ok {
-			t.Errorf("%v has no errno", k)
-		}
-		switch e {
-		case 0, unix.ENOSYS, unix.EAGAIN, unix.EINTR:
-			t.Errorf("%v is %v, which the kernel takes as something else than a failed request", k, e)
-		}
-		if e >= 512 {
-			t.Errorf("%v is %d; the kernel refuses an answer with that", k, e)
-		}
-		if got := errnoOf(holdfast.Wrap("outer", holdfast.E("inner", k, "why"))); got != e {
-			t.Errorf("%v wrapped is %v, not %v", k, got, e)
-		}
-	}
-	if len(errnos) != len(holdfast.Kinds()) {
-		t.Error("the table has kinds that do not exist")
-	}
-	if errnoOf(nil) != 0 || errnoOf(errors.New("some error")) != unix.EIO {
-		t.Error("no error is not 0, or an unknown one not EIO")
 	}
 }
 

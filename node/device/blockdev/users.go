@@ -1,4 +1,4 @@
-package fuseloop
+package blockdev
 
 import (
 	"fmt"
@@ -9,21 +9,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// users describes who uses the device, for the person who has to make it free:
+// Users describes who uses the device, for the person who has to make it free:
 // mount points, devices stacked on it, and processes that have it open. It can
 // be incomplete (other mount and process namespaces are not seen).
-func (l loopDevice) users() string {
+func (n Node) Users() string {
 	var who []string
-	on, _ := mountsOf(l)
+	on, _ := n.Mounts()
 	for _, e := range on {
 		who = append(who, "mounted at "+e.Point)
 	}
-	holders, _ := os.ReadDir(l.sys("holders"))
+	holders, _ := os.ReadDir(n.Sys("holders"))
 	for _, h := range holders {
 		who = append(who, "used by the block device "+h.Name())
 	}
 	if len(who) == 0 {
-		who = l.openers()
+		who = n.openers()
 	}
 	if len(who) == 0 {
 		return "somebody unknown has it open"
@@ -36,7 +36,7 @@ func (l loopDevice) users() string {
 }
 
 // openers lists the processes with an open descriptor of the device.
-func (l loopDevice) openers() []string {
+func (n Node) openers() []string {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	var who []string
 	seen := map[string]bool{}
@@ -48,7 +48,7 @@ func (l loopDevice) openers() []string {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Stat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || devOf(st.Rdev) != l.Dev {
+		if unix.Stat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || devOf(st.Rdev) != n.Dev {
 			continue
 		}
 		proc := filepath.Dir(filepath.Dir(fd))

@@ -1,4 +1,4 @@
-package fuseloop
+package blockdev
 
 import (
 	"golang.org/x/sys/unix"
@@ -27,8 +27,8 @@ var errnos = map[holdfast.Kind]unix.Errno{
 	holdfast.Denied:      unix.EACCES,
 }
 
-// errnoOf is what the kernel is told about err; 0 for nil.
-func errnoOf(err error) unix.Errno {
+// Errno is what the kernel is told about err; 0 for nil.
+func Errno(err error) unix.Errno {
 	if err == nil {
 		return 0
 	}
