@@ -12,6 +12,7 @@ const (
 	RecordVersion          = 1 // the first: of a new record
 	RecordVersionScrub     = 2 // with Scrub
 	RecordVersionSnapshots = 3 // with Snapshots, Restore or Origin
+	RecordVersionWaiting   = 4 // with Spec.IOTimeoutMillis or Spec.SlowReplicas
 )
 
 // Epoch numbers a volume's memberships. Every grant of a primary and every
@@ -61,7 +62,34 @@ type Spec struct {
 	Zones      []string          `json:"zones,omitempty"`      // replicas only in these zones, if any
 	Parameters map[string]string `json:"parameters,omitempty"` // as given at creation, for idempotency and echo
 	Labels     map[string]string `json:"labels,omitempty"`
+	// IOTimeoutMillis is after how long I/O that cannot go on fails; 0: never. From
+	// the record's version 4 on, as the next.
+	IOTimeoutMillis int64 `json:"ioTimeoutMillis,omitempty"`
+	// SlowReplicas is what becomes of a replica that is much slower than the
+	// others; "" leaves it to the node where the volume is attached.
+	SlowReplicas SlowPolicy `json:"slowReplicas,omitempty"`
 }
+
+// SetSpec changes the spec, for which the record may need another version.
+func (r *Record) SetSpec(s Spec) {
+	r.Spec = s
+	r.fitVersion()
+}
+
+// SlowPolicy says what a primary does about a replica that lives but is much
+// slower than the others.
+type SlowPolicy string
+
+// The policies: nothing, say so, or say so and do without it for a while, as
+// long as enough others are in sync.
+const (
+	SlowOff    SlowPolicy = "off"
+	SlowReport SlowPolicy = "report"
+	SlowDrop   SlowPolicy = "drop"
+)
+
+// Known says whether a policy is one of these.
+func (p SlowPolicy) Known() bool { return p == SlowOff || p == SlowReport || p == SlowDrop }
 
 // Locality says whether a task must, should or need not run where a replica is.
 type Locality string
@@ -194,8 +222,10 @@ func (r *Record) Validate() error {
 		return E("validate record of volume "+string(r.ID), Corrupt, fmt.Sprintf(format, a...))
 	}
 	switch {
-	case r.Version < RecordVersion || r.Version > RecordVersionSnapshots:
-		return bad("it has version %d; this release reads versions %d to %d", r.Version, RecordVersion, RecordVersionSnapshots)
+	case r.Version < RecordVersion || r.Version > RecordVersionWaiting:
+		return bad("it has version %d; this release reads versions %d to %d", r.Version, RecordVersion, RecordVersionWaiting)
+	case r.Version < RecordVersionWaiting && r.Spec.waitingSet():
+		return bad("a limit for waiting I/O and a policy for slow replicas need version %d of the record", RecordVersionWaiting)
 	case r.Scrub != nil && (r.Version < RecordVersionScrub || r.Scrub.ID == ""):
 		return bad("a scrub needs an id, and version %d of the record or a later one", RecordVersionScrub)
 	}

@@ -132,6 +132,8 @@ func (r *Record) SetOrigin(o Origin) {
 // fitVersion gives the record the oldest version that can say what it says.
 func (r *Record) fitVersion() {
 	switch {
+	case r.Spec.waitingSet():
+		r.Version = RecordVersionWaiting
 	case len(r.Snapshots) > 0 || r.Restore != nil || r.Origin != nil:
 		r.Version = RecordVersionSnapshots
 	case r.Scrub != nil:
@@ -162,7 +164,7 @@ func (r *Record) snapshotsWrong() string {
 	if len(r.Snapshots) > MaxSnapshots {
 		return fmt.Sprintf("it has %d snapshots; at most %d are possible", len(r.Snapshots), MaxSnapshots)
 	}
-	if (len(r.Snapshots) > 0 || r.Restore != nil || r.Origin != nil) && r.Version != RecordVersionSnapshots {
+	if (len(r.Snapshots) > 0 || r.Restore != nil || r.Origin != nil) && r.Version < RecordVersionSnapshots {
 		return fmt.Sprintf("snapshots, a restore and an origin need version %d of the record", RecordVersionSnapshots)
 	}
 	seen := map[SnapshotID]bool{}

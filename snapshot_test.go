@@ -43,6 +43,41 @@ func TestRecordVersions(t *testing.T) {
 	step(2, "with neither")
 	r.SetOrigin(holdfast.Origin{Volume: "w", Snapshot: "a"})
 	step(3, "a clone")
+	spec := r.Spec
+	spec.IOTimeoutMillis = 30000
+	r.SetSpec(spec)
+	step(4, "with a limit for waiting I/O")
+	r.SetScrub(holdfast.Scrub{ID: "t"})
+	step(4, "and a scrub")
+	r.Version = 3
+	if r.Validate() == nil {
+		t.Error("version 3 knows no limit for waiting I/O")
+	}
+	spec.IOTimeoutMillis = 0
+	r.SetSpec(spec)
+	step(3, "without a limit again")
+	spec.SlowReplicas = holdfast.SlowDrop
+	r.SetSpec(spec)
+	step(4, "with a policy for slow replicas")
+}
+
+func TestSpecOfWaiting(t *testing.T) {
+	good := holdfast.Spec{SizeBytes: 1 << 30}.WithDefaults()
+	for what, change := range map[string]func(*holdfast.Spec){
+		"a limit that a lost replica exceeds": func(s *holdfast.Spec) { s.IOTimeoutMillis = 1000 },
+		"a negative limit":                    func(s *holdfast.Spec) { s.IOTimeoutMillis = -1 },
+		"an endless limit":                    func(s *holdfast.Spec) { s.IOTimeoutMillis = 1 << 50 },
+		"an unknown policy":                   func(s *holdfast.Spec) { s.SlowReplicas = "perhaps" },
+	} {
+		s := good
+		if change(&s); !errors.Is(s.Validate(), holdfast.Invalid) {
+			t.Errorf("%s: %v", what, s.Validate())
+		}
+	}
+	good.IOTimeoutMillis, good.SlowReplicas = 30000, holdfast.SlowOff
+	if err := good.Validate(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestPutSnapshotKeepsTheOrder(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 )
 
 // Clone is a deep copy.
@@ -16,6 +17,20 @@ func (s Spec) Clone() Spec {
 	s.Labels = maps.Clone(s.Labels)
 	return s
 }
+
+// MinIOTimeout and MaxIOTimeout bound Spec.IOTimeoutMillis: less than the least
+// would turn the loss of one replica, which takes seconds to be sure of, into I/O
+// errors.
+const (
+	MinIOTimeout = 5 * time.Second
+	MaxIOTimeout = 7 * 24 * time.Hour
+)
+
+// IOTimeout is after how long I/O that cannot go on fails; 0: never.
+func (s *Spec) IOTimeout() time.Duration { return time.Duration(s.IOTimeoutMillis) * time.Millisecond }
+
+// waitingSet says whether the spec says something about waiting.
+func (s *Spec) waitingSet() bool { return s.IOTimeoutMillis != 0 || s.SlowReplicas != "" }
 
 // MinXFSBytes is the least that mkfs.xfs makes a filesystem on.
 const MinXFSBytes = 300 << 20
@@ -60,6 +75,12 @@ func (s Spec) Validate() error {
 		return bad(Invalid, "the filesystem %q is not supported; ask for xfs or ext4", s.FSType)
 	case s.LogicalBlk != 512 && s.LogicalBlk != BlockSize:
 		return bad(Invalid, "a logical block of %d bytes is not possible; ask for 512 or 4096", s.LogicalBlk)
+	}
+	switch t := s.IOTimeoutMillis; {
+	case t != 0 && (t < MinIOTimeout.Milliseconds() || t > MaxIOTimeout.Milliseconds()):
+		return bad(Invalid, "an I/O timeout of %v is not possible; ask for 0 (I/O waits without limit) or %v to %v", time.Duration(t)*time.Millisecond, MinIOTimeout, MaxIOTimeout)
+	case s.SlowReplicas != "" && !s.SlowReplicas.Known():
+		return bad(Invalid, "the policy %q for slow replicas is unknown; ask for off, report or drop", s.SlowReplicas)
 	}
 	switch s.Locality {
 	case LocalityRequired, LocalityPreferred, LocalityNone:

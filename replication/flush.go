@@ -72,6 +72,8 @@ func (f *flusher) clear(p *Primary, bits uint32) {
 	rs := f.running
 	f.running = nil
 	for _, r := range rs {
+		p.counters.Flushes++
+		p.counters.FlushTime.add(p.awake() - r.at)
 		r.Done(r, nil)
 	}
 	p.kickFlush()

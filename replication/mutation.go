@@ -26,6 +26,7 @@ const (
 	Mutate6NoReconcile               // a take-over leaves the tails as they are
 	Mutate6UndoneNotDurable          // what it undoes is not flushed
 	Mutate6KeepSuspects              // replicas with suspects stay in sync
+	Mutate6ForgetFailed              // a write that failed for the application is forgotten
 	Mutate7NoMarks                   // what a dropped replica has not answered is not marked
 	Mutate7NoOwnTail                 // a returning replica's own tail is not repaired
 	Mutate7NoSuspects                // its suspects are not compared

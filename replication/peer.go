@@ -46,6 +46,9 @@ type peer struct {
 	// damaged are the blocks for which a scrub has it dropped; marked with the drop.
 	damaged extentSet
 
+	slow  slowness
+	waits waits // what its repair waits for
+
 	// required: no write is acknowledged without its answer. All in-sync peers
 	// are, and one that is about to become it.
 	required bool
@@ -219,6 +222,9 @@ func (p *Primary) OnMessage(c Conn, m *Message) {
 	}
 	switch {
 	case k.w != nil:
+		if m.Status == StatusOK {
+			t.slow.window.add(t.heard - k.at)
+		}
 		p.wrote(t, k.w, m)
 	case k.rd != nil:
 		p.readDone(t, k.rd, m)
@@ -379,7 +385,7 @@ func (p *Primary) tickPeer(t *peer, now time.Duration) {
 // process answers.
 func (p *Primary) stuck(t *peer, now time.Duration) bool {
 	for _, k := range t.pending {
-		if k.data && now-k.at >= p.cfg.IOTimeout {
+		if k.data && now-max(k.at, p.woke) >= p.cfg.IOTimeout {
 			return true
 		}
 	}

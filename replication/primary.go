@@ -2,6 +2,7 @@ package replication
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -40,6 +41,16 @@ type Config struct {
 	// ScrubRate bounds what a scrub of this volume reads of each replica, in bytes
 	// a second; 0 does not bound it.
 	ScrubRate int64
+
+	// SlowPolicy is what is done about a slow replica where the volume's spec does
+	// not say. One is slow that answers writes SlowFactor times and at least
+	// SlowDifference later than the fastest other, for SlowFor. One that is dropped
+	// for it is not repaired for SlowHoldOff, longer each time.
+	SlowPolicy     holdfast.SlowPolicy
+	SlowFactor     float64
+	SlowDifference time.Duration
+	SlowFor        time.Duration
+	SlowHoldOff    time.Duration
 }
 
 // RepairChunk is how much of a volume is locked and copied at once, in bytes.
@@ -52,6 +63,7 @@ func DefaultConfig() Config {
 		RedialEvery: 150 * time.Millisecond, RepairRetry: time.Second, IOTimeout: 10 * time.Second,
 		NoSpaceRetry: 500 * time.Millisecond, SwapRetry: 300 * time.Millisecond,
 		RepairRate: 200 << 20, RepairDepth: 2, ScrubRate: 32 << 20,
+		SlowPolicy: holdfast.SlowReport, SlowFactor: 5, SlowDifference: 20 * time.Millisecond, SlowFor: 30 * time.Second, SlowHoldOff: 5 * time.Minute,
 	}
 }
 
@@ -72,6 +84,15 @@ func (c *Config) fill() {
 	set(&c.IOTimeout, d.IOTimeout)
 	set(&c.NoSpaceRetry, d.NoSpaceRetry)
 	set(&c.SwapRetry, d.SwapRetry)
+	set(&c.SlowDifference, d.SlowDifference)
+	set(&c.SlowFor, d.SlowFor)
+	set(&c.SlowHoldOff, d.SlowHoldOff)
+	if !c.SlowPolicy.Known() {
+		c.SlowPolicy = d.SlowPolicy
+	}
+	if c.SlowFactor == 0 {
+		c.SlowFactor = d.SlowFactor
+	}
 	if c.RepairDepth == 0 {
 		c.RepairDepth = d.RepairDepth
 	}
@@ -126,11 +147,15 @@ type Primary struct {
 	takeover takeover
 	repairs  pacer
 	scrubs   scrubs
+	limit    limiter
 	silent   bool // the replicas were told that we answer no reads any more
 
 	startedAt time.Duration
 	lastTick  time.Duration
-	waits     waits
+	woke      time.Duration // when this process went on after its last pause
+	slowBegan time.Duration // the present window for finding slow replicas
+	waits     waits         // what I/O waits for
+	growth    waits         // what the volume's growth waits for
 	counters  Counters
 }
 
@@ -147,7 +172,7 @@ func NewPrimary(cfg Config, ports Ports) *Primary {
 // Start begins the take-over.
 func (p *Primary) Start() {
 	now := p.now()
-	p.startedAt, p.lastTick = now, now
+	p.startedAt, p.lastTick, p.slowBegan = now, now, now
 	p.syncPeers()
 	p.takeover.begun = now
 	for _, t := range p.peers {
@@ -167,6 +192,11 @@ func (p *Primary) changed(format string, args ...any) {
 func (p *Primary) Submit(r *Request) {
 	if err := p.admissible(r); err != nil {
 		r.Done(r, err)
+		return
+	}
+	r.at = p.awake()
+	if p.hopeless(r) {
+		r.Done(r, p.tooLong())
 		return
 	}
 	if p.held(r) || len(p.backlog) > 0 {
@@ -238,6 +268,9 @@ func (p *Primary) Tick() {
 	now := p.now()
 	if now-p.lastTick > p.cfg.SilentAfter/2 {
 		// This process was paused, not the replicas: their silence is ours.
+		p.limit.asleep += now - p.lastTick
+		p.woke = now
+		p.resetSlow(now)
 		for _, t := range p.peers {
 			t.heard = now
 			if t.downSince != 0 {
@@ -254,8 +287,10 @@ func (p *Primary) Tick() {
 	p.tickMembership(now)
 	p.tickRepairs(now)
 	p.tickScrub(now)
+	p.tickSlow(now)
 	p.admit()
 	p.retryReads()
+	p.tickLimit()
 	p.finishRelease()
 	p.noteWaits(now)
 }
@@ -297,9 +332,10 @@ func (p *Primary) finishRelease() {
 	}
 }
 
-// idle says whether no request is under way.
+// idle says whether no request is under way. A failed write has nobody left who
+// waits for it; the next primary makes its range the same everywhere.
 func (p *Primary) idle() bool {
-	return len(p.inflight) == 0 && p.readers.n == 0 && p.flush.idle() && !p.locks.wanted()
+	return !slices.ContainsFunc(p.inflight, func(w *write) bool { return !w.failed }) && p.readers.n == 0 && p.flush.idle() && !p.locks.wanted()
 }
 
 // fallSilent tells the replicas that no read will be answered any more, whatever

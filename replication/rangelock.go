@@ -2,6 +2,7 @@ package replication
 
 import (
 	"slices"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -21,6 +22,10 @@ type hold struct {
 	exclusive bool
 	repair    bool // not for a request
 	granted   func()
+	// fail, if set, ends the request that waits since at, in the primary's waking
+	// time, and lets go of the place.
+	fail func(error)
+	at   time.Duration
 }
 
 func (h *hold) conflicts(o *hold) bool {

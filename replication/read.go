@@ -38,6 +38,7 @@ func (p *Primary) beginRead(r *Request) {
 		return
 	}
 	rd.hold.granted = func() { p.startRead(rd) }
+	rd.hold.at, rd.hold.fail = r.at, func(err error) { p.finishRead(rd, err) }
 }
 
 // readable says whether reads may be answered now (invariant 3): every in-sync
@@ -151,12 +152,7 @@ func (p *Primary) readLost(rd *read) {
 	if rd.done {
 		return
 	}
-	if rd.inPlace {
-		rd.inPlace = false
-		old := rd.req.Buf
-		rd.req.Buf = buf.Get(len(old.B))
-		old.Release()
-	}
+	rd.leaveBuffer()
 	p.parkRead(rd)
 }
 
@@ -189,6 +185,7 @@ func (p *Primary) finishRead(rd *read, err error) {
 	if err == nil && !rd.inner {
 		p.counters.Reads++
 		p.counters.ReadBytes += uint64(rd.req.Length)
+		p.counters.ReadTime.add(p.awake() - rd.req.at)
 	}
 	rd.req.Done(rd.req, err)
 	if !rd.inner {

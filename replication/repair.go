@@ -72,7 +72,7 @@ func (p *Primary) tickRepairs(now time.Duration) {
 	for _, t := range p.peers {
 		switch {
 		case t.inSync() || !t.up || t.rep.Leaving:
-		case t.repair == nil && now >= t.repairAt && !t.required:
+		case t.repair == nil && now >= t.repairAt && !t.required && !p.heldOff(t, now):
 			p.startRepair(t)
 		case t.repair != nil && t.repair.stage == repairCopying:
 			p.pump(t.repair)

@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"time"
+
 	"github.com/holdfast-storage/holdfast/internal/buf"
 )
 
@@ -29,6 +31,9 @@ type Request struct {
 	Buf *buf.Buf
 	// Done is called when the request is over, under the volume's lock: it must
 	// not block or call the primary. Errors: OutOfRange, Fenced (the device is
-	// to be closed), Unavailable (released).
+	// to be closed), Unavailable (released, or the volume's limit for waiting is
+	// over: a write may then have happened or not).
 	Done func(r *Request, err error)
+
+	at time.Duration // when it was submitted, in the primary's waking time
 }

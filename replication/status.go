@@ -12,7 +12,13 @@ import (
 type Counters struct {
 	Reads, Writes         uint64
 	ReadBytes, WriteBytes uint64
-	RepairBytes           uint64 // sent to replicas under repair by the copier
+	Trims, TrimBytes      uint64
+	Flushes               uint64
+	Expired               uint64 // requests that failed as they had waited too long
+
+	// From submission to the answer, of those that were answered well.
+	ReadTime, WriteTime, TrimTime, FlushTime Latencies
+	RepairBytes                              uint64 // sent to replicas under repair by the copier
 }
 
 // PrimaryStatus is what a person or a metric can know of a primary.
@@ -25,9 +31,15 @@ type PrimaryStatus struct {
 	WaitingFor string        // what I/O waits for; "" when it does not
 	Waiting    time.Duration // for how long
 	InFlight   int
-	Counters   Counters
-	Scrub      ScrubStatus // the present or last one
-	Peers      []PeerStatus
+	// FailedWrites are those that were failed as they waited too long, and are
+	// still in flight.
+	FailedWrites int
+	// Growing is what the volume's growth waits for, and Grows for how long.
+	Growing  string
+	Grows    time.Duration
+	Counters Counters
+	Scrub    ScrubStatus // the present or last one
+	Peers    []PeerStatus
 }
 
 // PeerStatus is one replica as its primary sees it.
@@ -38,25 +50,43 @@ type PeerStatus struct {
 	LeftBytes   int64
 	CopiedBytes int64 // really sent
 	Message     string
+	// WaitingFor is what keeps it from being repaired or promoted; "" when it is in
+	// sync or that goes on.
+	WaitingFor string
+	Waiting    time.Duration // for how long
+	Answers    time.Duration // the median time in which it answers writes; 0: not known
+	Slow       bool          // much slower than the others, for SlowFor
+	SlowFor    time.Duration // for how long
 }
 
 // Status reports. It is cheap, but copies the record.
 func (p *Primary) Status() PrimaryStatus {
 	s := PrimaryStatus{State: p.phase.String(), Err: p.err, Record: p.rec.Clone(), Epoch: p.epoch, SizeBytes: p.size,
-		InFlight: len(p.inflight) + p.readers.n + len(p.backlog), Counters: p.counters, Scrub: p.scrubStatus()}
-	if p.waits.what != "" {
-		s.WaitingFor, s.Waiting = p.waits.what, p.now()-p.waits.since
-	}
+		InFlight: len(p.inflight) + p.readers.n + len(p.backlog), FailedWrites: p.limit.left, Counters: p.counters, Scrub: p.scrubStatus()}
+	s.WaitingFor, s.Waiting = p.waits.told(p.now())
+	s.Growing, s.Grows = p.growth.told(p.now())
 	for _, t := range p.peers {
-		ps := PeerStatus{Replica: t.rep, Connected: t.up, Message: t.refusal, CopiedBytes: t.lastCopied, TotalBytes: t.lastTotal}
-		if r := t.repair; r != nil {
-			ps.TotalBytes, ps.LeftBytes, ps.CopiedBytes = r.total, r.left, r.copied
-		}
-		if t.noSpaceSince != 0 {
-			ps.Message = "its pool is full"
-		}
-		s.Peers = append(s.Peers, ps)
+		s.Peers = append(s.Peers, p.peerStatus(t))
 	}
+	return s
+}
+
+func (p *Primary) peerStatus(t *peer) PeerStatus {
+	s := PeerStatus{Replica: t.rep, Connected: t.up, Message: t.refusal, CopiedBytes: t.lastCopied, TotalBytes: t.lastTotal,
+		Answers: t.slow.typical, Slow: t.slow.slow}
+	if r := t.repair; r != nil {
+		s.TotalBytes, s.LeftBytes, s.CopiedBytes = r.total, r.left, r.copied
+	}
+	if t.noSpaceSince != 0 {
+		s.Message = "its pool is full"
+	}
+	if s.Slow {
+		s.SlowFor = p.now() - t.slow.since
+		if s.Message == "" {
+			s.Message = fmt.Sprintf("it is slow: it answers writes in %v", roundTime(s.Answers))
+		}
+	}
+	s.WaitingFor, s.Waiting = t.waits.told(p.now())
 	return s
 }
 
@@ -69,17 +99,77 @@ type waits struct {
 	since time.Duration
 }
 
-// noteWaits looks at what holds I/O up. It is called with every tick, so a wait
-// shorter than that is not seen.
+// told is the wait and its length at a time.
+func (w waits) told(now time.Duration) (string, time.Duration) {
+	if w.what == "" {
+		return "", 0
+	}
+	return w.what, now - w.since
+}
+
+// note takes down what is waited for now.
+func (w *waits) note(what string, now time.Duration) {
+	if what != w.what {
+		*w = waits{what: what, since: now}
+	}
+}
+
+// noteWaits looks at what holds I/O, repairs and growth up. It is called with
+// every tick, so a wait shorter than that is not seen.
 func (p *Primary) noteWaits(now time.Duration) {
 	what := p.waitReason()
-	if what == p.waits.what {
-		return
-	}
-	if p.waits.what != "" && now-p.waits.since > time.Second {
+	if what != p.waits.what && p.waits.what != "" && now-p.waits.since > time.Second {
 		p.changed("I/O went on after %.1f s of waiting for %s", (now - p.waits.since).Seconds(), p.waits.what)
 	}
-	p.waits = waits{what: what, since: now}
+	p.waits.note(what, now)
+	p.growth.note(p.growReason(), now)
+	for _, t := range p.peers {
+		t.waits.note(p.repairWaits(t, now), now)
+	}
+}
+
+// growReason says what the volume's growth waits for.
+func (p *Primary) growReason() string {
+	target := p.target()
+	if target <= p.rec.SizeBytes || p.phase == ended {
+		return ""
+	}
+	if p.phase < serving {
+		return "the volume to be served"
+	}
+	for _, t := range p.peers {
+		switch {
+		case !t.inSync() || t.size >= target:
+		case !t.up:
+			return fmt.Sprintf("node %s to answer", t.rep.Node)
+		case !t.growing:
+			return fmt.Sprintf("space in the pool of node %s", t.rep.Node)
+		default:
+			return fmt.Sprintf("the replica on node %s to grow", t.rep.Node)
+		}
+	}
+	return "the metadata store"
+}
+
+// repairWaits says what keeps a replica from being repaired or promoted.
+func (p *Primary) repairWaits(t *peer, now time.Duration) string {
+	switch {
+	case t.inSync() || t.rep.Leaving || p.phase == ended:
+		return ""
+	case !p.working():
+		return "the volume to be served"
+	case !t.up:
+		return fmt.Sprintf("node %s to answer", t.rep.Node)
+	case p.member.losing != 0:
+		return "the membership to change"
+	case t.repair == nil && p.heldOff(t, now):
+		return "a while to pass, as it was slow; it is taken back when it is needed"
+	case t.repair == nil && now < t.repairAt && t.refusal != "":
+		return "the next attempt: " + t.refusal
+	case t.repair != nil && t.repair.stage == repairReady:
+		return "the metadata store, to say that it is in sync"
+	}
+	return ""
 }
 
 func (p *Primary) waitReason() string {

@@ -40,7 +40,7 @@ func (p *Primary) beginUnaligned(r *Request) {
 // a trim; a write stays whole.
 func splitUnaligned(r *Request) []*Request {
 	if r.Op == OpWrite {
-		return []*Request{{Op: OpWrite, FUA: r.FUA, Offset: r.Offset, Length: r.Length, Buf: r.Buf}}
+		return []*Request{{Op: OpWrite, FUA: r.FUA, Offset: r.Offset, Length: r.Length, Buf: r.Buf, at: r.at}}
 	}
 	end := r.Offset + r.Length
 	first := holdfast.RoundUp(r.Offset)
@@ -48,7 +48,7 @@ func splitUnaligned(r *Request) []*Request {
 	zeros := func(from, to int64) *Request {
 		b := buf.Get(int(to - from))
 		clear(b.B)
-		return &Request{Op: OpWrite, FUA: r.FUA, Offset: from, Length: to - from, Buf: b}
+		return &Request{Op: OpWrite, FUA: r.FUA, Offset: from, Length: to - from, Buf: b, at: r.at}
 	}
 	if first >= last {
 		return []*Request{zeros(r.Offset, end)}
@@ -57,7 +57,7 @@ func splitUnaligned(r *Request) []*Request {
 	if r.Offset < first {
 		parts = append(parts, zeros(r.Offset, first))
 	}
-	parts = append(parts, &Request{Op: OpTrim, FUA: r.FUA, Offset: first, Length: last - first})
+	parts = append(parts, &Request{Op: OpTrim, FUA: r.FUA, Offset: first, Length: last - first, at: r.at})
 	if last < end {
 		parts = append(parts, zeros(last, end))
 	}
@@ -74,7 +74,7 @@ func (p *Primary) modify(r *Request) {
 		return
 	}
 	b := buf.Get(int(ext.Length))
-	read := &read{req: &Request{Op: OpRead, Offset: ext.Offset, Length: ext.Length, Buf: b}}
+	read := &read{req: &Request{Op: OpRead, Offset: ext.Offset, Length: ext.Length, Buf: b, at: r.at}}
 	read.req.Done = func(got *Request, err error) {
 		b := got.Buf
 		if err != nil {
@@ -90,7 +90,9 @@ func (p *Primary) modify(r *Request) {
 	w.hold = hold{ext: ext, exclusive: true, granted: func() { p.startRead(read) }}
 	if p.locks.acquire(&w.hold) {
 		p.startRead(read)
+		return
 	}
+	w.hold.at, w.hold.fail = r.at, func(err error) { read.req.Done(read.req, err) }
 }
 
 // halves splits a full-size request that an edge shifts, and whose widened form
@@ -100,7 +102,7 @@ func (p *Primary) halves(r *Request, begin func(*Request)) {
 	left := 2
 	var failed error
 	part := func(off, n int64) {
-		sub := &Request{Op: r.Op, FUA: r.FUA, Offset: r.Offset + off, Length: n, Buf: buf.Get(int(n))}
+		sub := &Request{Op: r.Op, FUA: r.FUA, Offset: r.Offset + off, Length: n, Buf: buf.Get(int(n)), at: r.at}
 		if r.Op == OpWrite {
 			copy(sub.Buf.B, r.Buf.B[off:])
 		}

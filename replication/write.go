@@ -23,6 +23,8 @@ type write struct {
 	owed    uint32 // peers that have it on their way, in their present connection
 	retryAt time.Duration
 	done    bool
+	// failed: the request was told that it took too long; the write goes on.
+	failed bool
 	// unlocked: the range was given free, after done.
 	unlocked bool
 }
@@ -48,6 +50,7 @@ func (p *Primary) lockWrite(w *write) {
 		return
 	}
 	w.hold.granted = func() { p.startWrite(w) }
+	w.hold.at, w.hold.fail = w.req.at, func(err error) { p.finishWrite(w, err) }
 }
 
 // startWrite gives the write its number and sends it. A write that got its range
@@ -185,15 +188,31 @@ func (p *Primary) finishWrite(w *write, err error) {
 	w.done = true
 	w.buf.Release()
 	w.buf = nil
-	if err == nil && !w.trim {
-		p.counters.Writes++
-		p.counters.WriteBytes += uint64(w.ext.Length)
-	}
 	if err != nil {
 		w.owed = 0
 	}
-	w.req.Done(w.req, err)
+	if w.failed {
+		p.limit.left--
+	} else {
+		if err == nil {
+			p.countWrite(w)
+		}
+		w.req.Done(w.req, err)
+	}
 	p.unlockWrite(w)
+}
+
+func (p *Primary) countWrite(w *write) {
+	c, took := &p.counters, p.awake()-w.req.at
+	if w.trim {
+		c.Trims++
+		c.TrimBytes += uint64(w.ext.Length)
+		c.TrimTime.add(took)
+		return
+	}
+	c.Writes++
+	c.WriteBytes += uint64(w.ext.Length)
+	c.WriteTime.add(took)
 }
 
 // cutInflight forgets finished writes at the front, which moves committed on.
@@ -246,7 +265,7 @@ func (p *Primary) tickWrites(now time.Duration) {
 		return
 	}
 	w := p.inflight[0]
-	if w.done || now-w.at < p.cfg.IOTimeout {
+	if w.done || now-max(w.at, p.woke) < p.cfg.IOTimeout {
 		return
 	}
 	for _, t := range p.peers {

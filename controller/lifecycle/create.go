@@ -151,6 +151,7 @@ func (s *Service) begin(ctx context.Context, q CreateRequest) (holdfast.Record, 
 		Version: holdfast.RecordVersion, ID: holdfast.NewVolumeID(), Name: q.Name, Created: s.cfg.Now().UTC(),
 		Spec: q.Spec, Phase: holdfast.PhaseCreating, SizeBytes: holdfast.RoundUp(q.Spec.SizeBytes), Replicas: newReplicas(choices),
 	}
+	rec.SetSpec(q.Spec) // for the version
 	return s.cfg.Store.CreateVolume(ctx, rec)
 }
 

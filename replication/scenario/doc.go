@@ -8,7 +8,7 @@
 // history of every block and the equality of the replicas are checked.
 //
 //	cluster [hosts=3] [replicas=2] [min-in-sync=1] [blocks=64]   comes first
-//	        [repair=BYTES/s] [silent=SECONDS] [window=SECONDS]
+//	        [repair=BYTES/s] [silent=SECONDS] [window=SECONDS] [slow=SECONDS]
 //	attach N [force|refused|later]     detach N
 //	write LABEL FIRST [COUNT] [fua|later|waits] [on N]
 //	trim FIRST COUNT    flush [later|waits LABEL]    [on N]
@@ -18,6 +18,8 @@
 //	cut A B    one-way A B    mend A B    isolate N    rejoin N
 //	metadata off|on [N]    snapshot    rollback [bumped]
 //	pause|slow|stuck N 10s    full|free|break N
+//	busy 20s (writes to blocks 32 to 47 meanwhile, not waited for)
+//	io-timeout 5s   slow-replicas off|report|drop   says WORDS..
 //	grow BLOCKS   min-in-sync K   label TEXT   leave N   add N   remove N
 //	wait 5s    serving N    not-serving N 10s
 //	in-sync N.. (exactly, within 30 s)    still in-sync N.. (now)    healthy

@@ -71,6 +71,20 @@ func (s *story) control(verb string, a []string) (bool, error) {
 		s.s.Change(verb, func(r *holdfast.Record) { r.Spec.SizeBytes = number(a[0]) * holdfast.BlockSize })
 	case "min-in-sync":
 		s.s.Change(verb, func(r *holdfast.Record) { r.Spec.MinInSync = int(number(a[0])) })
+	case "io-timeout":
+		d, err := time.ParseDuration(a[0])
+		s.s.Change(verb, func(r *holdfast.Record) {
+			x := r.Spec
+			x.IOTimeoutMillis = d.Milliseconds()
+			r.SetSpec(x)
+		})
+		return true, err
+	case "slow-replicas":
+		s.s.Change(verb, func(r *holdfast.Record) {
+			x := r.Spec
+			x.SlowReplicas = holdfast.SlowPolicy(a[0])
+			r.SetSpec(x)
+		})
 	case "label":
 		s.s.Change(verb, func(r *holdfast.Record) { r.Spec.Labels = map[string]string{"label": a[0]} })
 	case "leave":
@@ -153,6 +167,11 @@ func (s *story) look(verb string, a []string) (bool, error) {
 	switch verb {
 	case "ended":
 		return true, s.ended(a)
+	case "says":
+		if words := strings.Join(a, " "); !slices.ContainsFunc(s.s.Trace(), func(l string) bool { return strings.Contains(l, words) }) {
+			return true, errors.New("nobody says so")
+		}
+		return true, nil
 	case "io-waits":
 		return true, s.soon("I/O does not say that it waits", func() bool {
 			st, _ := s.s.Status(node(a[0]))

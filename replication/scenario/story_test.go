@@ -164,6 +164,9 @@ func (s *story) cluster(a []string) error {
 			cfg.Blocks = n
 		case "min-in-sync":
 			cfg.MinInSync = int(n)
+		case "slow":
+			cfg.Protocol.SlowFor, cfg.Protocol.SlowHoldOff = time.Duration(n)*time.Second, 12*time.Second
+			cfg.Protocol.IOTimeout = time.Minute
 		case "silent":
 			cfg.Protocol.SilentAfter = time.Duration(n) * time.Second
 		case "window":
@@ -249,6 +252,8 @@ func (s *story) access(verb string, a []string) (bool, error) {
 	switch verb {
 	case "write":
 		return true, s.write(a, at)
+	case "busy":
+		return true, s.busy(a[0], at)
 	case "trim":
 		_, err := s.io(at, sim.Access{Op: replication.OpTrim, First: number(a[0]), Blocks: number(a[1])})
 		return true, err
@@ -274,6 +279,17 @@ func (s *story) access(verb string, a []string) (bool, error) {
 		return true, err
 	}
 	return false, nil
+}
+
+// busy writes for a while, about forty times a second, and waits for nothing.
+func (s *story) busy(span string, at holdfast.NodeID) error {
+	d, err := time.ParseDuration(span)
+	i := int64(0)
+	for end := s.s.Now() + d; err == nil && s.s.Now() < end; i++ {
+		_, err = s.s.Submit(at, sim.Access{Op: replication.OpWrite, First: 32 + i%16, Blocks: 1})
+		s.s.Run(25 * time.Millisecond)
+	}
+	return err
 }
 
 func number(w string) int64 {

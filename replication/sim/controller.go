@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -25,6 +26,25 @@ func (c *cluster) grow() {
 		r.Spec.SizeBytes += 1 + c.w.rng.Int64N(8*holdfast.BlockSize)
 		return r.Spec.SizeBytes < 2*c.cfg.Blocks*holdfast.BlockSize
 	})
+}
+
+// limits changes the volume's limit for waiting I/O now and then, also while I/O
+// waits.
+func (c *cluster) limits(rng *rand.Rand) {
+	if c.meta.calm {
+		return
+	}
+	limit := int64(0)
+	if rng.IntN(3) > 0 {
+		limit = 500 + rng.Int64N(4000)
+	}
+	c.change("limit I/O", func(r *holdfast.Record) bool {
+		spec := r.Spec
+		spec.IOTimeoutMillis = limit
+		r.SetSpec(spec)
+		return true
+	})
+	c.w.after(time.Second+time.Duration(rng.Int64N(int64(9*time.Second))), func() { c.limits(rng) })
 }
 
 // replace lets a replica leave, or takes away one that is not in sync, and adds

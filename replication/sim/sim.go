@@ -29,6 +29,7 @@ type Config struct {
 	Faults    time.Duration // how long faults happen
 	Heal      time.Duration // how long afterwards everything must be well again
 	Protocol  replication.Config
+	Limits    bool // the volume gets limits for how long its I/O waits, and loses them
 	Trace     bool
 	// Kinds names the faults; empty: all.
 	Kinds []string
@@ -50,6 +51,12 @@ func Default(seed uint64) Config {
 	}
 	if rng.IntN(4) == 0 {
 		cfg.HotBlocks, cfg.Depth = 4+rng.Int64N(4), 8 // writes that overlap
+	}
+	more := rand.New(rand.NewPCG(seed, 11)) // of its own: what came later does not change the shapes above
+	cfg.Limits = more.IntN(3) == 0
+	if more.IntN(3) == 0 {
+		cfg.Protocol.SlowPolicy, cfg.Protocol.SlowFactor, cfg.Protocol.SlowDifference = holdfast.SlowDrop, 3, 5*time.Millisecond
+		cfg.Protocol.SlowFor, cfg.Protocol.SlowHoldOff = time.Duration(1+more.IntN(3))*time.Second, time.Second
 	}
 	return cfg
 }
@@ -101,6 +108,9 @@ func Run(cfg Config) (res Result) {
 	c.build()
 	w.after(0, c.drive)
 	w.after(w.between(500*time.Millisecond, 3*time.Second), c.fault)
+	if cfg.Limits {
+		c.limits(rand.New(rand.NewPCG(cfg.Seed, 13)))
+	}
 	w.runUntil(cfg.Faults, nil)
 	err := c.healed()
 	if err == nil {
