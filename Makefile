@@ -29,10 +29,11 @@ demo: ## Show it: a cluster on this machine, a database, a power cut (root, abou
 	build/holdfast demo
 
 .PHONY: test
-test: ## Run all tests, then a slice of the simulation (root)
-	scripts/prerequisites.sh test
+test: ## Run all tests, then slices of the simulation and of chaos (root)
+	scripts/prerequisites.sh test chaos
 	$(GO_TEST) ./...
 	$(GO_TEST) ./replication/sim -run '^TestSeeds$$' -sim.seed=1000 -sim.runs=200
+	$(MAKE) --no-print-directory chaos DURATION=2m ARGS='-wait 20m'
 
 .PHONY: race
 race: ## Run all tests under the race detector (root)
@@ -51,7 +52,7 @@ sim: ## Simulate clusters with faults: make sim SEED=1 RUNS=1000
 
 .PHONY: chaos
 chaos: ## Real daemons, random faults, everything verified: make chaos DURATION=10m SEED=1 (root)
-	scripts/prerequisites.sh demo test
+	scripts/prerequisites.sh demo test chaos
 	$(MAKE) --no-print-directory build
 	@mkdir -p $(BIN)
 	go build -o $(BIN)/chaos ./chaos

@@ -39,6 +39,9 @@ func TestScheduleIsRepeatableAndPossible(t *testing.T) {
 			if f.kind == quorum && (f.machine >= members || len(f.others) != 1 || f.others[0] >= members || f.others[0] == f.machine) {
 				t.Errorf("seed %d: %v are not two members", seed, f)
 			}
+			if f.kind == lossy && (f.percent < 1 || f.percent > 30) {
+				t.Errorf("seed %d: %v loses too little or too much", seed, f)
+			}
 			for _, o := range f.others {
 				if o == f.machine {
 					t.Errorf("seed %d: %v names a machine twice", seed, f)
@@ -101,6 +104,38 @@ func TestModelKnowsWhatABlockMayHold(t *testing.T) {
 	m.acknowledged(2, 1, 0)
 	if err := m.seen(2, block(2, v2)); !errors.Is(err, holdfast.Corrupt) {
 		t.Errorf("data after a trim gives %v", err)
+	}
+}
+
+// When all power was lost, what was acknowledged and not flushed may be gone; what
+// a flush has covered may not.
+func TestModelKnowsWhatABlackoutMayTake(t *testing.T) {
+	m := newModel(4 * blockBytes)
+	v1 := m.beginWrite(0, 2, false)
+	m.acknowledged(0, 2, v1)
+	m.flushed(m.beginFlush())
+	early := m.beginFlush()
+	v2 := m.beginWrite(0, 1, false)
+	m.acknowledged(0, 1, v2)
+	m.flushed(early) // began before: it does not cover v2
+	if err := m.seen(0, block(0, v1)); !errors.Is(err, holdfast.Corrupt) {
+		t.Fatalf("an old version without a blackout gives %v", err)
+	}
+	m.blackout()
+	for b, bad := range []uint64{0, 0} {
+		if err := m.seen(b, block(b, bad)); !errors.Is(err, holdfast.Corrupt) {
+			t.Errorf("block %d lost what was flushed: %v", b, err)
+		}
+	}
+	if err := m.seen(0, block(0, v1)); err != nil {
+		t.Errorf("what was not flushed may be lost: %v", err)
+	}
+	if err := m.seen(0, block(0, v2)); !errors.Is(err, holdfast.Corrupt) {
+		t.Errorf("a block that changes its mind gives %v", err)
+	}
+	m.blackout()
+	if err := m.seen(0, block(0, v2)); err != nil {
+		t.Errorf("what was read and never flushed may change with the next blackout: %v", err)
 	}
 }
 

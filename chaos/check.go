@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +18,7 @@ import (
 
 // healthy waits until every node says that all nodes and pools are well.
 func (r *run) healthy(ctx context.Context) error {
-	return netcluster.Until(ctx, healthyWithin, "be healthy when all faults are healed", func(ctx context.Context) (bool, error) {
+	return r.within(ctx, healthyWithin, "be healthy when all faults are healed", func(ctx context.Context) (bool, error) {
 		for _, m := range r.f.machines {
 			st, err := r.statusAt(ctx, m.node())
 			if err != nil {
@@ -33,8 +34,23 @@ func (r *run) healthy(ctx context.Context) error {
 	})
 }
 
+// noProblems asks every node what is wrong, or waits.
+func (r *run) noProblems(ctx context.Context) error {
+	for _, m := range r.f.machines {
+		st, err := r.statusAt(ctx, m.node())
+		if err != nil {
+			return holdfast.Wrap("ask "+m.node(), err)
+		}
+		vs := st.GetVolumes()
+		if len(st.GetProblems()) > 0 || len(st.GetRepairs()) > 0 || st.GetAttached() > 0 || int(vs.GetWell()) != len(r.keepers) || vs.GetTotal() != vs.GetWell() {
+			return fmt.Errorf("%s sees %d of %d volumes well, %d attached, repairs %v, problems %v", m.node(), vs.GetWell(), vs.GetTotal(), st.GetAttached(), st.GetRepairs(), st.GetProblems())
+		}
+	}
+	return nil
+}
+
 // check is what has to hold after a round, with all volumes published nowhere.
-func (r *run) check(ctx context.Context) error {
+func (r *run) check(ctx context.Context, rng *rand.Rand) error {
 	began := time.Now()
 	for _, k := range r.keepers {
 		if err := r.inSync(ctx, k.claim.Name); err != nil {
@@ -48,6 +64,9 @@ func (r *run) check(ctx context.Context) error {
 		}
 	}
 	r.j.note("all replicas are equal")
+	if err := r.scrub(ctx, rng); err != nil {
+		return err
+	}
 	if err := r.nothingLeft(ctx); err != nil {
 		return err
 	}
@@ -75,8 +94,25 @@ func quietAndInSync(v *holdfastv1.Volume) error {
 	return nil
 }
 
+// whole says whether all replicas of all volumes are in sync now; false when
+// nobody knows.
+func (r *run) whole(ctx context.Context) bool {
+	for _, k := range r.keepers {
+		v, err := r.volume(ctx, k.claim.Name)
+		if err != nil {
+			return false
+		}
+		for _, x := range v.GetReplicas() {
+			if x.GetState() != string(holdfast.InSync) || !x.GetNodeAlive() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 func (r *run) inSync(ctx context.Context, name string) error {
-	return netcluster.Until(ctx, syncWithin, "have all replicas of "+name+" in sync", func(ctx context.Context) (bool, error) {
+	return r.within(ctx, syncWithin, "have all replicas of "+name+" in sync", func(ctx context.Context) (bool, error) {
 		v, err := r.volume(ctx, name)
 		if err == nil {
 			err = quietAndInSync(v)
@@ -87,8 +123,8 @@ func (r *run) inSync(ctx context.Context, name string) error {
 
 // nothingLeft checks mounts, devices, processes and replicas.
 func (r *run) nothingLeft(ctx context.Context) error {
-	return netcluster.Until(ctx, tidyWithin, "find nothing left behind", func(ctx context.Context) (bool, error) {
-		err := errors.Join(r.mountsLeft(), r.devicesLeft(), r.processesLeft(ctx), r.replicasLeft(ctx))
+	return r.within(ctx, tidyWithin, "find nothing left behind", func(ctx context.Context) (bool, error) {
+		err := errors.Join(r.mountsLeft(), r.devicesLeft(), r.processesLeft(ctx), r.replicasLeft(ctx), r.noProblems(ctx))
 		return err == nil, err
 	})
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
-	"github.com/holdfast-storage/holdfast/internal/netcluster"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
@@ -89,7 +88,7 @@ func (c *churn) remove(ctx context.Context, name string) error {
 
 // settle removes all of them when all faults are healed.
 func (c *churn) settle(ctx context.Context) error {
-	return netcluster.Until(ctx, tidyWithin, "delete all volumes that were made meanwhile", func(ctx context.Context) (bool, error) {
+	return c.r.within(ctx, tidyWithin, "delete all volumes that were made meanwhile", func(ctx context.Context) (bool, error) {
 		c.mu.Lock()
 		var names []string
 		for name := range c.names {

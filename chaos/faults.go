@@ -16,15 +16,21 @@ type kind string
 
 const (
 	kill      kind = "kill"      // SIGKILL to a daemon, started again afterwards
-	power     kind = "power"     // everything on a machine dies, mounts and devices too
+	power     kind = "power"     // everything on a machine dies, mounts, devices and what was not synced
+	blackout  kind = "blackout"  // the power of all machines at once
 	pause     kind = "pause"     // SIGSTOP, then SIGCONT
 	cut       kind = "cut"       // a machine's link is down
 	flap      kind = "flap"      // down and up, several times
 	deaf      kind = "deaf"      // one machine's packets to another one vanish, not the others
 	mute      kind = "mute"      // one machine's packets vanish, whoever they are for
 	partition kind = "partition" // two groups that do not hear each other
+	lossy     kind = "lossy"     // some of the packets to a machine are lost
+	slow      kind = "slow"      // what a machine sends is slow and late
 	quorum    kind = "quorum"    // two of the three etcd members are killed
+	etcd      kind = "etcd"      // all etcd members are killed
 	fill      kind = "fill"      // a pool is filled, then emptied
+	stall     kind = "stall"     // a pool's disk does not answer for a while
+	eio       kind = "eio"       // a pool's disk gives I/O errors, until the daemon opens it anew
 	replace   kind = "replace"   // a node is lost with its pool; another one takes its place
 	term      kind = "term"      // a daemon is stopped in good order, and started again
 	drain     kind = "drain"     // a node is drained; its replicas begin to move away
@@ -32,10 +38,10 @@ const (
 	move      kind = "move"      // no fault: a volume is moved in good order
 )
 
-// weights say how often each kind comes; replace comes by itself.
+// weights say how often each kind comes; replace and blackout come by themselves.
 func weights() map[kind]int {
-	return map[kind]int{kill: 4, power: 2, pause: 3, cut: 3, flap: 1, deaf: 2, mute: 2, partition: 2, quorum: 1, fill: 2, replace: 1,
-		term: 2, drain: 1, grow: 1, move: 3}
+	return map[kind]int{kill: 4, power: 2, pause: 3, cut: 3, flap: 1, deaf: 2, mute: 2, partition: 2, lossy: 2, slow: 2,
+		quorum: 1, etcd: 1, fill: 2, stall: 2, eio: 2, replace: 1, blackout: 1, term: 2, drain: 1, grow: 1, move: 3}
 }
 
 func kindNames() string {
@@ -71,6 +77,7 @@ type fault struct {
 	others  []int
 	at      time.Duration // from the beginning of the round
 	lasts   time.Duration
+	percent int // of packets lost
 }
 
 func (f fault) String() string {
@@ -81,6 +88,9 @@ func (f fault) String() string {
 	for _, o := range f.others {
 		s += fmt.Sprintf(" m%d", o+1)
 	}
+	if f.percent > 0 {
+		s += fmt.Sprintf(" %d%%", f.percent)
+	}
 	if f.lasts > 0 {
 		s += fmt.Sprintf(" for %v", f.lasts.Round(10*time.Millisecond))
 	}
@@ -89,15 +99,19 @@ func (f fault) String() string {
 
 // schedule draws the faults of a round. A node is only replaced at the very
 // beginning, when all replicas are in sync: later it might have the only copy,
-// and to lose that is no fault of ours.
+// and to lose that is no fault of ours. A blackout is the end of its round, as no
+// other fault can go on through it.
 func schedule(rng *rand.Rand, length time.Duration, allowed map[kind]int) []fault {
 	var out []fault
 	if allowed[replace] > 0 && (len(allowed) == 1 || rng.IntN(4) == 0) {
 		out = append(out, fault{kind: replace, machine: members + rng.IntN(machines-members)})
 	}
+	if allowed[blackout] > 0 && (len(allowed) == 1 || rng.IntN(6) == 0) {
+		out = append(out, fault{kind: blackout, machine: -1, at: length, lasts: draw(rng) / 2})
+	}
 	var bag []kind
 	for _, k := range sortedKinds(allowed) {
-		if k != replace {
+		if k != replace && k != blackout {
 			bag = append(bag, slices.Repeat([]kind{k}, allowed[k])...)
 		}
 	}
@@ -134,7 +148,11 @@ func (f *fault) complete(rng *rand.Rand) {
 	case quorum:
 		f.machine = rng.IntN(members)
 		f.others = []int{(f.machine + 1 + rng.IntN(members-1)) % members}
-	case fill:
+	case etcd:
+		f.machine, f.others = 0, []int{1, 2}
+	case lossy:
+		f.percent = 1 + rng.IntN(30)
+	case fill, stall:
 		f.lasts += 3 * time.Second // long enough to be met by writes
 	case move, grow:
 		f.machine, f.lasts, f.others = -1, 0, nil

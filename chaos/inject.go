@@ -4,13 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/netcluster"
@@ -21,10 +17,16 @@ type injector struct {
 	f *fleet
 	// move and grow are asked of the volumes.
 	move, grow func()
+	// whole says whether all replicas of all volumes are in sync.
+	whole func(context.Context) bool
+	// dark is told when nothing can be acknowledged any more, before everything
+	// that was not flushed is lost.
+	dark func()
 
 	mu      sync.Mutex
 	holds   map[string]int // how many faults hold a link
 	drained map[string]bool
+	lost    bool // a machine has lost what it had not synced
 }
 
 func newInjector(f *fleet) *injector {
@@ -39,9 +41,12 @@ func (in *injector) play(ctx context.Context, faults []fault) error {
 	errs := make([]error, len(faults))
 	begin := time.Now()
 	for i, x := range faults { // a replacement comes first
-		if x.kind == replace {
+		switch x.kind {
+		case replace:
 			errs[i] = in.replace(ctx, x)
 			begin = time.Now()
+			continue
+		case blackout:
 			continue
 		}
 		wg.Go(func() {
@@ -51,6 +56,11 @@ func (in *injector) play(ctx context.Context, faults []fault) error {
 		})
 	}
 	wg.Wait()
+	for _, x := range faults {
+		if x.kind == blackout && ctx.Err() == nil {
+			errs = append(errs, holdfast.Wrap("make "+x.String(), in.blackout(ctx, x)))
+		}
+	}
 	return errors.Join(errors.Join(errs...), in.undrain(context.WithoutCancel(ctx)))
 }
 
@@ -108,6 +118,12 @@ func (in *injector) one(ctx context.Context, x fault) error {
 	switch x.kind {
 	case kill, power, pause, term:
 		return in.processes(ctx, x, m)
+	case stall, eio:
+		return in.disk(ctx, x, m)
+	case lossy, slow:
+		return in.quality(ctx, calm, x, m)
+	case etcd:
+		return in.processes(ctx, x, in.f.machines[:members]...)
 	case drain:
 		in.drain(ctx, x, m)
 		return nil
@@ -159,7 +175,7 @@ func (in *injector) begin(ctx context.Context, k kind, m *machine) error {
 	case pause:
 		tell(m, syscall.SIGSTOP)
 	case power:
-		return in.f.powerOff(ctx, m)
+		return in.f.powerOff(ctx, m, in.mayLose(ctx))
 	case term:
 		in.f.terminate(m)
 	default:
@@ -272,46 +288,6 @@ func (in *injector) flap(ctx, calm context.Context, x fault, m *machine) error {
 	return errors.Join(errs...)
 }
 
-// leftFree is what a filled pool has left: less than its reserve.
-const leftFree = 24 << 20
-
-// fill takes a pool's space with a file beside its replicas.
-func (in *injector) fill(ctx context.Context, x fault, m *machine) error {
-	found, _ := filepath.Glob(filepath.Join(in.f.folder(m.node()), "run/pools/*/replicas"))
-	if len(found) != 1 {
-		in.f.j.note("%v: left out, its pool is not mounted", x)
-		return nil
-	}
-	pool := filepath.Dir(found[0])
-	if !m.faulty.TryLock() {
-		in.f.j.note("%v: left out, as another fault is on", x)
-		return nil
-	}
-	defer m.faulty.Unlock()
-	in.f.j.note("%v", x)
-	ballast := filepath.Join(pool, "ballast")
-	if err := takeSpace(pool, ballast); err != nil {
-		in.f.j.note("%v: left out: %v", x, err)
-	}
-	sleep(ctx, x.lasts)
-	in.f.j.note("end of %v", x)
-	return os.Remove(ballast)
-}
-
-func takeSpace(pool, ballast string) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(pool, &st); err != nil {
-		return holdfast.Wrap("fill the pool", err)
-	}
-	f, err := os.Create(ballast)
-	if err != nil {
-		return holdfast.Wrap("fill the pool", err)
-	}
-	defer func() { _ = f.Close() }()
-	n := int64(st.Bavail)*st.Bsize - leftFree
-	return holdfast.Wrap("fill the pool", unix.Fallocate(int(f.Fd()), 0, 0, n))
-}
-
 // forgetWithin bounds how long it takes until a dead node can be forgotten: its
 // lease, and a controller that leads.
 const forgetWithin = 40 * time.Second
@@ -324,7 +300,7 @@ func (in *injector) replace(ctx context.Context, x fault) error {
 	defer m.faulty.Unlock()
 	old := m.node()
 	in.f.j.note("replace %s on %s", old, m.place())
-	if err := in.f.powerOff(ctx, m); err != nil {
+	if err := in.f.powerOff(ctx, m, false); err != nil {
 		return err
 	}
 	if err := in.f.replace(m); err != nil {

@@ -41,20 +41,22 @@ type options struct {
 	binary   string
 	prefix   string
 	only     string
+	wait     time.Duration // for another run to end
 	keep     bool
 }
 
 func main() {
 	var o options
-	flag.DurationVar(&o.duration, "duration", 10*time.Minute, "no round begins after it")
+	flag.DurationVar(&o.duration, "duration", 10*time.Minute, "no round begins that would end after it, but the first one")
 	flag.DurationVar(&o.faults, "faults", 25*time.Second, "how long faults go on in each round")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "decides which faults come when")
 	flag.IntVar(&o.rounds, "rounds", 0, "at most so many rounds; 0: as many as the duration allows")
 	flag.StringVar(&o.dir, "dir", "/var/tmp/hf-chaos", "folder of the run, removed at its end")
-	flag.StringVar(&o.logs, "logs", "/var/tmp/hf-chaos-logs", "folder of the logs, which stay")
+	flag.StringVar(&o.logs, "logs", "/var/tmp/hf-chaos-logs", "folder of the logs; those of a failure are moved to one beside it")
 	flag.StringVar(&o.binary, "binary", "build/holdfast", "the program to test; see: make build")
 	flag.StringVar(&o.prefix, "prefix", "hf-chaos-", "of the namespaces' names; runs side by side need different ones, and other folders")
 	flag.StringVar(&o.only, "only", "", "only these kinds of faults, with commas between: "+kindNames())
+	flag.DurationVar(&o.wait, "wait", 0, "how long to wait for another run to end")
 	flag.BoolVar(&o.keep, "keep", false, "after a failure leave the folder with pools and configurations")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

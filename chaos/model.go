@@ -16,17 +16,25 @@ const blockBytes = 4096
 // content is made from its number and the version that was written; version 0 is
 // zeros. A write that was acknowledged leaves one version possible; one that was
 // not leaves the new and the old ones, until a read on a later node has shown
-// which of them it is.
+// which of them it is. When all machines lose their power, each block may go back
+// to what it was at the last flush, or to anything since.
 type model struct {
 	mu   sync.Mutex
 	next uint64
 	may  [][]uint64 // versions possible, by block
+	// unflushed are the versions that a blackout could bring back, by block, each
+	// with the number of the event that ruled it out.
+	unflushed map[int][]ruledOut
+	events    uint64
 	// writes and reads that were acknowledged.
 	writes, reads int
 }
 
+// ruledOut is a version that is possible no more while nobody loses power.
+type ruledOut struct{ version, event uint64 }
+
 func newModel(bytes int64) *model {
-	m := &model{next: 1, may: make([][]uint64, bytes/blockBytes)}
+	m := &model{next: 1, unflushed: map[int][]ruledOut{}, may: make([][]uint64, bytes/blockBytes)}
 	for i := range m.may {
 		m.may[i] = []uint64{0}
 	}
@@ -65,8 +73,53 @@ func (m *model) acknowledged(first, n int, v uint64) {
 	defer m.mu.Unlock()
 	m.writes++
 	for b := first; b < first+n; b++ {
-		m.may[b] = []uint64{v}
+		m.settle(b, v)
 	}
+}
+
+// settle notes that a block has one version now; m.mu is held.
+func (m *model) settle(b int, v uint64) {
+	m.events++
+	for _, u := range m.may[b] {
+		if u != v {
+			m.unflushed[b] = append(m.unflushed[b], ruledOut{u, m.events})
+		}
+	}
+	m.may[b] = []uint64{v}
+}
+
+// beginFlush gives what flushed needs when the flush is done.
+func (m *model) beginFlush() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.events
+}
+
+// flushed notes that a flush is done: what was settled when it began is for good.
+func (m *model) flushed(began uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for b, us := range m.unflushed {
+		us = slices.DeleteFunc(us, func(u ruledOut) bool { return u.event <= began })
+		if m.unflushed[b] = us; len(us) == 0 {
+			delete(m.unflushed, b)
+		}
+	}
+}
+
+// blackout notes that all machines have lost their power. What it brought back
+// stays possible with the next one, until a flush.
+func (m *model) blackout() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for b, us := range m.unflushed {
+		for _, u := range us {
+			if !slices.Contains(m.may[b], u.version) {
+				m.may[b] = append(m.may[b], u.version)
+			}
+		}
+	}
+	clear(m.unflushed)
 }
 
 // seen checks what was read; nobody else uses the blocks meanwhile. Errors:
@@ -84,7 +137,7 @@ func (m *model) seen(first int, p []byte) error {
 		if err != nil {
 			return holdfast.E(fmt.Sprintf("read block %d, 4 KiB at %d", b, b*blockBytes), holdfast.Corrupt, fmt.Sprintf("%v; possible are %v of %d", err, m.may[b], m.next))
 		}
-		m.may[b] = []uint64{v}
+		m.settle(b, v)
 	}
 	return nil
 }

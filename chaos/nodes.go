@@ -26,6 +26,7 @@ const (
 	// replaceAfter is short, so that a machine that stays away a bit longer has
 	// its replicas replaced, and returns meanwhile.
 	replaceAfter = 12 * time.Second
+	retryPools   = 4 * time.Second
 )
 
 // machine is what a node runs on: a namespace with an address. The node on it
@@ -147,7 +148,7 @@ func (f *fleet) config(m *machine) daemon.Config {
 	cfg.API, cfg.CSI = []string{"unix://" + f.apiSocket(id)}, "unix://"+f.csiSocket(id)
 	cfg.StateDir, cfg.RunDir = filepath.Join(base, "state"), filepath.Join(base, "run")
 	cfg.Domain = holdfast.Domain{Rack: "rack-" + m.place()}
-	cfg.Times.ReplaceAfter = daemon.Duration(replaceAfter)
+	cfg.Times.ReplaceAfter, cfg.Times.RetryPools = daemon.Duration(replaceAfter), daemon.Duration(retryPools)
 	cfg.Pools = []agent.PoolConfig{{Path: filepath.Join(base, "pool.img"), Format: true, ImageBytes: poolBytes}}
 	addresses := map[string]string{}
 	for _, x := range f.machines[:members] {
@@ -251,11 +252,23 @@ func (f *fleet) terminate(m *machine) {
 	}
 }
 
-// powerOff ends everything on a machine, and what its kernel would forget.
-func (f *fleet) powerOff(ctx context.Context, m *machine) error {
+// powerOff ends everything on a machine, and what its kernel would forget; if
+// lose, what its pool has not synced as well.
+func (f *fleet) powerOff(ctx context.Context, m *machine, lose bool) error {
 	m.life.Lock()
 	defer m.life.Unlock()
 	m.boot++
+	if lose {
+		tell(m, syscall.SIGSTOP)
+		pools, err := netcluster.PoolsBelow(f.folder(m.node()))
+		for _, p := range pools {
+			err = errors.Join(err, netcluster.UnplugDisk(p))
+		}
+		if err != nil {
+			return err
+		}
+		f.j.note("%s loses what it has not synced", m.place())
+	}
 	f.kill(m)
 	// Those that wait for I/O only end when their devices have.
 	err := f.net.KillOn(ctx, m.place())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ type raw struct {
 	mu   sync.Mutex
 	rng  *rand.Rand
 	size int64 // that was promised
+	open []*rawSession
 }
 
 func newRaw(bytes int64, rng *rand.Rand) *raw { return &raw{m: newModel(bytes), size: bytes, rng: rng} }
@@ -72,6 +74,18 @@ func (w *raw) grown(bytes int64) {
 	w.size = bytes
 }
 
+// blackout notes that nothing is acknowledged any more on any node, and that what
+// was not flushed is about to be lost.
+func (w *raw) blackout() {
+	w.mu.Lock()
+	open := slices.Clone(w.open)
+	w.mu.Unlock()
+	for _, s := range open {
+		s.superseded()
+	}
+	w.m.blackout()
+}
+
 // verify reads every block.
 func (w *raw) verify(ctx context.Context, at place) error {
 	f, err := openDevice(at.path)
@@ -104,6 +118,7 @@ func (w *raw) begin(_ context.Context, at place) (session, error) {
 	var wg sync.WaitGroup
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.open = append(w.open, s)
 	part := int(w.size/blockBytes) / lanes
 	for i := range lanes {
 		l := lane{s: s, first: i * part, blocks: part, rng: rand.New(rand.NewPCG(w.rng.Uint64(), w.rng.Uint64()))}
@@ -112,6 +127,9 @@ func (w *raw) begin(_ context.Context, at place) (session, error) {
 	go func() {
 		wg.Wait()
 		_ = f.Close()
+		w.mu.Lock()
+		w.open = slices.DeleteFunc(w.open, func(o *rawSession) bool { return o == s })
+		w.mu.Unlock()
 		close(s.ended)
 	}()
 	return s, nil
@@ -207,7 +225,8 @@ func (l lane) one(p []byte) {
 			return nil
 		})
 	case dice < 70:
-		l.do("flush", l.s.f.Sync, func() error { return nil })
+		began := l.s.w.m.beginFlush()
+		l.do("flush", l.s.f.Sync, func() error { l.s.w.m.flushed(began); return nil })
 	default:
 		l.do(fmt.Sprintf("read %d blocks from %d", n, first), func() error {
 			_, err := l.s.f.ReadAt(p, int64(first)*blockBytes)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,9 @@ type run struct {
 	mu     sync.Mutex
 	dead   map[string]bool
 	failed []error
+	// longest is the longest wait for anything after faults were healed.
+	longest     time.Duration
+	longestWhat string
 }
 
 // play prepares, runs and removes everything.
@@ -45,7 +49,7 @@ func play(ctx context.Context, o options, allowed map[kind]int) (err error) {
 	}
 	n := netcluster.Network{Prefix: o.prefix}
 	calm := context.WithoutCancel(ctx)
-	unlock, err := netcluster.Lock("/run/"+o.prefix+"lock", func() error { return netcluster.Clean(calm, n, o.dir) })
+	unlock, err := lock(ctx, o, func() error { return netcluster.Clean(calm, n, o.dir) })
 	if err != nil {
 		return err
 	}
@@ -70,13 +74,42 @@ func play(ctx context.Context, o options, allowed map[kind]int) (err error) {
 	r.ledger.Close()
 	if err != nil && o.keep {
 		r.j.note("%s stays, as asked for", o.dir)
-		return errors.Join(err, netcluster.Forget(o.dir), n.Down(calm))
+		return errors.Join(err, netcluster.Forget(o.dir), n.Down(calm), r.keepLogs())
 	}
+	failed := err != nil && ctx.Err() == nil
 	err = errors.Join(err, holdfast.Wrap("clean up", netcluster.Clean(calm, n, o.dir)))
+	if failed {
+		err = errors.Join(err, r.keepLogs())
+	}
 	if err == nil {
-		fmt.Printf("\nseed %d: %d rounds, %d rows, nothing lost, nothing stuck\n", o.seed, rounds, r.ledger.Count())
+		fmt.Printf("\nseed %d: %d rounds, %d rows, nothing lost, nothing stuck; the longest wait was %v, to %s\n", o.seed, rounds, r.ledger.Count(),
+			r.longest.Round(100*time.Millisecond), r.longestWhat)
 	}
 	return err
+}
+
+// lock waits for other runs to end, at most as long as was asked for.
+func lock(ctx context.Context, o options, clean func() error) (unlock func(), err error) {
+	if unlock, err = netcluster.Lock("/run/"+o.prefix+"lock", clean); !errors.Is(err, holdfast.InUse) || o.wait == 0 {
+		return unlock, err
+	}
+	fmt.Printf("another run is under way; waiting for its end, at most %v\n", o.wait)
+	var last error
+	err = netcluster.Until(ctx, o.wait, "wait for another run", func(context.Context) (bool, error) {
+		unlock, last = netcluster.Lock("/run/"+o.prefix+"lock", clean)
+		return !errors.Is(last, holdfast.InUse), last
+	})
+	return unlock, cmp.Or(err, last)
+}
+
+// keepLogs moves the logs to where the next run leaves them alone.
+func (r *run) keepLogs() error {
+	to := fmt.Sprintf("%s-failed-%d-%s", r.o.logs, r.o.seed, r.j.start.UTC().Format("20060102T150405"))
+	if err := os.Rename(r.o.logs, to); err != nil {
+		return holdfast.Wrap("keep the logs", err)
+	}
+	fmt.Printf("\nThe logs are kept in %s\n", to)
+	return nil
 }
 
 // neededBytes is what a run writes at most.
@@ -89,6 +122,9 @@ func possible(o options) error {
 	}
 	if _, err := os.Stat(o.binary); err != nil {
 		return holdfast.E(op, holdfast.NotFound, o.binary+" is not there; build it: make build")
+	}
+	if err := netcluster.QualityTools(); err != nil {
+		return err
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(o.dir), &st); err != nil {
@@ -155,11 +191,14 @@ func (r *run) rounds(ctx context.Context) (n int, err error) {
 	if err := r.prepare(ctx); err != nil {
 		return 0, holdfast.Wrap("prepare", err)
 	}
-	for n = 1; time.Since(r.j.start) < r.o.duration && (r.o.rounds == 0 || n <= r.o.rounds); n++ {
+	var longest time.Duration
+	for n = 1; n == 1 || time.Since(r.j.start)+longest < r.o.duration && (r.o.rounds == 0 || n <= r.o.rounds); n++ {
+		begin := time.Now()
 		r.j.round(n)
 		if err := r.round(ctx, n); err != nil {
 			return n, err
 		}
+		longest = max(longest, time.Since(begin))
 	}
 	return n - 1, nil
 }
@@ -202,7 +241,7 @@ func (r *run) round(ctx context.Context, n int) error {
 	if err := r.settle(ctx); err != nil {
 		return err
 	}
-	return r.check(ctx)
+	return r.check(ctx, r.rng(n, 1003))
 }
 
 // chaos lets everybody work while faults happen.
@@ -243,6 +282,13 @@ func (r *run) injector(ctx context.Context, rng *rand.Rand) *injector {
 		}
 	}
 	in.grow = func() { r.growSome(ctx) }
+	in.whole, in.dark = r.whole, func() {
+		for _, k := range r.keepers {
+			if w, ok := k.load.(*raw); ok {
+				w.blackout()
+			}
+		}
+	}
 	return in
 }
 

@@ -94,6 +94,9 @@ type Times struct {
 	// ReplaceAfter is after how long the replicas of a dead node are replaced by
 	// new ones elsewhere. Default 10m.
 	ReplaceAfter Duration `json:"replaceAfter,omitzero"`
+	// RetryPools is how often a pool that failed or cannot be opened is opened
+	// anew. Default 30s.
+	RetryPools Duration `json:"retryPools,omitzero"`
 }
 
 // Log says what is logged to standard error.
@@ -124,7 +127,7 @@ func DefaultConfig() Config {
 	return Config{
 		Node: host, Address: "127.0.0.1", DataPort: DefaultDataPort, NodePort: DefaultNodePort,
 		API: []string{api.DefaultTCP, api.DefaultUnix}, CSI: DefaultCSI, StateDir: DefaultStateDir, RunDir: DefaultRunDir,
-		Times: Times{Lease: Duration(defaultLeaseTTL), ReplaceAfter: Duration(10 * time.Minute)},
+		Times: Times{Lease: Duration(defaultLeaseTTL), ReplaceAfter: Duration(10 * time.Minute), RetryPools: Duration(30 * time.Second)},
 		Log:   Log{Level: "info", Format: "text"},
 	}
 }
@@ -190,6 +193,9 @@ func (c Config) Validate() error {
 	}
 	if r := time.Duration(c.Times.ReplaceAfter); r < time.Duration(c.Times.Lease) {
 		return bad("times.replaceAfter is %v; it must be longer than times.lease", r)
+	}
+	if r := time.Duration(c.Times.RetryPools); r < time.Second {
+		return bad("times.retryPools is %v; choose 1s or more", r)
 	}
 	if err := c.validateSettings(); err != nil {
 		return err

@@ -38,7 +38,7 @@ etcd:
   caFile: /etc/ca.pem
   username: u
   passwordFile: /etc/pw
-times: {lease: 3s, replaceAfter: 1m30s}
+times: {lease: 3s, replaceAfter: 1m30s, retryPools: 7s}
 log: {level: debug, format: json}
 `)
 	if err != nil {
@@ -74,6 +74,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"state":             {"node: n1\nstateDir: x\netcd: {embedded: {}}", "stateDir"},
 		"lease":             {"node: n1\ntimes: {lease: 10ms}\netcd: {embedded: {}}", "times.lease"},
 		"duration":          {"node: n1\ntimes: {lease: fast}\netcd: {embedded: {}}", "fast"},
+		"retryPools":        {"node: n1\ntimes: {retryPools: 10ms}\netcd: {embedded: {}}", "retryPools"},
 		"replaceAfter":      {"node: n1\ntimes: {replaceAfter: 1s}\netcd: {embedded: {}}", "replaceAfter"},
 		"not a member":      {"node: n1\netcd: {embedded: {members: {n2: a}}}", "does not name this node"},
 		"even members":      {"node: n1\netcd: {embedded: {members: {n1: a, n2: b}}}", "odd number"},

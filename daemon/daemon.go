@@ -215,7 +215,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	cfg, nc := d.cfg, node.DefaultConfig()
 	nc.Agent.ID, nc.Agent.Domain, nc.Agent.Release = holdfast.NodeID(cfg.Node), cfg.Domain, d.o.Release
 	nc.Agent.Pools, nc.Agent.AutoPools = cfg.Pools, cfg.AutoPools
-	nc.Agent.LeaseTTL = time.Duration(cfg.Times.Lease)
+	nc.Agent.LeaseTTL, nc.Agent.RetryPools = time.Duration(cfg.Times.Lease), time.Duration(cfg.Times.RetryPools)
 	nc.Agent.ScrubEvery = time.Duration(cfg.Replication.ScrubEvery)
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
 	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir

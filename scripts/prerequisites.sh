@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what a target needs and the machine lacks, from Debian's packages.
-#   scripts/prerequisites.sh [test|demo|bench|race|generate|vm]...
+#   scripts/prerequisites.sh [test|demo|chaos|bench|race|generate|vm]...
 # Does nothing, at once, when everything is there. Needs root to install.
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # root's PATH without a login shell lacks them
@@ -24,10 +24,18 @@ test      ip           iproute2
 test      modprobe     kmod
 test      fuser        psmisc
 test      fio          fio
+test      nft          nftables
+test      tc           iproute2
 demo      mkfs.xfs     xfsprogs
 demo      losetup      util-linux
 demo      mount        mount
 demo      ip           iproute2
+chaos     nft          nftables
+chaos     tc           iproute2
+chaos     xfs_repair   xfsprogs
+chaos     e2fsck       e2fsprogs
+chaos     psql         postgresql
+chaos     /usr/lib/postgresql/*/bin/postgres postgresql
 demo      modprobe     kmod
 demo      fuser        psmisc
 demo      runuser      util-linux
@@ -84,7 +92,7 @@ fi
 command -v go >/dev/null || die "Go is missing: install Go 1.26 or later from https://go.dev/dl/"
 
 for device in loop-control:loop fuse:fuse; do
-	if [[ " ${*:-test} " =~ \ (test|demo|bench|race)\  && ! -e /dev/${device%:*} ]]; then
+	if [[ " ${*:-test} " =~ \ (test|demo|chaos|bench|race)\  && ! -e /dev/${device%:*} ]]; then
 		modprobe "${device#*:}" 2>/dev/null || true
 		[[ -e /dev/${device%:*} ]] || die "/dev/${device%:*} is not there: load the kernel module ${device#*:}, or give it to the container"
 	fi

@@ -71,7 +71,7 @@ func unescape(s string) string {
 func Forget(dir string) error {
 	// First what the front ends know by their own marks: once its FUSE mount is
 	// gone, a loop device does not show any more that it was below dir.
-	errs := []error{forgetDevices(dir)}
+	errs := []error{thawBelow(dir), forgetDevices(dir)}
 	ms, err := MountsBelow(dir)
 	errs = append(errs, err)
 	for _, m := range ms {
@@ -145,7 +145,7 @@ func detachLoop(dev string) error {
 // Clean removes everything that a run made, also an earlier one that was killed.
 // It is called before and after each run. ctx must not be the interrupted one.
 func Clean(ctx context.Context, n Network, dir string) error {
-	errs := []error{KillAll(ctx, func() []int { return n.Processes(ctx) }), Forget(dir), n.Down(ctx)}
+	errs := []error{thawBelow(dir), KillAll(ctx, func() []int { return n.Processes(ctx) }), Forget(dir), n.Down(ctx)}
 	if ms, err := MountsBelow(dir); err != nil || len(ms) > 0 {
 		// Removing the folder now could remove what is mounted in it.
 		return errors.Join(append(errs, err, holdfast.E("clean up "+dir, holdfast.InUse, "something is still mounted below it; see: findmnt | grep "+dir))...)

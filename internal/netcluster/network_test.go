@@ -102,6 +102,32 @@ func TestDeafIsOneWay(t *testing.T) {
 	}
 }
 
+func TestBadLinks(t *testing.T) {
+	n, a, b := pair(t, "hf-test-bad-")
+	sa, sb := socket(t, n, a), socket(t, n, b)
+	ctx := t.Context()
+	for range 2 { // twice the end of each is fine
+		if err := errors.Join(n.Keep(ctx, "b"), n.Hurry(ctx, "a")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Lose(ctx, "b", 99); err != nil {
+		t.Fatal(err)
+	}
+	if arrives(t, sa, sb, false) || !arrives(t, sb, sa, true) {
+		t.Error("b loses what reaches it, and nothing else")
+	}
+	if err := errors.Join(n.Keep(ctx, "b"), n.Slow(ctx, "a"), n.Slow(ctx, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if !arrives(t, sa, sb, true) {
+		t.Error("nothing arrives by a slow link")
+	}
+	if err := n.Hurry(ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestLockIsTakenOnceAndFreedByAnEndedHolder(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	never := func() error { return errors.New("nothing is to be cleaned for a holder that lives") }
@@ -150,4 +176,76 @@ func TestLockOfAKilledHolderIsTakenAfterCleaning(t *testing.T) {
 		t.Fatalf("cleaned %v, %v", cleaned, err)
 	}
 	unlock()
+}
+
+// A pool's disk that stalls, breaks, or loses what was not synced.
+func TestDisksStallBreakAndForget(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("run the tests as root: they mount filesystems")
+	}
+	dir := t.TempDir()
+	image, mount := filepath.Join(dir, "pool.img"), filepath.Join(dir, "n1/run/pools/p")
+	t.Cleanup(func() {
+		if err := Forget(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.MkdirAll(mount, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "truncate", "-s", "320M", image)
+	mustRun(t, "mkfs.xfs", "-q", image)
+	mustRun(t, "mount", "-o", "loop", image, mount)
+	pools, err := PoolsBelow(dir)
+	if err != nil || len(pools) != 1 || pools[0] != mount {
+		t.Fatalf("pools %v, %v", pools, err)
+	}
+	mustRun(t, "sh", "-c", "echo kept >"+mount+"/synced; sync")
+	if err := StallDisk(mount); err != nil {
+		t.Fatal(err)
+	}
+	wrote := make(chan error, 1)
+	go func() { wrote <- os.WriteFile(filepath.Join(mount, "late"), nil, 0o600) }()
+	select {
+	case err := <-wrote:
+		t.Errorf("a write while it stalls ended: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	if err := thawBelow(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "sh", "-c", "echo lost >"+mount+"/not-synced")
+	if err := UnplugDisk(mount); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(mount, "x"), nil, 0o600); !errors.Is(err, unix.EIO) {
+		t.Errorf("a write without power gives %v", err)
+	}
+	mustRun(t, "umount", mount)
+	mustRun(t, "mount", "-o", "loop", image, mount)
+	if raw, err := os.ReadFile(filepath.Join(mount, "synced")); err != nil || string(raw) != "kept\n" {
+		t.Errorf("what was synced: %q, %v", raw, err)
+	}
+	if raw, err := os.ReadFile(filepath.Join(mount, "not-synced")); err == nil && len(raw) > 0 {
+		t.Errorf("what was not synced is there: %q", raw)
+	}
+	if err := BreakDisk(mount); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(mount, "x"), nil, 0o600); !errors.Is(err, unix.EIO) {
+		t.Errorf("a write to a broken disk gives %v", err)
+	}
+	if err := ThawDisk(mount); err != nil {
+		t.Errorf("thaw a broken one: %v", err)
+	}
+}
+
+func mustRun(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if _, err := Command(t.Context(), name, args...); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -164,7 +164,9 @@ func TestPoolsThatCarryOurIdentityAreFoundAlsoLater(t *testing.T) {
 
 func TestTwoProcessesCannotBeOneNode(t *testing.T) {
 	db := memory.New()
-	newRig(t, db, "a").start()
+	first := newRig(t, db, "a")
+	first.cfg.LeaseTTL = time.Minute // kept also by a machine that is slow for a while
+	first.start()
 	second := newRig(t, db, "a")
 	err := second.begin()
 	wantKind(t, err, holdfast.InUse)
