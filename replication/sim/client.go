@@ -87,7 +87,21 @@ func (d *device) issue() {
 	r.Done = func(r *replication.Request, err error) { d.answered(o, r, err) }
 	d.c.history = append(d.c.history, o)
 	d.ops = append(d.ops, o)
+	d.submit(o, r)
+}
+
+// submit hands a request over. One that is refused on the spot never happens, and
+// nobody may ever see anything of it.
+func (d *device) submit(o *op, r *replication.Request) {
+	done, at := r.Done, true
+	r.Done = func(r *replication.Request, err error) {
+		if at && err != nil {
+			o.cells = 0
+		}
+		done(r, err)
+	}
 	d.p.Submit(r)
+	at = false
 }
 
 // changes counts the open operations that are not reads.

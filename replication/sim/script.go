@@ -177,7 +177,7 @@ func (s *Script) Submit(id holdfast.NodeID, a Access) (*IO, error) {
 	if !d.gone {
 		d.ops = append(d.ops, o)
 	}
-	d.p.Submit(r)
+	d.submit(o, r)
 	return io, nil
 }
 
