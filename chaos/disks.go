@@ -37,7 +37,20 @@ func (in *injector) fill(ctx context.Context, x fault, m *machine) error {
 	}
 	sleep(ctx, x.lasts)
 	in.f.j.note("end of %v", x)
-	return os.Remove(ballast)
+	return giveSpace(pool, ballast)
+}
+
+// giveSpace removes the ballast durably: a machine that loses its power later
+// must not find it again.
+func giveSpace(pool, ballast string) error {
+	if err := os.Remove(ballast); err != nil {
+		return holdfast.Wrap("empty the pool", err)
+	}
+	dir, err := os.Open(pool)
+	if err != nil {
+		return holdfast.Wrap("empty the pool", err)
+	}
+	return holdfast.Wrap("empty the pool", errors.Join(dir.Sync(), dir.Close()))
 }
 
 func takeSpace(pool, ballast string) error {
