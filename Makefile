@@ -58,8 +58,8 @@ chaos: ## Real daemons, random faults, everything verified: make chaos DURATION=
 	go build -o $(BIN)/chaos ./chaos
 	$(BIN)/chaos -duration $(DURATION) -seed $(SEED) $(ARGS)
 
-.PHONY: mutations
-mutations: ## Break each rule of the protocol on purpose: the simulation must notice
+.PHONY: sim-mutations
+sim-mutations: ## Break each rule of the protocol on purpose: the simulation must notice
 	$(GO_TEST) ./replication/sim -count=1 -v -tags mutations -run '^TestMutations$$'
 
 .PHONY: bench

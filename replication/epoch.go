@@ -91,7 +91,9 @@ func (p *Primary) announced() {
 	for _, t := range p.peers {
 		if lost&t.bit != 0 {
 			t.required, t.unfit, t.damaged = false, false, nil
-			p.stopRepairsFrom(t) // before clearWaiting lets writes end that it lacks
+			if !mutant(Mutate7DroppedSource) {
+				p.stopRepairsFrom(t) // before clearWaiting lets writes end that it lacks
+			}
 			p.changed("replica %s on node %s was dropped in epoch %d: %s", t.rep.ID, t.rep.Node, p.epoch, t.why())
 		}
 	}

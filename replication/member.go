@@ -408,6 +408,9 @@ func (p *Primary) growPeers() {
 // tellRecord shows a newer record of the same epoch to all replicas
 // (invariant 10). Nothing waits for it.
 func (p *Primary) tellRecord() {
+	if mutant(Mutate10NoTelling) {
+		return
+	}
 	for _, t := range p.peers {
 		if t.up {
 			rec := p.rec.Clone()

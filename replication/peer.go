@@ -300,7 +300,7 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	switch {
 	case m == nil:
 		return
-	case m.Status == StatusRolledBack:
+	case m.Status == StatusRolledBack && !mutant(MutateRollbackGoOn):
 		p.rolledBack(t.rep.Node)
 		return
 	case m.Status != StatusOK || m.Welcome == nil:

@@ -133,6 +133,8 @@ func (p *Primary) goLive(r *repair) {
 		known = flying
 	case mutant(Mutate7NoSuspects):
 		suspects = nil
+	case mutant(Mutate7NoSourceSuspects):
+		suspects = union(r.t.welcome.Suspects)
 	case mutant(Mutate7NoFlying):
 		known = r.t.welcome.Tail
 	}

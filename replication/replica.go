@@ -409,6 +409,12 @@ func (r *Replica) submit(t *Task, j job) {
 	}
 	t.job = j
 	r.active++
+	if t.Kind == TaskPromise && mutant(Mutate10KeepOldRecord) {
+		if old := r.store.State().Record; old.Version != 0 {
+			t.Record = &old
+		}
+	}
+	t.FUA = t.FUA && !mutant(Mutate4IgnoreFUA)
 	if t.Kind == TaskPromise && mutant(Mutate1ForgetPromise) || t.Kind == TaskFlush && mutant(Mutate4FlushNothing) {
 		t.Kind = TaskCommit
 	}

@@ -18,10 +18,13 @@ func (r *Replica) refusal(newest Promise, m *Message) Status {
 
 // contradicts says whether a record cannot be a successor of one that was shown
 // before: who is in it since an epoch that the old one knows, must be in the old
-// one too, and just so.
+// one too, and just so. A volume never shrinks.
 func contradicts(old, next holdfast.Record) bool {
-	if old.Version == 0 || next.Epoch < old.Epoch {
+	if old.Version == 0 || next.Epoch < old.Epoch || mutant(MutateRollbackUnseen) {
 		return false
+	}
+	if next.SizeBytes < old.SizeBytes {
+		return true
 	}
 	for _, x := range next.Replicas {
 		if x.Since == 0 || x.Since > old.Epoch {

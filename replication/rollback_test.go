@@ -14,6 +14,8 @@ func TestAReplicaRefusesARecordThatContradictsItsOwn(t *testing.T) {
 		return holdfast.Record{Version: holdfast.RecordVersion, ID: "vol", Replicas: []holdfast.Replica{
 			{ID: "r0", Node: "n0", State: holdfast.InSync, Since: a}, {ID: "r1", Node: "n1", State: sb, Since: b}}}
 	}
+	smaller := since(1, 5, stale)
+	smaller.SizeBytes = -1
 	for name, c := range map[string]struct {
 		next         holdfast.Record
 		epoch, grant holdfast.Epoch
@@ -26,6 +28,7 @@ func TestAReplicaRefusesARecordThatContradictsItsOwn(t *testing.T) {
 		"one that dropped us before":         {since(5, 1, in), 8, 8, StatusRolledBack},
 		"the same epoch of another grant":    {since(1, 5, stale), 5, 5, StatusRolledBack},
 		"a grant that never was":             {since(1, 5, stale), 6, 3, StatusRolledBack},
+		"one from before it grew":            {smaller, 6, 6, StatusRolledBack},
 		"an older epoch":                     {since(1, 1, in), 3, 3, StatusFenced},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -332,6 +332,11 @@ func (p *Primary) lockScrub(s *scrub, block holdfast.Extent) {
 		p.hashScrub(s, block, func(hashes [][]Hash) { p.judgeScrub(s, block, hashes) })
 	}
 	s.hold = hold{ext: block, exclusive: true, granted: check}
+	if mutant(MutateScrubNoLock) {
+		s.locked = false
+		check()
+		return
+	}
 	if p.locks.acquire(&s.hold) {
 		check()
 	}
@@ -361,7 +366,7 @@ func (p *Primary) judgeScrub(s *scrub, block holdfast.Extent, hashes [][]Hash) {
 				n++
 			}
 		}
-		if 2*n > len(hashes) {
+		if 2*n > len(hashes) != mutant(MutateScrubMinority) {
 			right = h[0]
 		}
 	}
@@ -423,7 +428,7 @@ func (p *Primary) dropDamaged(s *scrub, t *peer, bad extentSet) bool {
 func (p *Primary) damaged(lost uint32) extentSet {
 	var marks extentSet
 	for _, t := range p.peers {
-		if lost&t.bit != 0 {
+		if lost&t.bit != 0 && !mutant(MutateScrubNoMarks) {
 			marks = union(marks, t.damaged)
 		}
 	}

@@ -40,7 +40,7 @@ func (c *cluster) cellHistories(cells int64) ([][]*step, error) {
 			return nil, err
 		}
 		for b := o.first; b < min(o.first+o.cells, cells); b += stride {
-			s := &step{kind: o.kind, call: o.call, ret: o.ret, maybe: o.open}
+			s := &step{kind: o.kind, call: o.call, ret: o.ret, maybe: o.open, fua: o.fua}
 			switch o.kind {
 			case opRead:
 				s.value = o.got[b-o.first]

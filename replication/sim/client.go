@@ -30,6 +30,7 @@ type op struct {
 	ret   time.Duration
 	ok    bool // answered without error
 	open  bool // not answered
+	fua   bool // durable when answered
 }
 
 type opKind uint8
@@ -70,7 +71,8 @@ func (d *device) issue() {
 		o.kind, r.Op, r.Buf = opRead, replication.OpRead, buf.Get(int(r.Length))
 	case x < 0.80:
 		o.kind, r.Op, r.Buf = opWrite, replication.OpWrite, buf.Get(int(r.Length))
-		r.FUA = false
+		r.FUA = w.chance(0.15)
+		o.fua = r.FUA
 		d.c.values += 8 * blockCells
 		o.value = d.c.values
 		for i := range o.cells {
@@ -121,7 +123,7 @@ func (d *device) place() *op {
 	w := d.c.w
 	blocks := d.p.SizeBytes() / holdfast.BlockSize
 	first, n := w.rng.Int64N(min(blocks, d.c.cfg.HotBlocks)), int64(1)
-	if d.c.stormUntil > w.now && w.chance(0.8) {
+	if d.c.stormUntil > w.now && d.c.spot < blocks && w.chance(0.8) {
 		first = d.c.spot
 	} else if w.chance(0.03) {
 		first = blocks - 1 - w.rng.Int64N(4)

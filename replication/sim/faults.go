@@ -14,6 +14,10 @@ func (c *cluster) fault() {
 		}
 		kinds = c.cfg.Kinds
 	}
+	if c.restoring {
+		c.w.after(time.Second, c.fault)
+		return
+	}
 	kind := kinds[c.w.rng.IntN(len(kinds))]
 	h := c.meta.hosts[c.w.rng.IntN(len(c.meta.hosts))]
 	if c.w.chance(0.3) && len(c.devs) > 0 {
@@ -92,6 +96,14 @@ func (c *cluster) inject(kind string, h *host) {
 		c.double()
 	case "last":
 		c.last()
+	case "hush":
+		c.hush()
+	case "forget":
+		c.soon(w.between(0, time.Second), c.forget)
+	case "forget-growth":
+		c.forgetGrowth()
+	case "rollback":
+		c.rollback()
 	case "detach":
 		if d := h.device; d != nil && h.pausedUntil <= w.now {
 			d.p.Release()
@@ -114,5 +126,5 @@ func (c *cluster) restart(h *host) {
 // Faults lists the kinds of faults.
 func Faults() []string {
 	return slices.Clone([]string{"kill", "power", "power-all", "cut", "one-way", "isolate", "meta-out", "no-meta", "pause", "slow", "stuck", "detach", "full",
-		"grow", "replace", "clear", "expire", "undo", "relay", "last", "double"})
+		"grow", "replace", "clear", "expire", "undo", "relay", "last", "double", "hush", "forget", "forget-growth", "rollback"})
 }

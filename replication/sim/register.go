@@ -23,6 +23,7 @@ import (
 type step struct {
 	kind      opKind
 	value     value // read or written
+	fua       bool  // durable when answered
 	maybe     bool  // never answered: it may not have happened
 	call, ret time.Duration
 	slot      int
@@ -247,6 +248,9 @@ func (r *register) write(x way, slot int) way {
 		if i, ok := slices.BinarySearch(back, x.last); !ok {
 			back = slices.Insert(slices.Clone(back), i, x.last)
 		}
+	}
+	if s := r.active[slot]; s.fua && !s.maybe {
+		back = nil
 	}
 	next := way{done: x.done | 1<<slot, last: r.active[slot].value, back: back}
 	r.see(&next)

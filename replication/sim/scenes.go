@@ -153,22 +153,53 @@ func (c *cluster) relay() {
 	})
 }
 
-// last takes all in-sync replicas from a primary that still has a stale one.
+// last takes all in-sync replicas from a primary that still has a stale one,
+// which is there and has not got everything yet.
 func (c *cluster) last() {
 	w, in := c.w, c.members()
 	if len(in) < 2 {
 		return
 	}
 	stale := in[0]
+	if h, o := c.holder(), c.free(); h != nil && h.disk != nil && o != nil && !c.attaching {
+		c.moveTo(o, true)
+	}
 	c.down(stale, false, 3*time.Second)
-	c.soon(3*time.Second, func() { stale.slowUntil = w.now + 3*time.Second })
-	c.soon(3300*time.Millisecond, func() {
+	c.soon(3001*time.Millisecond, func() { stale.lateUntil = w.now + 4*time.Second })
+	c.soon(w.between(3500*time.Millisecond, 6*time.Second), func() {
 		for i, x := range c.members() {
 			if x != c.holder() {
-				c.down(x, true, time.Duration(i)*200*time.Millisecond+100*time.Millisecond)
+				c.down(x, true, time.Duration(i)*300*time.Millisecond+100*time.Millisecond)
 			}
 		}
 	})
+}
+
+// hush drops a replica while nothing is under way, and has all requests and new
+// connections come in the moment in which the others are told.
+func (c *cluster) hush() {
+	h, in := c.holder(), c.members()
+	if h == nil || len(in) < 3 {
+		return
+	}
+	gone := in[0]
+	if gone == h {
+		gone = in[1]
+	}
+	c.hushed, c.quiet = true, true
+	c.soon(30*time.Millisecond, func() { c.down(gone, false, 5*time.Second) })
+	c.soon(9*time.Second, func() { c.hushed, c.quiet = false, false })
+}
+
+// forgetGrowth has the volume grow, writes at its new end, and loses the metadata
+// store.
+func (c *cluster) forgetGrowth() {
+	c.grow()
+	at := c.w.between(300*time.Millisecond, 3*time.Second)
+	c.soon(at, func() {
+		c.spot, c.stormUntil = c.meta.rec.SizeBytes/holdfast.BlockSize-1, c.w.now+200*time.Millisecond
+	})
+	c.soon(at+250*time.Millisecond, c.forget)
 }
 
 // dropped is the moment in which a replica was dropped: the others' connections
@@ -179,6 +210,23 @@ func (c *cluster) dropped(want holdfast.Record) {
 		return
 	}
 	h := c.host(want.Primary.Node)
+	if c.hushed {
+		c.hushed, c.quiet = false, false
+		c.storm(50 * time.Millisecond)
+		for _, x := range in {
+			x.jitterUntil = w.now + 200*time.Millisecond
+			if x != h {
+				c.soon(w.between(time.Millisecond, 8*time.Millisecond), func() { c.snap(h, x) })
+			}
+		}
+		return
+	}
+	if w.chance(0.15) {
+		for _, x := range in {
+			x.jitterUntil = w.now + 100*time.Millisecond
+		}
+		c.soon(w.between(2*time.Millisecond, 15*time.Millisecond), c.forget)
+	}
 	if b := c.survivor; b != nil {
 		b.jitterUntil = w.now + 100*time.Millisecond
 		c.soon(w.between(0, 4*time.Millisecond), func() { c.snap(h, b) })

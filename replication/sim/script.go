@@ -149,7 +149,7 @@ func (s *Script) Submit(id holdfast.NodeID, a Access) (*IO, error) {
 	if d == nil {
 		return nil, fmt.Errorf("the volume never was attached to %s", id)
 	}
-	o := &op{first: a.First * blockCells, cells: a.Blocks * blockCells, call: s.c.w.now, open: true}
+	o := &op{first: a.First * blockCells, cells: a.Blocks * blockCells, call: s.c.w.now, open: true, fua: a.FUA}
 	r := &replication.Request{Op: a.Op, FUA: a.FUA, Offset: a.First * holdfast.BlockSize, Length: a.Blocks * holdfast.BlockSize}
 	switch a.Op {
 	case replication.OpRead:

@@ -84,11 +84,13 @@ type cluster struct {
 	replicas  int // made so far
 	ends      []*end
 	onServe   func()
+	hushed    bool  // nothing is asked until a replica is dropped
 	survivor  *host // its connections break when another replica is dropped
 
 	stormUntil time.Duration // many requests at once, mostly for one block
 	spot       int64         // that block
 	damaged    bool          // replicas differ on purpose
+	restoring  bool          // the metadata store was rolled back: no other faults
 	losses     int           // power losses so far
 	bounded    int           // operations before this one belong to earlier primaries
 	lossSeen   int           // of which the history knows
