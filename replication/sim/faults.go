@@ -86,24 +86,6 @@ func (c *cluster) inject(kind string, h *host) {
 		c.replace()
 	case "clear":
 		c.clear()
-	case "expire":
-		c.expire()
-	case "undo":
-		c.undo()
-	case "relay":
-		c.relay()
-	case "double":
-		c.double()
-	case "last":
-		c.last()
-	case "hush":
-		c.hush()
-	case "forget":
-		c.soon(w.between(0, time.Second), c.forget)
-	case "forget-growth":
-		c.forgetGrowth()
-	case "rollback":
-		c.rollback()
 	case "detach":
 		if d := h.device; d != nil && h.pausedUntil <= w.now {
 			d.p.Release()
@@ -114,6 +96,8 @@ func (c *cluster) inject(kind string, h *host) {
 			d.full = true
 			w.after(span, func() { d.full = false })
 		}
+	default:
+		c.scene(kind)
 	}
 }
 

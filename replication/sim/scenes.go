@@ -9,6 +9,30 @@ import (
 // A scene is several faults in the order in which they hurt: what chance alone
 // brings about too rarely.
 
+// scene begins one.
+func (c *cluster) scene(kind string) {
+	switch kind {
+	case "expire":
+		c.expire()
+	case "undo":
+		c.undo()
+	case "relay":
+		c.relay()
+	case "double":
+		c.double()
+	case "last":
+		c.last()
+	case "hush":
+		c.hush()
+	case "forget":
+		c.soon(c.w.between(0, time.Second), c.forget)
+	case "forget-growth":
+		c.forgetGrowth()
+	case "rollback":
+		c.rollback()
+	}
+}
+
 // members are the hosts of in-sync replicas, in a random order.
 func (c *cluster) members() []*host {
 	var hs []*host
