@@ -115,8 +115,8 @@ func (c *checker) replica(rep holdfast.ReplicaID) {
 		}
 	}
 	dir := replicaPath(rep)
-	c.names(dir)
 	m := c.sealed(dir)
+	c.names(dir, m)
 	size, ok := c.data(dir)
 	if !ok {
 		return
@@ -129,13 +129,15 @@ func (c *checker) replica(rep holdfast.ReplicaID) {
 	c.file(dir, intentFile, func(f disk.File, name string) error { return c.intent(f, name, size) })
 	c.file(dir, tailFile, func(f disk.File, name string) error { return c.tail(f, name, size) })
 	c.changes(path.Join(dir, changesDir), m.MapSince, size)
+	c.snapshots(dir, m, size)
+	c.origin(dir, m, size)
 }
 
-func (c *checker) names(dir string) {
+func (c *checker) names(dir string, m meta) {
 	entries, err := c.p.fs.List(dir)
 	c.found(dir, err)
 	known := map[string]bool{metaFile: true, dataFile: true, recordFile: true, promiseFile: true, intentFile: true,
-		tailFile: true, changesDir: true, snapshotsDir: true}
+		tailFile: true, changesDir: true, snapshotsDir: true, ownedFile: m.Origin != nil}
 	for _, e := range entries {
 		if !known[e.Name] && !disk.IsTemporary(e.Name) {
 			c.foundf(path.Join(dir, e.Name), "it belongs to nobody")
@@ -207,7 +209,7 @@ func (c *checker) data(dir string) (size int64, ok bool) {
 		if sum > info.AllocatedBytes {
 			c.foundf(name, "%d bytes of data in %d allocated bytes", sum, info.AllocatedBytes)
 		}
-		return err
+		return errors.Join(err, c.uncount(f, size))
 	})
 	return size, ok
 }

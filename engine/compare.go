@@ -32,7 +32,8 @@ func (r *Replica) Allocated(off, n int64) ([]holdfast.Extent, error) {
 	if err := r.check("list allocated space", off, n); err != nil {
 		return nil, err
 	}
-	xs, err := r.data.Extents(off, n)
+	var xs []holdfast.Extent
+	err := r.chain.live(holdfast.Extent{Offset: off, Length: n}, lister(&xs))
 	return xs, corrupt("list allocated space of replica "+string(r.id), err)
 }
 
@@ -44,12 +45,18 @@ func (r *Replica) Hash(off, n int64) ([]Hash, error) {
 	if err := r.check("hash", off, n); err != nil {
 		return nil, err
 	}
+	return r.hash("hash", off, n, r.chain.live)
+}
+
+// hash reads through find what has data.
+func (r *Replica) hash(op string, off, n int64, find func(holdfast.Extent, use) error) ([]Hash, error) {
+	op += " of replica " + string(r.id)
 	if off%HashBlock != 0 {
-		return nil, errorf("hash of replica "+string(r.id), holdfast.Invalid, "the offset %d is no multiple of %d", off, HashBlock)
+		return nil, errorf(op, holdfast.Invalid, "the offset %d is no multiple of %d", off, HashBlock)
 	}
-	data, err := r.data.Extents(off, n)
-	if err != nil {
-		return nil, corrupt("hash of replica "+string(r.id), err)
+	var data []holdfast.Extent
+	if err := find(holdfast.Extent{Offset: off, Length: n}, lister(&data)); err != nil {
+		return nil, corrupt(op, err)
 	}
 	b := buf.Get(HashBlock)
 	defer b.Release()
@@ -61,8 +68,8 @@ func (r *Replica) Hash(off, n int64) ([]Hash, error) {
 		}
 		if len(data) == 0 || data[0].Offset >= off+int64(len(p)) {
 			clear(p)
-		} else if _, err := r.data.ReadAt(p, off); err != nil {
-			return nil, corrupt("hash of replica "+string(r.id), err)
+		} else if err := find(holdfast.Extent{Offset: off, Length: int64(len(p))}, reader(p, off)); err != nil {
+			return nil, corrupt(op, err)
 		}
 		sum := sha256.Sum256(p)
 		hashes = append(hashes, Hash(sum[:16]))

@@ -9,14 +9,17 @@
 //	replicas/.new-<replica>   being created; never finished if found when a pool is opened
 //	replicas/.gone-<replica>  being removed; removal is completed when found
 //	replicas/<replica>/
-//	    meta                  volume, replica, suspects, age of the change maps (sealed)
+//	    meta                  volume, replica, suspects, age of the change maps,
+//	                          snapshots, origin of a clone (sealed)
 //	    data                  the volume's blocks, a sparse file of the volume's size
 //	    record                newest record shown (sealed)
 //	    promise               epoch and grant promised (sealed)
 //	    intent                4 MiB regions that a power loss may have changed
 //	    tail                  writes that may be applied here and nowhere else
 //	    changes/<epoch>       4 KiB blocks written in that epoch
-//	    snapshots/            the place of snapshots
+//	    owned                 of a clone that depends on its origin: what is its own
+//	    snapshots/<n>.snapshot  what changed since a snapshot; meta says which has n
+//	    snapshots/held        which granules these have, when it was closed (sealed)
 //
 // Sealed files are JSON after one line "holdfast <what> v<version> crc32c=<hex>",
 // replaced whole: temporary file, fsync, rename, fsync of the directory. Numbers
@@ -37,7 +40,18 @@
 // version and epoch; epoch u64), then one bit for each block, memory-mapped;
 // space is allocated before bits are stored, in steps of 64 KiB.
 //
-// Versions are constants beside each codec; all are 1, the first.
+// snapshots/<n>.snapshot: sparse; the granules of 64 KiB that were changed since
+// the snapshot was taken, up to the next newer one, at their own places, with
+// their content of then; the blocks are shared, not copied. A granule that had no
+// data has one page, allocated and never written. Behind, from the snapshot's
+// size rounded up to 64 KiB on, there is a page for each granule, allocated while
+// that granule is being taken over in more than one step: what is in it does not
+// count. Everything else is a hole. owned: sparse, one page for each granule that
+// a clone owns beyond the first ones that its meta counts.
+//
+// Versions are constants beside each codec; all are 1, the first, but that of
+// meta, which is 2 when there are snapshots or an origin, or were: a release that
+// does not know them would overwrite what they need.
 //
 // # Promises
 //
@@ -48,6 +62,13 @@
 // after a power loss all regions with an intent are suspects, which stay until
 // Settle. An intent goes only after a flush that covers all its writes, a sync
 // of the change maps, and when no write in its region may be missing elsewhere.
+//
+// Snapshots are kept by reverse copy-on-write: the live data is in data alone,
+// and before a granule is changed for the first time, its blocks are shared into
+// the newest snapshot's file. A snapshot's content never changes, whatever
+// crashes; a granule that it does not have is in the next newer one, or in data.
+// That holds because of the order in which a filesystem's log makes the lists of
+// files' blocks durable: see disk.Sharing and docs/design/snapshots.md.
 //
 // A failed write or sync fails the replica for good (kind Corrupt): what it kept
 // is unknown. A full pool is kind NoSpace, changes nothing, and is stopped ahead

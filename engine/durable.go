@@ -116,8 +116,13 @@ func (r *Replica) settleMeta(m meta) error {
 	if err := r.usable("settle"); err != nil || reflect.DeepEqual(m, r.meta) {
 		return err
 	}
+	return r.failUnlessFull("settle", r.setMeta(m))
+}
+
+// setMeta replaces meta, durably; r.durable is held.
+func (r *Replica) setMeta(m meta) error {
 	if err := r.writeMeta(m); err != nil {
-		return r.failUnlessFull("settle", err)
+		return err
 	}
 	r.state.Lock()
 	defer r.state.Unlock()
@@ -132,6 +137,8 @@ func (r *Replica) Grow(size int64) error {
 	if size <= 0 || size%blockSize != 0 || size > holdfast.MaxVolumeBytes {
 		return errorf(op, holdfast.Invalid, "a size of %d bytes is not possible; a positive multiple of %d is needed", size, blockSize)
 	}
+	r.durable.Lock() // a snapshot being taken has this size
+	defer r.durable.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.usable(op); err != nil {

@@ -25,7 +25,7 @@ func FuzzSealed(f *testing.F) {
 		if err := unseal("thing", data, &p); err == nil {
 			// It was sealed: sealing its body again gives the same first line.
 			_, body, _ := bytes.Cut(data, []byte("\n"))
-			if !bytes.Equal(data, append([]byte(sealHeader("thing", body)), body...)) {
+			if !bytes.Equal(data, append([]byte(sealHeader("thing", 1, body)), body...)) {
 				t.Fatalf("accepted %q", data)
 			}
 		} else if holdfast.KindOf(err) != holdfast.Corrupt {

@@ -25,6 +25,8 @@ const (
 	tailFile     = "tail"
 	changesDir   = "changes"
 	snapshotsDir = "snapshots"
+	heldFile     = "held"
+	ownedFile    = "owned"
 )
 
 // Identity says whose pool it is; written once, when it is formatted.

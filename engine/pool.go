@@ -26,6 +26,9 @@ type FSOptions struct {
 	BootID string
 	// ReserveBytes is the space kept free for metadata; 0 for the default.
 	ReserveBytes int64
+	// SnapshotPercent is how much of the pool the snapshots of open replicas may
+	// refer to; 0 for no limit but the reserve.
+	SnapshotPercent int
 	// Device is what Info shows; it is not opened.
 	Device string
 }
@@ -42,13 +45,17 @@ type Pool struct {
 	instance string
 	mounting string // "" for a pool that is not mounted here
 	space    space
-	lock     disk.File
-	release  func() error // unmounts; may be nil
-	broken   atomic.Bool  // a replica has failed
+	// snapshots bounds what they take.
+	snapshots share
+	lock      disk.File
+	release   func() error // unmounts; may be nil
+	broken    atomic.Bool  // a replica has failed
 
 	admin  sync.Mutex // one at a time makes, opens, lists or removes replicas
 	mu     sync.Mutex // guards what follows; never held over I/O
 	open   map[holdfast.ReplicaID]*Replica
+	chains map[holdfast.ReplicaID]*chain
+	clones map[holdfast.ReplicaID]dependence // that depend on an origin
 	closed bool
 }
 
@@ -66,8 +73,8 @@ func OpenFS(o FSOptions) (*Pool, error) {
 		return nil, err
 	}
 	p := &Pool{fs: o.FS, id: id, node: o.Node, device: o.Device, bootID: o.BootID, instance: o.BootID,
-		open: map[holdfast.ReplicaID]*Replica{}}
-	if err := p.start(o.ReserveBytes); err != nil {
+		open: map[holdfast.ReplicaID]*Replica{}, chains: map[holdfast.ReplicaID]*chain{}, clones: map[holdfast.ReplicaID]dependence{}}
+	if err := p.start(o.ReserveBytes, o.SnapshotPercent); err != nil {
 		if p.lock != nil {
 			_ = p.lock.Close()
 		}
@@ -76,7 +83,7 @@ func OpenFS(o FSOptions) (*Pool, error) {
 	return p, nil
 }
 
-func (p *Pool) start(reserve int64) error {
+func (p *Pool) start(reserve int64, percent int) error {
 	var err error
 	if p.lock, err = p.fs.Open(lockFile, disk.Create|disk.Lock); err != nil {
 		if errors.Is(err, holdfast.InUse) {
@@ -92,6 +99,7 @@ func (p *Pool) start(reserve int64) error {
 		reserve = defaultReserve(u.TotalBytes)
 	}
 	p.space.fs, p.space.reserve = p.fs, reserve
+	p.snapshots.limit = u.TotalBytes / 100 * int64(percent)
 	return p.tidy()
 }
 
@@ -112,6 +120,12 @@ func (p *Pool) tidy() error {
 			if err := disk.RemoveAll(p.fs, path.Join(replicasDir, e.Name)); err != nil {
 				return err
 			}
+			continue
+		}
+		// One that cannot be read cannot be opened either, and depends on nothing.
+		var m meta
+		if readSealed(p.fs, path.Join(replicasDir, e.Name, metaFile), "replica", &m) == nil && m.Origin != nil {
+			p.depends(m.Replica, dependence{m.Origin.Replica, m.Origin.Snapshot})
 		}
 	}
 	return nil
@@ -153,36 +167,51 @@ func (p *Pool) Info() holdfast.Pool {
 // another size; Invalid; NoSpace.
 func (p *Pool) Create(ctx context.Context, vol holdfast.VolumeID, rep holdfast.ReplicaID, sizeBytes int64) error {
 	op := "create replica " + string(rep)
-	switch {
-	case !safeName(string(vol)) || !safeName(string(rep)):
-		return errorf(op, holdfast.Invalid, "the volume id %q or the replica id cannot be a file's name", vol)
-	case sizeBytes <= 0 || sizeBytes%blockSize != 0 || sizeBytes > holdfast.MaxVolumeBytes:
-		return errorf(op, holdfast.Invalid, "a size of %d bytes is not possible; a positive multiple of %d is needed", sizeBytes, blockSize)
-	}
 	p.admin.Lock()
 	defer p.admin.Unlock()
 	if err := p.usable(ctx); err != nil {
 		return holdfast.Wrap(op, err)
 	}
+	if there, err := p.present(vol, rep, sizeBytes); there || err != nil {
+		return holdfast.Wrap(op, err)
+	}
+	return holdfast.Wrap(op, p.make(rep, meta{Volume: vol, Replica: rep}, sizeBytes))
+}
+
+// present says whether the replica is there already, durably; kind Invalid or
+// Exists when it cannot be made.
+func (p *Pool) present(vol holdfast.VolumeID, rep holdfast.ReplicaID, sizeBytes int64) (bool, error) {
+	const op = "look for it"
+	switch {
+	case !safeName(string(vol)) || !safeName(string(rep)):
+		return false, errorf(op, holdfast.Invalid, "the volume id %q or the replica id cannot be a file's name", vol)
+	case sizeBytes <= 0 || sizeBytes%blockSize != 0 || sizeBytes > holdfast.MaxVolumeBytes:
+		return false, errorf(op, holdfast.Invalid, "a size of %d bytes is not possible; a positive multiple of %d is needed", sizeBytes, blockSize)
+	}
 	info, err := p.describe(rep)
 	switch {
 	case errors.Is(err, holdfast.NotFound):
+		return false, nil
 	case err != nil:
-		return holdfast.Wrap(op, err)
+		return false, err
 	case info.Volume != vol || info.SizeBytes < sizeBytes:
-		return errorf(op, holdfast.Exists, "it exists, of volume %s with %d bytes", info.Volume, info.SizeBytes)
-	default:
-		return holdfast.Wrap(op, p.fs.SyncDir(replicasDir))
+		return false, errorf(op, holdfast.Exists, "it exists, of volume %s with %d bytes", info.Volume, info.SizeBytes)
 	}
+	return true, p.fs.SyncDir(replicasDir)
+}
+
+// make makes a replica's directory, durably.
+func (p *Pool) make(rep holdfast.ReplicaID, m meta, sizeBytes int64) error {
+	const op = "make its files"
 	if avail, err := p.space.available(); err != nil {
 		return holdfast.Wrap(op, err)
 	} else if avail <= 0 {
 		return errorf(op, holdfast.NoSpace, "the pool has no space left beyond its reserve")
 	}
 	tmp := path.Join(replicasDir, newPrefix+string(rep))
-	err = disk.RemoveAll(p.fs, tmp)
+	err := disk.RemoveAll(p.fs, tmp)
 	if err == nil {
-		err = p.build(tmp, meta{Volume: vol, Replica: rep}, sizeBytes)
+		err = p.build(tmp, m, sizeBytes)
 	}
 	if err != nil {
 		return holdfast.Wrap(op, errors.Join(err, disk.RemoveAll(p.fs, tmp)))
@@ -197,13 +226,18 @@ func (p *Pool) build(dir string, m meta, size int64) error {
 			return err
 		}
 	}
-	steps := []struct {
+	type step struct {
 		name string
 		make func(f disk.File) error
-	}{
+	}
+	steps := []step{
 		{dataFile, func(f disk.File) error { return errors.Join(f.Truncate(size), f.Sync()) }},
 		{intentFile, func(f disk.File) error { return writeIntents(f, p.instance, size) }},
 		{tailFile, makeTail},
+	}
+	if o := m.Origin; o != nil {
+		n := granulesOf(o.SizeBytes) * blockSize
+		steps = append(steps, step{ownedFile, func(f disk.File) error { return errors.Join(f.Truncate(n), f.Sync()) }})
 	}
 	for _, s := range steps {
 		f, err := p.fs.Open(path.Join(dir, s.name), disk.Create|disk.Exclusive)
@@ -315,6 +349,9 @@ func (p *Pool) Remove(ctx context.Context, rep holdfast.ReplicaID) error {
 	if !safeName(string(rep)) {
 		return nil
 	}
+	if err := p.dependent(rep, ""); err != nil {
+		return holdfast.Wrap(op, err)
+	}
 	gone := path.Join(replicasDir, gonePrefix+string(rep))
 	err := p.fs.Rename(replicaPath(rep), gone)
 	if err != nil && !errors.Is(err, holdfast.NotFound) {
@@ -323,6 +360,7 @@ func (p *Pool) Remove(ctx context.Context, rep holdfast.ReplicaID) error {
 	if err := p.fs.SyncDir(replicasDir); err != nil {
 		return holdfast.Wrap(op, err)
 	}
+	p.independent(rep)
 	p.space.forget()
 	return holdfast.Wrap(op, disk.RemoveAll(p.fs, gone))
 }

@@ -18,6 +18,18 @@ type meta struct {
 	MapSince holdfast.Epoch     `json:"mapSince"`
 	Suspects []holdfast.Extent  `json:"suspects,omitempty"`
 	Opens    uint64             `json:"opens"` // how often it was opened
+	// Version 2 is written for a replica that has what follows, which a release
+	// that does not know it would damage.
+	Snapshots []snapshotMeta `json:"snapshots,omitempty"` // oldest first
+	NextFile  uint64         `json:"nextFile,omitempty"`  // number of the next snapshot's file
+	Origin    *originMeta    `json:"origin,omitempty"`    // of a clone that depends on it
+}
+
+func (m meta) sealVersion() int {
+	if len(m.Snapshots) > 0 || m.NextFile > 0 || m.Origin != nil {
+		return 2
+	}
+	return 1
 }
 
 // Replica is an open replica.
@@ -33,7 +45,8 @@ type Replica struct {
 	closed bool
 	size   atomic.Int64
 
-	data        disk.File
+	data        disk.File // the chain's
+	chain       *chain
 	intents     *intents
 	tail        *tail
 	changes     *changes
@@ -103,9 +116,10 @@ func mustBeSound(err error) error {
 func (r *Replica) openFiles() error {
 	fs := r.pool.fs
 	var err error
-	if r.data, err = fs.Open(r.file(dataFile), disk.Direct); err != nil {
-		return mustBeSound(err)
+	if r.chain, err = r.pool.acquire(r.id); err != nil {
+		return err
 	}
+	r.data = r.chain.data
 	info, err := r.data.Stat()
 	if err != nil {
 		return err
@@ -176,7 +190,7 @@ func (r *Replica) recover() error {
 // then.
 func (r *Replica) settleDisk(intent disk.File) error {
 	fs := r.pool.fs
-	return errors.Join(intent.Sync(), r.data.Sync(), fs.SyncDir(r.file(changesDir)), fs.SyncDir(r.dir))
+	return errors.Join(intent.Sync(), r.data.Sync(), fs.SyncDir(r.file(changesDir)), fs.SyncDir(r.file(snapshotsDir)), fs.SyncDir(r.dir))
 }
 
 // remark adds to the change maps what they may lack: after a power loss, bits of
@@ -307,7 +321,10 @@ func (r *Replica) quiesce() error {
 		return r.fail("sync change maps", err)
 	}
 	r.intents.clear(n, 0, r.tail.regions)
-	return r.fail("save intents", r.intents.save())
+	if err := r.intents.save(); err != nil {
+		return r.fail("save intents", err)
+	}
+	return r.failUnlessFull("save what snapshots hold", r.chain.saveHeld(r.meta.Opens))
 }
 
 func (r *Replica) closeFiles() error {
@@ -321,8 +338,8 @@ func (r *Replica) closeFiles() error {
 	if r.intents != nil {
 		errs = append(errs, r.intents.f.Close())
 	}
-	if r.data != nil {
-		errs = append(errs, r.data.Close())
+	if r.chain != nil {
+		errs = append(errs, r.pool.discharge(r.chain))
 	}
 	return errors.Join(errs...)
 }

@@ -17,11 +17,20 @@ func checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 // sealedLimit bounds sealed files; the largest is meta, with its suspects.
 const sealedLimit = 256 << 20
 
-// The sealed files' versions. History: 1, the first.
-const sealedVersion = 1
+// newestSealed is the newest version that is read. History: 1, the first; 2, of
+// "replica": it has snapshots, or depends on an origin.
+func newestSealed(what string) int {
+	if what == "replica" {
+		return 2
+	}
+	return 1
+}
 
-func sealHeader(what string, body []byte) string {
-	return fmt.Sprintf("holdfast %s v%d crc32c=%08x\n", what, sealedVersion, checksum(body))
+// versioned is content that needs another version than 1.
+type versioned interface{ sealVersion() int }
+
+func sealHeader(what string, version int, body []byte) string {
+	return fmt.Sprintf("holdfast %s v%d crc32c=%08x\n", what, version, checksum(body))
 }
 
 // seal encodes v as the content of a sealed file.
@@ -31,7 +40,11 @@ func seal(what string, v any) ([]byte, error) {
 		return nil, holdfast.WrapKind("encode "+what, holdfast.Invalid, err)
 	}
 	body = append(body, '\n')
-	return append([]byte(sealHeader(what, body)), body...), nil
+	version := 1
+	if x, ok := v.(versioned); ok {
+		version = x.sealVersion()
+	}
+	return append([]byte(sealHeader(what, version, body)), body...), nil
 }
 
 // unseal decodes a sealed file's content into v; kind Corrupt if it is not what
@@ -42,7 +55,11 @@ func unseal(what string, data []byte, v any) error {
 	if !found {
 		return errorf(op, holdfast.Corrupt, "its first line is not complete")
 	}
-	if want := sealHeader(what, body); string(head)+"\n" != want {
+	version := newestSealed(what)
+	for version > 1 && string(head)+"\n" != sealHeader(what, version, body) {
+		version--
+	}
+	if want := sealHeader(what, version, body); string(head)+"\n" != want {
 		return errorf(op, holdfast.Corrupt, "its first line is %.80q; with this content it would be %q", head, want[:len(want)-1])
 	}
 	d := json.NewDecoder(bytes.NewReader(body))

@@ -52,12 +52,14 @@ func (s *space) take(f disk.File, off, n int64) error {
 	s.budget.Store(0)
 	// Close to the wall every write is looked at: overwriting always works.
 	need := n
-	have, err := f.Extents(off, n)
+	have, err := f.Mapped(off, n)
 	if err != nil {
 		return err
 	}
 	for _, x := range have {
-		need -= x.Length
+		if !x.Shared { // what is shared is not written to in place
+			need -= x.Length
+		}
 	}
 	if need > 0 && avail < need {
 		return errorf("allocate space", holdfast.NoSpace,
@@ -72,5 +74,33 @@ func (s *space) available() (int64, error) {
 	return u.FreeBytes - s.reserve, err
 }
 
+// room says whether the pool has space beyond its reserve at all: what lists of
+// blocks take is not known beforehand, and little.
+func (s *space) room() error {
+	if s.budget.Load() > 0 {
+		return nil
+	}
+	avail, err := s.available()
+	if err == nil && avail <= 0 {
+		err = errorf("allocate space", holdfast.NoSpace, "the pool has no space left beyond its reserve of %d bytes: delete snapshots or volumes, or move replicas away", s.reserve)
+	}
+	return err
+}
+
 // forget makes the next write ask.
 func (s *space) forget() { s.budget.Store(0) }
+
+// share bounds what the snapshots of a pool's open replicas may take: the blocks
+// that they refer to, whether the live data still has them, too, or not.
+type share struct {
+	limit int64 // bytes; 0 for none
+	used  atomic.Int64
+}
+
+func (s *share) room(n int64) error {
+	if used := s.used.Load(); s.limit > 0 && used+n > s.limit {
+		return errorf("keep old content for a snapshot", holdfast.NoSpace,
+			"the pool's snapshots refer to %d bytes; they may refer to %d: delete snapshots", used, s.limit)
+	}
+	return nil
+}

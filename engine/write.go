@@ -28,7 +28,13 @@ func (r *Replica) ReadAt(p []byte, off int64) error {
 	if err := r.check("read", off, int64(len(p))); err != nil {
 		return err
 	}
-	if _, err := r.data.ReadAt(p, off); err != nil {
+	var err error
+	if c := r.chain; c.base == nil {
+		_, err = r.data.ReadAt(p, off)
+	} else {
+		err = c.live(holdfast.Extent{Offset: off, Length: int64(len(p))}, reader(p, off))
+	}
+	if err != nil {
 		// A sector that cannot be read: the rest of the replica still can.
 		return corrupt("read of replica "+string(r.id), err)
 	}
@@ -41,13 +47,13 @@ func (r *Replica) ReadAt(p []byte, off int64) error {
 // (a newer grant is promised), NoSpace (nothing was changed; try again), Corrupt
 // (final).
 func (r *Replica) WriteAt(e Entry, p []byte, off int64, fua bool) error {
-	return r.apply(e, p, off, int64(len(p)), fua)
+	return r.apply(e, change{p: p, off: off, n: int64(len(p))}, fua)
 }
 
 // Trim makes [off, off+n) read as zeros and frees its space; it is a write in
 // every other respect.
 func (r *Replica) Trim(e Entry, off, n int64, fua bool) error {
-	return r.apply(e, nil, off, n, fua)
+	return r.apply(e, change{off: off, n: n}, fua)
 }
 
 // Commit tells that all writes of grant up to seq are applied on every in-sync
@@ -60,8 +66,18 @@ func (r *Replica) Commit(grant holdfast.Epoch, seq uint64) {
 	}
 }
 
-// apply is a write of p, or a trim of n bytes if p is nil.
-func (r *Replica) apply(e Entry, p []byte, off, n int64, fua bool) error {
+// change is what apply does: writes p, or makes [off, off+n) what it is in a
+// snapshot, if that is named, or trims it.
+type change struct {
+	p       []byte
+	off, n  int64
+	restore holdfast.SnapshotID
+	pieces  []piece // to restore, found by room
+}
+
+// apply is every kind of write.
+func (r *Replica) apply(e Entry, c change, fua bool) error {
+	off, n := c.off, c.n
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if err := r.check("write", off, n); err != nil {
@@ -70,7 +86,7 @@ func (r *Replica) apply(e Entry, p []byte, off, n int64, fua bool) error {
 	if uint64(e.Grant) < r.floor.Load() {
 		return errorf("write of replica "+string(r.id), holdfast.Fenced, "its grant %d is older than the promised one, %d", e.Grant, r.floor.Load())
 	}
-	m, err := r.room(e.Epoch, p, off, n)
+	m, err := r.room(e.Epoch, &c)
 	if err != nil {
 		return err
 	}
@@ -82,7 +98,7 @@ func (r *Replica) apply(e Entry, p []byte, off, n int64, fua bool) error {
 	if err := r.intents.ensure(first, last); err != nil {
 		return r.fail("write intents", err)
 	}
-	if done, err := r.put(p, off, n, fua); err != nil {
+	if done, err := r.put(&c, fua); err != nil {
 		err = r.failUnlessFull("write", err)
 		if done == 0 && r.failed.Load() == nil {
 			r.tail.remove(slot)
@@ -97,17 +113,20 @@ func (r *Replica) apply(e Entry, p []byte, off, n int64, fua bool) error {
 }
 
 // room makes sure, before anything is changed, that there is space for a write
-// and for its bits.
-func (r *Replica) room(epoch holdfast.Epoch, p []byte, off, n int64) (*changeMap, error) {
+// and for its bits, and that snapshots have what it changes.
+func (r *Replica) room(epoch holdfast.Epoch, c *change) (*changeMap, error) {
 	m, err := r.changes.of(epoch)
 	if err == nil {
-		err = m.prepare(off, n)
+		err = m.prepare(c.off, c.n)
 	}
 	if err != nil {
 		return nil, r.failUnlessFull("prepare change map", err)
 	}
-	if p != nil {
-		if err := r.pool.space.take(r.data, off, n); err != nil {
+	if err := r.keepOld(c); err != nil {
+		return nil, err
+	}
+	if c.p != nil {
+		if err := r.pool.space.take(r.data, c.off, c.n); err != nil {
 			return nil, r.failUnlessFull("write", err)
 		}
 	}
@@ -117,6 +136,29 @@ func (r *Replica) room(epoch holdfast.Epoch, p []byte, off, n int64) (*changeMap
 		}
 	}
 	return m, nil
+}
+
+// keepOld puts what a change is the first to change into the newest snapshot,
+// and finds what a restore has to do. That a snapshot holds a granule which then
+// is not changed does no harm.
+func (r *Replica) keepOld(c *change) error {
+	if c.restore == "" {
+		if err := r.chain.touch(c.off, c.n, c.p == nil); err != nil {
+			return r.failUnlessFull("keep old content", err)
+		}
+		return nil
+	}
+	_, s := r.chain.find(c.restore)
+	if s == nil {
+		return errorf("restore replica "+string(r.id), holdfast.NotFound, "it has no snapshot %s", c.restore)
+	}
+	c.pieces = r.chain.differing(s, holdfast.Extent{Offset: c.off, Length: c.n})
+	for _, p := range c.pieces {
+		if err := r.chain.touch(p.Offset, p.Length, p.from == nil); err != nil {
+			return r.failUnlessFull("keep old content", err)
+		}
+	}
+	return nil
 }
 
 // thin flushes when a volume that is never flushed has collected many intents,
@@ -137,12 +179,22 @@ func (r *Replica) thin(n int64) error {
 }
 
 // put changes the data, and says how much of it when that fails.
-func (r *Replica) put(p []byte, off, n int64, fua bool) (done int, err error) {
-	if p != nil {
-		return r.data.WriteAt(p, off, fua)
+func (r *Replica) put(c *change, fua bool) (done int, err error) {
+	if c.p != nil {
+		return r.data.WriteAt(c.p, c.off, fua)
 	}
-	if err := r.data.Punch(off, n); err != nil {
-		return 1, err // how far it came is not known
+	if c.restore == "" {
+		c.pieces = []piece{{Extent: holdfast.Extent{Offset: c.off, Length: c.n}}}
+	}
+	for _, p := range c.pieces {
+		if p.from == nil {
+			err = r.data.Punch(p.Offset, p.Length)
+		} else {
+			err = r.data.CloneRange(p.from, p.Offset, p.Length)
+		}
+		if err != nil {
+			return 1, err // how far it came is not known
+		}
 	}
 	if fua {
 		// A failed sync is never "full" to the caller: the data is in doubt.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -15,7 +16,11 @@ import (
 )
 
 // Dir is a directory of a real filesystem as an FS.
-type Dir struct{ root string }
+type Dir struct {
+	root string
+	// copies says that the filesystem cannot share blocks: found out by trying.
+	copies atomic.Bool
+}
 
 // OpenDir gives the directory at root, which must be there.
 func OpenDir(root string) (*Dir, error) {
@@ -26,7 +31,13 @@ func OpenDir(root string) (*Dir, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil, Errno("open directory", root, syscall.ENOTDIR)
 	}
-	return &Dir{root: root}, nil
+	d := &Dir{root: root}
+	var fs unix.Statfs_t
+	if err := retry(func() error { return unix.Statfs(root, &fs) }); err != nil {
+		return nil, sysErr("statfs", root, err)
+	}
+	d.copies.Store(fs.Type != unix.XFS_SUPER_MAGIC && fs.Type != unix.BTRFS_SUPER_MAGIC)
+	return d, nil
 }
 
 // Root is the directory's path.
@@ -77,7 +88,7 @@ func (d *Dir) Open(name string, flags Flag) (File, error) {
 			return nil, sysErr("lock", d.at(name), err)
 		}
 	}
-	return &dirFile{fd: fd, name: d.at(name), direct: flags&Direct != 0}, nil
+	return &dirFile{fs: d, fd: fd, name: d.at(name), direct: flags&Direct != 0}, nil
 }
 
 // Mkdir implements FS.
@@ -137,6 +148,7 @@ func (d *Dir) Usage() (Usage, error) {
 }
 
 type dirFile struct {
+	fs     *Dir
 	fd     int
 	name   string
 	direct bool

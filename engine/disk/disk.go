@@ -84,6 +84,33 @@ type File interface {
 	Sync() error
 	Close() error
 	Space
+	Sharing
+}
+
+// Sharing is how files have blocks in common. Which blocks files have (by first
+// writes, overwriting of what is shared, Allocate, Punch and CloneRange) becomes
+// durable in the order in which it was changed, over all files: a power loss
+// leaves a prefix of these changes, and content never comes later than the block
+// it was written to. XFS's log has this order; Mem models it.
+type Sharing interface {
+	// CloneRange makes [off, off+n) of this file what it is in from, another open
+	// file of the same filesystem, by sharing its blocks: holes, and what was
+	// allocated and never written, become holes. Neither is written to in place
+	// from then on while they share. Both files must reach to off+n; off and n
+	// are whole pages. Each piece that Mapped lists of from's range is one change
+	// when this file has a hole there; several pieces are several changes. A
+	// filesystem that cannot share gets a copy, durable on return.
+	CloneRange(from File, off, n int64) error
+	// Mapped lists the pieces of [off, off+n) that have blocks, sorted, cut at
+	// whole pages. Neighbouring pieces are not joined.
+	Mapped(off, n int64) ([]Piece, error)
+}
+
+// Piece is a range of a file that has blocks.
+type Piece struct {
+	holdfast.Extent
+	Unwritten bool // it was allocated and never written: it reads as zeros
+	Shared    bool // other files may have the same blocks
 }
 
 // Space is what a file can do with its size and its holes.

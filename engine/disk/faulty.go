@@ -30,6 +30,8 @@ const (
 	OpExtents  Op = "extents"
 	OpMap      Op = "map"
 	OpMapSync  Op = "msync"
+	OpClone    Op = "clone"
+	OpMapped   Op = "list pieces"
 )
 
 // Call is one operation about to happen.
@@ -200,6 +202,24 @@ func (f *faultyFile) Extents(off, n int64) ([]holdfast.Extent, error) {
 		return nil, err
 	}
 	return f.f.Extents(off, n)
+}
+
+// CloneRange implements Sharing; the hook sees the file that is changed.
+func (f *faultyFile) CloneRange(from File, off, n int64) error {
+	if err := f.call(OpClone, off, n); err != nil {
+		return err
+	}
+	if y, ok := from.(*faultyFile); ok {
+		from = y.f
+	}
+	return f.f.CloneRange(from, off, n)
+}
+
+func (f *faultyFile) Mapped(off, n int64) ([]Piece, error) {
+	if err := f.call(OpMapped, off, n); err != nil {
+		return nil, err
+	}
+	return f.f.Mapped(off, n)
 }
 
 func (f *faultyFile) Map(n int64) (Mapping, error) {

@@ -14,11 +14,13 @@ import (
 // same calls, and the same random numbers handed to Crash, give the same disk.
 //
 // The model of a power loss is that of a journalling filesystem such as XFS:
-// every page of a file not synced, or stored to through a mapping and not
-// synced, is the old or the new one, each by itself; a file's size is the old
-// or the new one; of the changes to a directory since its last SyncDir any
-// prefix in their order is there. Renames stay within one directory. Small
-// structures (names, sizes) take no space. It also panics where a real disk
+// of the changes of which blocks files have, over all files, a prefix is there,
+// at least up to the last sync of each (see Sharing); every page that was
+// written in place and not synced, or stored to through a mapping and not
+// synced, is the old or the new one, each by itself; a file's size is the old or
+// the new one; of the changes to a directory since its last SyncDir any prefix
+// in their order is there. Renames stay within one directory. Small structures
+// (names, sizes, lists of blocks) take no space. It also panics where a real disk
 // might only fail once it is full: when something was stored through a mapping
 // where nothing was allocated.
 type Mem struct {
@@ -27,11 +29,11 @@ type Mem struct {
 	capacity int64 // pages
 	used     int64 // pages
 	// life counts Crash and Kill: handles of an earlier life are dead.
-	life int
-	free []*block
+	life   int
+	next   int64 // where the next new block is
+	log    changeLog
+	dirtys []*block // that may have content which is not durable
 }
-
-type block = [PageSize]byte
 
 // NewMem makes an empty disk of so many bytes.
 func NewMem(capacityBytes int64) *Mem {
@@ -115,6 +117,7 @@ func (m *Mem) Crash(rng *rand.Rand) {
 	odds := []float64{0, 0.1, 0.5, 0.9, 1}[rng.IntN(5)]
 	keep := func() bool { return rng.Float64() < odds }
 	m.used = 0
+	m.crashLog(rng, odds, keep)
 	m.crashDir(m.root, rng, keep)
 }
 
@@ -131,7 +134,7 @@ func (m *Mem) crashDir(d *inode, rng *rand.Rand, keep func() bool) {
 			continue
 		}
 		n.file.crash(m, keep)
-		m.used += n.file.allocated
+		n.file.recount(m)
 	}
 }
 
@@ -234,8 +237,12 @@ func (m *Mem) Remove(name string) error {
 
 // drop gives back the space of a file whose name is gone.
 func (m *Mem) drop(n *inode) {
-	if n != nil && n.file != nil {
+	switch {
+	case n == nil || n.file == nil:
+	case n.file.mapped != nil:
 		m.used -= n.file.allocated
+	default:
+		n.file.forget(m)
 	}
 }
 
@@ -311,19 +318,4 @@ func (m *Mem) take(pages int64) bool {
 	}
 	m.used += pages
 	return true
-}
-
-func (m *Mem) newBlock() *block {
-	if k := len(m.free); k > 0 {
-		b := m.free[k-1]
-		m.free = m.free[:k-1]
-		return b
-	}
-	return new(block)
-}
-
-func (m *Mem) freeBlock(b *block) {
-	if b != nil {
-		m.free = append(m.free, b)
-	}
 }

@@ -14,7 +14,8 @@ type content struct {
 	size, durableSize int64
 	allocated         int64 // pages
 	leaves            []*leaf
-	dirty             []int64 // pages that may differ from their durable form, in order of first change
+	dirty             []int64 // pages whose content was written since the last sync
+	lastChange        int64   // number of the last change of which blocks it has
 	mapped            *mapped // instead of leaves once the file was mapped
 }
 
@@ -22,12 +23,28 @@ const leafPages = 128
 
 type leaf [leafPages]page
 
-// page holds its present and its durable block; the same pointer when synced,
-// nil for a hole. A block that is durable is never changed in place.
+// page says which block a page has, for a reader and after a power loss.
 type page struct {
-	cur, durable *block
+	cur, durable place
 	listed       bool // in content.dirty
 }
+
+// place is a block that a page has: none for a hole.
+type place struct {
+	b         *block
+	unwritten bool // allocated, and never written
+}
+
+// block is a block of the disk; files may share it.
+type block struct {
+	at int64 // where it is on the disk
+	// data is what a reader sees; durable what is left by a power loss, the same
+	// array when nothing was written since.
+	data, durable *blockData
+	refs          int // pages that have it
+}
+
+type blockData = [PageSize]byte
 
 // mapped is a file as one piece of memory, as mappings need it.
 type mapped struct {
@@ -71,8 +88,8 @@ func (c *content) read(p []byte, off int64) {
 	for len(p) > 0 {
 		no, skip := off/PageSize, off%PageSize
 		n := min(int64(len(p)), PageSize-skip)
-		if pg := c.at(no, false); pg != nil && pg.cur != nil {
-			copy(p[:n], pg.cur[skip:])
+		if pg := c.at(no, false); pg.readable() {
+			copy(p[:n], pg.cur.b.data[skip:])
 		} else {
 			clear(p[:n])
 		}
@@ -80,61 +97,89 @@ func (c *content) read(p []byte, off int64) {
 	}
 }
 
+// readable says whether a page has content: pg may be nil.
+func (pg *page) readable() bool { return pg != nil && pg.cur.b != nil && !pg.cur.unwritten }
+
+// how says how a write is done.
+type how struct {
+	direct bool // past the page cache: content is on the disk before its block is
+	dsync  bool
+}
+
 // write applies as much of p as there is space for and says how much.
-func (c *content) write(m *Mem, p []byte, off int64, dsync bool) int {
+func (c *content) write(m *Mem, p []byte, off int64, h how) int {
 	done := 0
 	for done < len(p) {
 		no, skip := off/PageSize, off%PageSize
 		n := int(min(int64(len(p)-done), PageSize-skip))
-		if !c.writePage(m, no, skip, p[done:done+n], dsync) {
-			return done
+		if !c.writePage(m, no, skip, p[done:done+n], h) {
+			break
 		}
 		done, off = done+n, off+int64(n)
 		c.size = max(c.size, off)
-		if dsync {
+		if h.dsync {
 			c.durableSize = max(c.durableSize, off)
 		}
+	}
+	if h.dsync {
+		m.force(c.lastChange)
 	}
 	return done
 }
 
-func (c *content) writePage(m *Mem, no, skip int64, p []byte, dsync bool) bool {
+func (c *content) writePage(m *Mem, no, skip int64, p []byte, h how) bool {
 	if c.mapped != nil {
-		return c.writeMapped(m, no, skip, p, dsync)
+		return c.writeMapped(m, no, skip, p, h.dsync)
 	}
 	pg := c.at(no, true)
-	if pg.cur == nil {
-		if !m.take(1) {
-			return false
+	if !pg.readable() || pg.cur.b.refs > 1 {
+		return c.writeNew(m, no, skip, p, h)
+	}
+	b := pg.cur.b
+	if b.data == b.durable {
+		b.data = m.newData()
+		if len(p) < PageSize {
+			*b.data = *b.durable
 		}
-		c.allocated++
 	}
-	if pg.cur == nil || pg.cur == pg.durable {
-		b := m.newBlock()
-		switch {
-		case len(p) == PageSize:
-		case pg.cur != nil:
-			*b = *pg.cur
-		default:
-			*b = block{}
-		}
-		pg.cur = b
+	copy(b.data[skip:], p)
+	if h.dsync {
+		m.settle(b)
+		return true
 	}
-	copy(pg.cur[skip:], p)
-	if dsync {
-		c.settle(m, pg)
-	} else {
-		c.note(no, pg)
-	}
+	m.dirty(b)
+	c.note(no, pg)
 	return true
 }
 
-// settle makes a page's present form its durable one.
-func (c *content) settle(m *Mem, pg *page) {
-	if pg.durable != pg.cur {
-		m.freeBlock(pg.durable)
-		pg.durable = pg.cur
+// writeNew writes to a page that has no block of its own yet: a hole, one that
+// is shared, or one that was never written.
+func (c *content) writeNew(m *Mem, no, skip int64, p []byte, h how) bool {
+	pg := c.at(no, true)
+	b := pg.cur.b
+	if b == nil || b.refs > 1 {
+		if b = m.newBlock(); b == nil {
+			return false
+		}
 	}
+	data := m.newData()
+	switch {
+	case pg.readable():
+		*data = *pg.cur.b.data
+	case len(p) < PageSize:
+		*data = blockData{}
+	}
+	copy(data[skip:], p)
+	b.data = data
+	if h.direct || h.dsync {
+		b.durable = data
+	} else {
+		b.durable = &zeroPage // written back some time later
+		m.dirty(b)
+		c.note(no, pg)
+	}
+	m.change(c, []change{{c: c, no: no, to: place{b: b}}})
+	return true
 }
 
 func (c *content) writeMapped(m *Mem, no, skip int64, p []byte, dsync bool) bool {
@@ -176,15 +221,19 @@ func (c *content) sync(m *Mem) {
 	}
 	for _, no := range c.dirty {
 		pg := c.at(no, false)
-		c.settle(m, pg)
+		if pg.cur.b != nil {
+			m.settle(pg.cur.b)
+		}
 		pg.listed = false
 	}
 	c.dirty = c.dirty[:0]
+	m.force(c.lastChange)
 }
 
 // punch makes whole pages within [off, off+n) holes and clears the rest.
 func (c *content) punch(m *Mem, off, n int64) {
 	end := min(off+n, c.size)
+	var changes []change
 	for off < end {
 		no, skip := off/PageSize, off%PageSize
 		k := min(end-off, PageSize-skip)
@@ -192,28 +241,15 @@ func (c *content) punch(m *Mem, off, n int64) {
 		switch pg := c.at(no, false); {
 		case c.mapped != nil:
 			clear(c.mapped.cur[off : off+k])
-		case pg == nil || pg.cur == nil:
+		case pg == nil || pg.cur.b == nil:
 		case whole:
-			c.drop(m, no, pg)
-		default:
-			c.writePage(m, no, skip, make([]byte, k), false)
+			changes = append(changes, change{c: c, no: no})
+		case pg.readable():
+			c.writePage(m, no, skip, make([]byte, k), how{})
 		}
 		off += k
 	}
-}
-
-// drop makes a page a hole.
-func (c *content) drop(m *Mem, no int64, pg *page) {
-	if pg.cur == nil {
-		return
-	}
-	if pg.cur != pg.durable {
-		m.freeBlock(pg.cur)
-	}
-	pg.cur = nil
-	m.used--
-	c.allocated--
-	c.note(no, pg)
+	m.change(c, changes)
 }
 
 // resize sets the size; pages past it are dropped.
@@ -240,7 +276,7 @@ func (c *content) resizeMapped(size int64) {
 }
 
 // toMapped turns a file of pages into one piece of memory.
-func (c *content) toMapped() {
+func (c *content) toMapped(m *Mem) {
 	mp := &mapped{cur: make([]byte, c.size), durable: make([]byte, c.size)}
 	mp.alloc = make([]bool, (c.size+PageSize-1)/PageSize)
 	for no := range mp.alloc {
@@ -248,14 +284,19 @@ func (c *content) toMapped() {
 		if pg == nil {
 			continue
 		}
-		if pg.cur != nil {
+		if pg.cur.b != nil {
 			mp.alloc[no] = true
-			copy(mp.cur[no*PageSize:], pg.cur[:])
 		}
-		if pg.durable != nil {
-			copy(mp.durable[no*PageSize:], pg.durable[:])
+		if pg.readable() {
+			copy(mp.cur[no*PageSize:], pg.cur.b.data[:])
+		}
+		if d := pg.durable; d.b != nil && !d.unwritten {
+			copy(mp.durable[no*PageSize:], d.b.durable[:])
 		}
 	}
+	used, allocated := m.used, c.allocated
+	c.forget(m)
+	m.used, c.allocated = used, allocated // the same blocks
 	c.leaves, c.dirty, c.mapped = nil, nil, mp
 }
 
@@ -282,41 +323,57 @@ func check(mem []byte, alloc []bool) {
 	}
 }
 
-var zeroPage block
+var zeroPage blockData
 
-// crash leaves of each page the present or the durable form.
+// crash leaves of the size, and of what is mapped, the present or the durable
+// form; Mem.crashLog has seen to pages.
 func (c *content) crash(m *Mem, keep func() bool) {
 	if c.size != c.durableSize && !keep() {
-		c.resize(m, c.durableSize)
+		c.crashSize(c.durableSize)
 	}
+	c.durableSize = c.size
 	if c.mapped != nil {
 		c.mapped.crash(keep)
-		c.durableSize = c.size
-		return
+		m.used += c.allocated
 	}
-	for _, no := range c.dirty {
-		pg := c.at(no, false)
-		pg.listed = false
-		beyond := no*PageSize >= c.size
-		if pg.cur != pg.durable && !beyond && !keep() {
-			c.revert(m, pg)
-		}
-		c.settle(m, pg)
-	}
-	c.dirty = c.dirty[:0]
-	c.durableSize = c.size
 }
 
-// revert goes back to a page's durable form.
-func (c *content) revert(m *Mem, pg *page) {
-	switch {
-	case pg.cur == nil:
-		c.allocated++
-	case pg.durable == nil:
-		c.allocated--
+// crashSize goes back to a size. What lies beyond is not there any more.
+func (c *content) crashSize(size int64) {
+	if c.mapped != nil {
+		c.resizeMapped(size)
 	}
-	m.freeBlock(pg.cur)
-	pg.cur = pg.durable
+	for no := (size + PageSize - 1) / PageSize; c.mapped == nil && no < (c.size+PageSize-1)/PageSize; no++ {
+		if pg := c.at(no, false); pg != nil {
+			*pg = page{}
+		}
+	}
+	c.size = size
+}
+
+// recount gives the pages the blocks that they have after a power loss, and
+// takes these into account again.
+func (c *content) recount(m *Mem) {
+	if c.mapped != nil {
+		return
+	}
+	c.allocated, c.dirty = 0, c.dirty[:0]
+	for _, l := range c.leaves {
+		if l == nil {
+			continue
+		}
+		for i := range l {
+			l[i].listed, l[i].cur = false, l[i].durable
+			b := l[i].cur.b
+			if b == nil {
+				continue
+			}
+			c.allocated++
+			if b.refs++; b.refs == 1 {
+				m.used++
+			}
+		}
+	}
 }
 
 func (mp *mapped) crash(keep func() bool) {
@@ -348,7 +405,7 @@ func (c *content) extents(off, end int64) []holdfast.Extent {
 				at = (no/leafPages+1)*leafPages*PageSize - PageSize
 				continue
 			}
-			data = c.at(no, false).cur != nil
+			data = c.at(no, false).readable()
 		}
 		if !data {
 			continue

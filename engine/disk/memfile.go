@@ -58,7 +58,7 @@ func (f *memFile) WriteAt(p []byte, off int64, dsync bool) (int, error) {
 	if off < 0 || !f.aligned(off, len(p)) {
 		return 0, Errno("write", f.name, syscall.EINVAL)
 	}
-	n := f.c.write(f.m, p, off, dsync)
+	n := f.c.write(f.m, p, off, how{direct: f.direct, dsync: dsync})
 	if n < len(p) {
 		return n, Errno("write", f.name, syscall.ENOSPC)
 	}
@@ -114,16 +114,8 @@ func (f *memFile) Allocate(off, n int64) error {
 	if off < 0 || n <= 0 || off+n > f.c.size {
 		return Errno("allocate", f.name, syscall.EINVAL)
 	}
-	for no := off / PageSize; no*PageSize < off+n; no++ {
-		ok := true
-		if f.c.mapped != nil {
-			ok = f.c.allocMapped(f.m, no)
-		} else if pg := f.c.at(no, true); pg.cur == nil {
-			ok = f.c.writePage(f.m, no, 0, zeroPage[:], false)
-		}
-		if !ok {
-			return Errno("allocate", f.name, syscall.ENOSPC)
-		}
+	if !f.c.allocate(f.m, off, n) {
+		return Errno("allocate", f.name, syscall.ENOSPC)
 	}
 	return nil
 }
@@ -157,7 +149,7 @@ func (f *memFile) Map(n int64) (Mapping, error) {
 		return nil, Errno("map", f.name, syscall.EINVAL)
 	}
 	if f.c.mapped == nil {
-		f.c.toMapped()
+		f.c.toMapped(f.m)
 	}
 	mp := f.c.mapped
 	if mp.life != f.m.life {

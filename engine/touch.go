@@ -1,0 +1,209 @@
+package engine
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine/disk"
+)
+
+// claims lets one at a time work on a granule. A claim covers all that its owner
+// wants, and is waited for as a whole, so that nobody waits while holding one.
+type claims struct {
+	mu   sync.Mutex
+	cond sync.Cond
+	busy [][2]int64
+}
+
+func (c *claims) take(first, last int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for slices.ContainsFunc(c.busy, func(b [2]int64) bool { return b[0] <= last && first <= b[1] }) {
+		c.cond.Wait()
+	}
+	c.busy = append(c.busy, [2]int64{first, last})
+}
+
+func (c *claims) release(first, last int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.Index(c.busy, [2]int64{first, last})
+	c.busy = slices.Delete(c.busy, i, i+1)
+	c.cond.Broadcast()
+}
+
+// settled says whether [first, last] can be written to without more ado.
+func (c *chain) settled(first, last int64) bool {
+	if c.target == nil && c.base == nil {
+		return true
+	}
+	for g := first; g <= last; g++ {
+		if c.needs(g) {
+			return false
+		}
+	}
+	return true
+}
+
+// needs says whether a granule has to be taken over or kept before it is changed.
+func (c *chain) needs(g int64) bool {
+	return c.target != nil && g < c.touched.n && !c.touched.has(g) || c.base != nil && !c.base.owns(g)
+}
+
+// touch gets [off, off+n) of the data ready for being changed: a clone takes over
+// what it does not own yet, and what the newest snapshot lacks goes there. The
+// order of which blocks files have (see disk.Sharing) makes it crash-safe: that
+// the granule is in the snapshot is durable before any change of it, as no block
+// that is shared is written to in place. trim says that holes stay holes.
+func (c *chain) touch(off, n int64, trim bool) error {
+	first, last := off/granuleSize, (off+n-1)/granuleSize
+	if c.settled(first, last) {
+		return nil
+	}
+	const most = 64 // granules at once
+	for ; first <= last; first += most {
+		if end := min(first+most-1, last); !c.settled(first, end) {
+			if err := c.touchClaimed(first, end, trim); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *chain) touchClaimed(first, last int64, trim bool) error {
+	c.claims.take(first, last)
+	defer c.claims.release(first, last)
+	if err := c.pool.space.room(); err != nil {
+		return err
+	}
+	if c.base != nil {
+		if err := c.own(first, last); err != nil {
+			return err
+		}
+	}
+	if c.target == nil {
+		return nil
+	}
+	last = min(last, c.touched.n-1)
+	for g := first; g <= last; {
+		done, end := alike(g, last, c.touched.has)
+		if !done {
+			if err := c.keep(g, end, trim); err != nil {
+				return err
+			}
+		}
+		g = end + 1
+	}
+	return nil
+}
+
+// keep puts granules that nobody changed since the target was taken into it.
+func (c *chain) keep(first, last int64, trim bool) error {
+	if err := c.pool.snapshots.room((last - first + 1) * granuleSize); err != nil {
+		return err
+	}
+	kept, err := c.target.take(c.data, first, last, trim)
+	if err != nil {
+		return err
+	}
+	for _, k := range kept {
+		c.touched.add(k[0], k[1])
+	}
+	return nil
+}
+
+// take makes the snapshot hold [first, last] with the content that they have in
+// another file, which does not change meanwhile. Granules without data get one
+// page, never written, which says that they are held; with skip they are left
+// out. It gives the ranges that are held now.
+//
+// A granule whose data is in several pieces is cloned in several steps, of which
+// a crash may leave some: it is marked meanwhile.
+func (s *snapshot) take(from disk.File, first, last int64, skip bool) ([][2]int64, error) {
+	x := granuleExtent(first, last, s.meta.SizeBytes)
+	pieces, err := from.Mapped(x.Offset, x.Length)
+	if err != nil {
+		return nil, err
+	}
+	counts := make([]int, last-first+1)
+	var data holdfast.Extent // from the first data to the last
+	split := false
+	for _, p := range pieces {
+		if p.Unwritten {
+			continue
+		}
+		for g := p.Offset / granuleSize; g <= (p.End()-1)/granuleSize; g++ {
+			counts[g-first]++
+			split = split || counts[g-first] > 1
+		}
+		if data.Length == 0 {
+			data.Offset = p.Offset
+		}
+		data.Length = p.End() - data.Offset
+	}
+	// Whole granules, so that their holes replace what an attempt that failed left.
+	data = clip(widenExtent(data), x)
+	if err := s.cloneIn(from, data, split); err != nil {
+		return nil, err
+	}
+	var kept [][2]int64
+	for g := first; g <= last; {
+		empty, end := alike(g, last, func(g int64) bool { return counts[g-first] == 0 })
+		if empty && !skip {
+			if err := s.holdEmpty(g, end); err != nil {
+				return nil, err
+			}
+			s.grew((end - g + 1) * blockSize)
+		}
+		if !empty || !skip {
+			s.held.add(g, end)
+			kept = append(kept, [2]int64{g, end})
+		}
+		g = end + 1
+	}
+	return kept, nil
+}
+
+func widenExtent(x holdfast.Extent) holdfast.Extent {
+	from := x.Offset / granuleSize * granuleSize
+	to := granulesOf(x.End()) * granuleSize
+	return holdfast.Extent{Offset: from, Length: to - from}
+}
+
+func (s *snapshot) cloneIn(from disk.File, x holdfast.Extent, split bool) error {
+	if x.Length <= 0 {
+		return nil
+	}
+	mark := markOffset(s.meta.SizeBytes, x.Offset/granuleSize)
+	n := granulesOf(x.Length) * blockSize
+	if split {
+		if err := s.f.Allocate(mark, n); err != nil {
+			return err
+		}
+	}
+	if err := s.f.CloneRange(from, x.Offset, x.Length); err != nil {
+		return err
+	}
+	s.grew(x.Length)
+	if split {
+		return s.f.Punch(mark, n)
+	}
+	return nil
+}
+
+// grew counts blocks that the file refers to from now on.
+func (s *snapshot) grew(n int64) {
+	s.bytes.Add(n)
+	s.share.used.Add(n)
+}
+
+func (s *snapshot) holdEmpty(first, last int64) error {
+	for g := first; g <= last; g++ {
+		if err := s.f.Allocate(g*granuleSize, blockSize); err != nil {
+			return err
+		}
+	}
+	return nil
+}
