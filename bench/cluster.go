@@ -89,6 +89,7 @@ func (c *cluster) configure(i int, ports []int) error {
 	cfg.DataPort, cfg.NodePort = ports[2+2*i], ports[3+2*i]
 	cfg.API, cfg.CSI = []string{"unix://" + c.path(i, "api.sock")}, ""
 	cfg.StateDir, cfg.RunDir = c.path(i, "state"), c.path(i, "run")
+	cfg.Keeper = false // who kills the process means the daemon
 	cfg.Domain = holdfast.Domain{Rack: "rack-" + nodeName(i)}
 	cfg.Pools = []agent.PoolConfig{{Path: c.path(i, "pool.img"), Format: true, ImageBytes: poolBytes}}
 	if i == 0 {

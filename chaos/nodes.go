@@ -147,6 +147,7 @@ func (f *fleet) config(m *machine) daemon.Config {
 	cfg.Node, cfg.Address = id, f.net.Address(m.number)
 	cfg.API, cfg.CSI = []string{"unix://" + f.apiSocket(id)}, "unix://"+f.csiSocket(id)
 	cfg.StateDir, cfg.RunDir = filepath.Join(base, "state"), filepath.Join(base, "run")
+	cfg.Keeper = false // who kills the process means the daemon
 	cfg.Domain = holdfast.Domain{Rack: "rack-" + m.place()}
 	cfg.Times.ReplaceAfter, cfg.Times.RetryPools = daemon.Duration(replaceAfter), daemon.Duration(retryPools)
 	cfg.Pools = []agent.PoolConfig{{Path: filepath.Join(base, "pool.img"), Format: true, ImageBytes: poolBytes}}

@@ -55,8 +55,11 @@ type Config struct {
 	// not: pools and devices are mounted below it.
 	StateDir string `json:"stateDir,omitempty"`
 	RunDir   string `json:"runDir,omitempty"`
-	Etcd     Etcd   `json:"etcd"`
-	Times    Times  `json:"times,omitzero"`
+	// Keeper has the daemon run under a keeper, which holds its devices while it is
+	// killed or replaced. Default true.
+	Keeper bool  `json:"keeper"`
+	Etcd   Etcd  `json:"etcd"`
+	Times  Times `json:"times,omitzero"`
 
 	Placement   Placement   `json:"placement,omitzero"`
 	Reconcile   Reconcile   `json:"reconcile,omitzero"`
@@ -126,7 +129,7 @@ func DefaultConfig() Config {
 	host, _ := os.Hostname()
 	return Config{
 		Node: host, Address: "127.0.0.1", DataPort: DefaultDataPort, NodePort: DefaultNodePort,
-		API: []string{api.DefaultTCP, api.DefaultUnix}, CSI: DefaultCSI, StateDir: DefaultStateDir, RunDir: DefaultRunDir,
+		API: []string{api.DefaultTCP, api.DefaultUnix}, CSI: DefaultCSI, StateDir: DefaultStateDir, RunDir: DefaultRunDir, Keeper: true,
 		Times: Times{Lease: Duration(defaultLeaseTTL), ReplaceAfter: Duration(10 * time.Minute), RetryPools: Duration(30 * time.Second)},
 		Log:   Log{Level: "info", Format: "text"},
 	}
@@ -239,5 +242,8 @@ func (l Log) validate() error {
 	}
 	return nil
 }
+
+// KeeperStatus is the file in which the keeper says who it is.
+func (c Config) KeeperStatus() string { return filepath.Join(c.RunDir, "keeper.json") }
 
 func (c Config) hostPort(port int) string { return net.JoinHostPort(c.Address, fmt.Sprint(port)) }

@@ -7,8 +7,8 @@
 // and that on its end everything is stopped in the order that keeps others safe.
 // It decides nothing itself.
 //
-// Goroutines: Run owns one for the node, one for the controller, one for the API
-// and those of the packages it composes; all have ended when it returns.
+// Goroutines: Run owns one for the node, one for the controller, one for the API,
+// one for the keeper, one for the request to hand over, and those of the packages it composes; all have ended when it returns.
 package daemon
 
 import (
@@ -31,6 +31,7 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/reconcile"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/node"
+	"github.com/holdfast-storage/holdfast/node/keeper"
 )
 
 // Options are what is no configuration.
@@ -40,6 +41,11 @@ type Options struct {
 	RPC     rpc.Config // zero: plain connections
 	// Ready, if set, is called once when the node is registered and answers.
 	Ready func()
+	// Keeper, if set, holds the devices over the end of this process.
+	Keeper *keeper.Client
+	// HandOver, when it is readable, has the daemon end and leave its devices to
+	// the one that the keeper starts next.
+	HandOver <-chan os.Signal
 }
 
 // Run is the daemon's life: until ctx ends, which is no error, or until a part
@@ -55,6 +61,16 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 	defer unlock()
 	log := o.Log.With("node", cfg.Node)
 	routeKlog(log)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-o.HandOver: // nil: never
+			log.Info("handing over to the next daemon")
+			cancel(node.HandOver{})
+		case <-ctx.Done():
+		}
+	}()
 	log.Info("starting", "release", o.Release, "address", cfg.Address, "pools", len(cfg.Pools))
 	recs, err := openRecords(ctx, cfg, log)
 	if err != nil {
@@ -123,6 +139,7 @@ func (d *daemon) run(ctx context.Context) error {
 	g.Go(func() error { rc.Run(ctx); return nil })
 	g.Go(func() error { return ended(ctx, "the API", d.serveAPI(ctx)) })
 	g.Go(func() error { d.tellReady(ctx, nd.Ready()); return nil })
+	g.Go(func() error { d.watchKeeper(ctx, nd.Ready()); return nil })
 	return g.Wait()
 }
 
@@ -134,6 +151,35 @@ func (d *daemon) tellReady(ctx context.Context, ready <-chan struct{}) {
 			d.o.Ready()
 		}
 	case <-ctx.Done():
+	}
+}
+
+// keeperEvery is how often the keeper is asked whether it is there.
+const keeperEvery = 10 * time.Second
+
+// watchKeeper tells the keeper that the daemon works, and the log when the keeper
+// is gone.
+func (d *daemon) watchKeeper(ctx context.Context, ready <-chan struct{}) {
+	if d.o.Keeper == nil {
+		return
+	}
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return
+	}
+	every := time.NewTicker(keeperEvery)
+	defer every.Stop()
+	for {
+		if err := d.o.Keeper.Ready(); err != nil {
+			d.log.Error("the keeper is gone: if this daemon ends, the I/O of its devices fails; start the service anew when nothing is mounted", "err", err)
+			return
+		}
+		select {
+		case <-every.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -219,6 +265,9 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Agent.ScrubEvery = time.Duration(cfg.Replication.ScrubEvery)
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
 	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
+	if d.o.Keeper != nil { // not a nil *keeper.Client inside a non-nil interface
+		nc.Keeper = d.o.Keeper
+	}
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
 	nc.Primary, nc.RegisterAPI = cfg.Replication.primary(), d.found.register
 	if cfg.CSI == "" {

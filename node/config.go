@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-storage/holdfast/metadata"
 	"github.com/holdfast-storage/holdfast/node/agent"
 	nodecsi "github.com/holdfast-storage/holdfast/node/csi"
+	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
@@ -32,6 +33,9 @@ type Config struct {
 	// Advertise is the host under which others reach this node. Default: the
 	// hosts of DataListen and APIListen, which must then be specific.
 	Advertise string
+	// Keeper holds the devices for the next process of this node; nil: none, they
+	// end with this one.
+	Keeper fuseloop.Keeper
 	// CSIEndpoint is where the CSI services answer: unix:///path. Empty: nowhere.
 	CSIEndpoint string
 	// RegisterCSI adds services beside the CSI node service: identity and

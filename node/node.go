@@ -26,6 +26,13 @@ type Abandon struct{}
 // Error implements error.
 func (Abandon) Error() string { return "the node is abandoned" }
 
+// HandOver, as the cause that ends Run's context, makes it stop for a successor
+// that follows at once: devices that the keeper holds are left to it.
+type HandOver struct{}
+
+// Error implements error.
+func (HandOver) Error() string { return "the node is handed over to the next daemon" }
+
 // Node is one node's daemon: New, then Run, once.
 type Node struct {
 	cfg     Config
@@ -66,13 +73,13 @@ func (n *Node) Agent() *agent.Agent { return n.agent }
 func (n *Node) Run(ctx context.Context) error {
 	op := "run node " + string(n.cfg.Agent.ID)
 	if err := n.build(ctx); err != nil {
-		return holdfast.Wrap(op, errors.Join(err, n.dismantle(false)))
+		return holdfast.Wrap(op, errors.Join(err, n.dismantle(nil)))
 	}
 	err := n.agent.Start(ctx)
 	if err == nil {
 		err = n.serve(ctx)
 	}
-	return holdfast.Wrap(op, errors.Join(err, n.dismantle(errors.Is(context.Cause(ctx), Abandon{}))))
+	return holdfast.Wrap(op, errors.Join(err, n.dismantle(context.Cause(ctx))))
 }
 
 // build makes the parts; none of them answers anybody yet.
@@ -89,7 +96,7 @@ func (n *Node) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.front, err = fuseloop.New(fuseloop.Config{Root: filepath.Join(n.cfg.RunDir, "devices"), Log: n.cfg.Log})
+	n.front, err = fuseloop.New(fuseloop.Config{Root: filepath.Join(n.cfg.RunDir, "devices"), Keeper: n.cfg.Keeper, Log: n.cfg.Log})
 	if err != nil {
 		return err
 	}
@@ -103,13 +110,15 @@ func (n *Node) build(ctx context.Context) error {
 }
 
 // dismantle ends the parts in the order that keeps others safe.
-func (n *Node) dismantle(abandon bool) error {
+func (n *Node) dismantle(cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	var errs []error
 	switch {
-	case n.agent != nil && abandon:
+	case n.agent != nil && errors.Is(cause, Abandon{}):
 		errs = append(errs, n.agent.Abandon(n.plane.Close))
+	case n.agent != nil && errors.Is(cause, HandOver{}):
+		errs = append(errs, n.agent.HandOver(ctx, n.plane.Close))
 	case n.agent != nil:
 		errs = append(errs, n.agent.Close(ctx, n.plane.Close))
 	case n.plane != nil:

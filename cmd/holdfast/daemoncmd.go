@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"log/slog"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -41,7 +40,12 @@ What else can be set, all with good defaults:
   reconcile         how many lost replicas are rebuilt at once: rebuilds, rebuildsPerNode
   replication       silentAfter, reconnectFor, repairRate
   times             lease (a silent node is dead), replaceAfter (its replicas are made elsewhere)
-  api, dataPort, nodePort, autoPools, stateDir, runDir, log`
+  api, dataPort, nodePort, autoPools, stateDir, runDir, log
+  keeper            false: the daemon runs alone, and its devices end with it
+
+The process that is started is the keeper: it starts the daemon, holds its devices
+while the daemon is killed, crashes or is replaced ("holdfast node upgrade"), and
+starts the next one. SIGTERM and SIGINT end both.`
 
 // daemonFlags override the configuration file.
 type daemonFlags struct {
@@ -64,7 +68,7 @@ func (c *cli) daemonCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return daemon.Run(cmd.Context(), cfg, daemon.Options{Release: releaseName(), Log: slog.New(cfg.Log.Handler(c.err))})
+			return c.runDaemon(cmd.Context(), cfg)
 		},
 	}
 	fl := cmd.Flags()

@@ -26,9 +26,12 @@ const (
 var errUnhealthy = errors.New("the cluster is not healthy")
 
 func exitCode(err error) int {
+	var daemon daemonExit
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &daemon):
+		return int(daemon)
 	case errors.Is(err, errUnhealthy):
 		return exitUnhealthy
 	case errors.Is(err, context.Canceled):
@@ -52,8 +55,9 @@ func exitCode(err error) int {
 
 // report shows an error to a person.
 func report(w io.Writer, err error) {
-	if errors.Is(err, errUnhealthy) {
-		return
+	var daemon daemonExit
+	if errors.Is(err, errUnhealthy) || errors.As(err, &daemon) {
+		return // said already
 	}
 	if errors.Is(err, context.Canceled) {
 		fmt.Fprintln(w, "holdfast: interrupted")

@@ -17,7 +17,7 @@ import (
 // nodeCommand is the daemon, with the commands about nodes below it.
 func (c *cli) nodeCommand() *cobra.Command {
 	cmd := c.daemonCommand()
-	cmd.AddCommand(c.nodeConfig(), c.nodeList(), c.nodeInspect(), c.nodeDrain(), c.nodeUndrain(), c.nodeForget())
+	cmd.AddCommand(c.nodeConfig(), c.nodeList(), c.nodeInspect(), c.nodeDrain(), c.nodeUndrain(), c.nodeForget(), c.upgradeCommand())
 	return cmd
 }
 

@@ -46,7 +46,8 @@ type Agent struct {
 	upkeep     map[holdfast.VolumeID]*upkeep
 	records    map[holdfast.VolumeID]holdfast.Record
 	creations  map[holdfast.ReplicaID]*turn
-	reattached bool // the predecessor's volumes have been looked for
+	adopted    map[holdfast.VolumeID]bool // devices of a predecessor, not served yet
+	reattached bool                       // the predecessor's volumes have been looked for
 	closed     bool
 }
 
@@ -73,15 +74,15 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		registered:  make(chan struct{}),
 		refreshSoon: make(chan struct{}, 1), purgeSoon: make(chan struct{}, 1), checkSoon: make(chan struct{}, 1),
 		volumes: map[holdfast.VolumeID]*slot{}, upkeep: map[holdfast.VolumeID]*upkeep{},
-		records: map[holdfast.VolumeID]holdfast.Record{}, creations: map[holdfast.ReplicaID]*turn{},
+		records: map[holdfast.VolumeID]holdfast.Record{}, creations: map[holdfast.ReplicaID]*turn{}, adopted: map[holdfast.VolumeID]bool{},
 	}
 	a.node = holdfast.Node{ID: cfg.ID, Domain: cfg.Domain}
 	a.ops, a.endOps = context.WithCancel(context.Background())
 	return a, nil
 }
 
-// Start takes the node's lease, removes devices that a killed predecessor left
-// behind, opens the pools and adopts their replicas. After it, the data plane
+// Start takes the node's lease, takes over the devices that a predecessor left to
+// the keeper, removes those that a killed one left behind without, opens the pools and adopts their replicas. After it, the data plane
 // may answer: what is stored here is known. Errors: InUse when another process
 // lives under this node's id; a pool that fails does not fail Start. On error,
 // nothing is left open.
@@ -89,6 +90,7 @@ func (a *Agent) Start(ctx context.Context) error {
 	if err := a.joinFirst(ctx); err != nil {
 		return err
 	}
+	a.adoptDevices(ctx)
 	cleaned, err := a.deps.FrontEnd.CleanOrphans(ctx)
 	if err != nil {
 		// What could not be removed is in nobody's way: new devices get new names.
@@ -133,7 +135,7 @@ func (a *Agent) Close(ctx context.Context, stopPlane func() error) error {
 	a.mu.Unlock()
 	a.endOps()
 	a.stopAllUpkeep()
-	errs := []error{a.closeVolumes(ctx)}
+	errs := []error{a.closeVolumes(ctx, nil)}
 	errs = append(errs, stopPlane())
 	a.work.Wait()
 	errs = append(errs, a.closePools())
@@ -150,20 +152,10 @@ func (a *Agent) Close(ctx context.Context, stopPlane func() error) error {
 // process can do to itself: what it had is free for others when the lease has
 // run out. It is Close otherwise.
 func (a *Agent) Abandon(stopPlane func() error) error {
-	a.mu.Lock()
-	if a.closed {
-		a.mu.Unlock()
+	devices, open := a.abdicate()
+	if !open {
 		return nil
 	}
-	a.closed = true
-	var devices []device.Device
-	for _, s := range a.volumes {
-		if s.dev != nil {
-			devices = append(devices, s.dev)
-		}
-	}
-	a.mu.Unlock()
-	a.endOps()
 	errs := []error{stopPlane()}
 	a.stopAllUpkeep()
 	for _, d := range devices {
@@ -172,6 +164,24 @@ func (a *Agent) Abandon(stopPlane func() error) error {
 	a.work.Wait()
 	errs = append(errs, a.closePools())
 	return holdfast.Wrap("abandon agent", errors.Join(errs...))
+}
+
+// abdicate ends the agent's operations and names the devices that it has. open is
+// false when it had been closed before.
+func (a *Agent) abdicate() (devices []device.Device, open bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, false
+	}
+	a.closed = true
+	for _, s := range a.volumes {
+		if s.dev != nil {
+			devices = append(devices, s.dev)
+		}
+	}
+	a.endOps()
+	return devices, true
 }
 
 // note writes an event down, for the log and for inspect.

@@ -157,7 +157,10 @@ func (a *Agent) openDevice(ctx context.Context, s *slot, spec holdfast.Spec) (st
 	if err != nil {
 		return "", errors.Join(err, a.undo(ctx, s))
 	}
-	a.set(s, func() { s.dev, s.size = dev, size })
+	a.set(s, func() {
+		s.dev, s.size = dev, size
+		delete(a.adopted, s.id)
+	})
 	if !a.spawn(func() { a.tend(s, vol, dev, resized) }) {
 		return "", errors.Join(holdfast.E("", holdfast.Unavailable, "this node's daemon is stopping"), a.closeDevice(ctx, s, true), a.undo(ctx, s))
 	}

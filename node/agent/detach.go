@@ -47,6 +47,9 @@ func (a *Agent) detachNow(ctx context.Context, id holdfast.VolumeID, force bool)
 	if s.vol != nil && isEnded(s.vol) {
 		a.clearEnded(s, s.vol)
 	}
+	if err := a.discardDevice(id, force, "the volume is detached"); err != nil {
+		return err
+	}
 	if err := a.closeDevice(ctx, s, force); err != nil {
 		return err
 	}
@@ -117,12 +120,15 @@ func (a *Agent) dropGrant(ctx context.Context, id holdfast.VolumeID, kind holdfa
 }
 
 // closeVolumes detaches what can be, at the end. What is mounted or open stays
-// granted and is only cut off from its device, which dies with this process.
-func (a *Agent) closeVolumes(ctx context.Context) error {
+// granted and is only cut off from its device, which dies with this process. Those
+// in left are left alone.
+func (a *Agent) closeVolumes(ctx context.Context, left map[holdfast.VolumeID]bool) error {
 	a.mu.Lock()
 	ids := make([]holdfast.VolumeID, 0, len(a.volumes))
 	for id := range a.volumes {
-		ids = append(ids, id)
+		if !left[id] {
+			ids = append(ids, id)
+		}
 	}
 	a.mu.Unlock()
 	errs := make([]error, len(ids))

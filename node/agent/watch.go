@@ -60,6 +60,7 @@ func (a *Agent) attachOld(ctx context.Context) {
 	if done {
 		return
 	}
+	a.discardUnwanted()
 	for _, id := range old {
 		a.note(id, "attached here before this daemon started; attaching it again")
 		a.spawn(func() { a.attachUntilTaken(ctx, id) })
@@ -81,6 +82,7 @@ func (a *Agent) attachUntilTaken(ctx context.Context, id holdfast.VolumeID) {
 			return
 		case errors.Is(err, holdfast.Fenced), errors.Is(err, holdfast.NotFound), errors.Is(err, holdfast.InUse):
 			a.note(id, "not attached again: "+err.Error())
+			a.discardUnwanted()
 			return
 		}
 		a.log.Warn("a volume cannot be attached again yet", "volume", string(id), "err", err)

@@ -52,3 +52,22 @@ type FrontEnd interface {
 	// devices and mounts whose server is gone. It names the volumes it cleaned.
 	CleanOrphans(ctx context.Context) ([]holdfast.VolumeID, error)
 }
+
+// Successor is a front end whose devices outlive the process: with the help of a
+// keeper, the next process takes them over. Their I/O waits meanwhile, and what
+// was in flight is done again.
+type Successor interface {
+	// Adopt takes over the devices that a predecessor left, and names their
+	// volumes. Each waits, with its I/O, until Open is called for its volume,
+	// which gives the same device again, or Discard. Called once, before
+	// CleanOrphans, which leaves them alone.
+	Adopt(ctx context.Context) ([]holdfast.VolumeID, error)
+	// Discard removes an adopted device that was not opened; NotFound if there is
+	// none. InUse while something is mounted from it, unless forced: then it is
+	// like Abort.
+	Discard(vol holdfast.VolumeID, force bool) error
+	// Leave leaves all open devices to the next process, if a keeper holds them,
+	// and ends their service here: no answer is given from then on. It says which
+	// devices are left; the others are as they were.
+	Leave() []holdfast.VolumeID
+}

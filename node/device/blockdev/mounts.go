@@ -42,6 +42,12 @@ func mounts() ([]Mount, error) {
 	return all, holdfast.WrapKind("read the mount table", holdfast.Other, sc.Err())
 }
 
+// Mounted says whether a filesystem of this type is mounted at dir.
+func Mounted(dir, fsType string) (bool, error) {
+	all, err := mounts()
+	return slices.ContainsFunc(all, func(m Mount) bool { return m.Point == dir && m.FSType == fsType }), err
+}
+
 // parseMount reads a line as proc_pid_mountinfo(5) describes it: six fields, any
 // number of optional ones, a dash, three fields.
 func parseMount(line string) (Mount, bool) {

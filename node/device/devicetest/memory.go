@@ -203,6 +203,23 @@ func (m *Memory) Grow(size int64) {
 	m.size = size
 }
 
+// Copy is another backend with the same content, which answers everything.
+func (m *Memory) Copy() *Memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := NewMemory(m.size)
+	for n, p := range m.live {
+		q := *p
+		c.live[n] = &q
+		c.dirty[n] = struct{}{}
+	}
+	for n, p := range m.durable {
+		q := *p
+		c.durable[n] = &q
+	}
+	return c
+}
+
 // SetDelay makes every request take d.
 func (m *Memory) SetDelay(d time.Duration) {
 	m.mu.Lock()

@@ -22,6 +22,7 @@ type Device struct {
 	dir  string // where the filesystem is mounted
 	loop loopDevice
 	srv  *server
+	kept bool // the keeper holds the connection; set before anybody has d
 
 	abortOnce sync.Once
 	aborted   chan struct{} // closed when Abort begins
@@ -233,6 +234,7 @@ func (d *Device) dismantle() error {
 	if err := os.Remove(d.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return holdfast.WrapKind("remove the mount point", holdfast.Other, err)
 	}
+	d.drop()
 	d.gone = true
 	d.fe.forget(d.opts.Volume)
 	return nil

@@ -6,10 +6,14 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/node/device"
 	"github.com/holdfast-storage/holdfast/node/device/blockdev"
+	"github.com/holdfast-storage/holdfast/node/keeper"
 )
 
 // Config describes a front end.
@@ -19,33 +23,57 @@ type Config struct {
 	// by which a successor knows its predecessor's devices, and a lock: two
 	// daemons cannot share it.
 	Root string
+	// Keeper, if set, holds the devices' connections, so that they outlive this
+	// process. See device.Successor.
+	Keeper Keeper
 	// Log receives what happens off the data path. Nil drops it.
 	Log *slog.Logger
 }
+
+// Keeper keeps descriptors for the next process: keeper.Client.
+type Keeper interface {
+	Put(key string, note []byte, fd int) error
+	Drop(key string) error
+	List() ([]keeper.Held, error)
+}
+
+// keptWait is for how long a killed predecessor may take to be gone before its
+// connections are ended, though a keeper holds them: a thread of it may wait for
+// an answer that only a successor could give.
+const keptWait = 3 * time.Second
 
 // FrontEnd is device.FrontEnd by FUSE and loop devices.
 type FrontEnd struct {
 	root *blockdev.Root
 	log  *slog.Logger
+	keep Keeper // nil: none
 
 	mu      sync.Mutex
-	devices map[holdfast.VolumeID]*Device // nil while being opened
+	devices map[holdfast.VolumeID]*Device  // nil while being opened
+	adopted map[holdfast.VolumeID]*adopted // not opened yet
 }
 
 var (
-	_ device.FrontEnd = (*FrontEnd)(nil)
-	_ device.Device   = (*Device)(nil)
+	_ device.FrontEnd  = (*FrontEnd)(nil)
+	_ device.Successor = (*FrontEnd)(nil)
+	_ device.Device    = (*Device)(nil)
 )
 
 // New takes the root directory. It fails with InUse while another process that
 // lives has it.
 func New(c Config) (*FrontEnd, error) {
 	const op = "start the fuseloop front end"
-	root, err := blockdev.OpenRoot(c.Root, abortMounts)
+	began := time.Now()
+	root, err := blockdev.OpenRoot(c.Root, func(root string) {
+		if c.Keeper == nil || time.Since(began) > keptWait {
+			abortMounts(root)
+		}
+	})
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	f := &FrontEnd{root: root, log: c.Log, devices: map[holdfast.VolumeID]*Device{}}
+	f := &FrontEnd{root: root, log: c.Log, keep: c.Keeper,
+		devices: map[holdfast.VolumeID]*Device{}, adopted: map[holdfast.VolumeID]*adopted{}}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
@@ -62,6 +90,10 @@ func (f *FrontEnd) Close() error {
 	defer f.mu.Unlock()
 	if n := len(f.devices); n > 0 {
 		return holdfast.E("stop the fuseloop front end", holdfast.InUse, fmt.Sprintf("%d devices are open; close them first", n))
+	}
+	for vol, a := range f.adopted { // never opened: the next start removes them
+		_ = unix.Close(a.fd)
+		delete(f.adopted, vol)
 	}
 	return f.root.Close()
 }
@@ -109,6 +141,9 @@ func (f *FrontEnd) forget(vol holdfast.VolumeID) {
 }
 
 func (f *FrontEnd) open(ctx context.Context, o device.Options, b device.Backend) (*Device, error) {
+	if a := f.takeAdopted(o.Volume); a != nil {
+		return f.resume(ctx, a, o, b)
+	}
 	if _, err := f.clean(func(v holdfast.VolumeID) bool { return v == o.Volume }); err != nil {
 		return nil, err
 	}
@@ -120,5 +155,6 @@ func (f *FrontEnd) open(ctx context.Context, o device.Options, b device.Backend)
 		d.dismantle()
 		return nil, err
 	}
+	d.put()
 	return d, nil
 }

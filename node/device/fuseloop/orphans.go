@@ -16,7 +16,7 @@ import (
 // left: FUSE mounts without a server, and loop devices over them. Filesystems
 // that are still mounted from such a device are dead; they are reported in the
 // log and unmounted lazily. Devices of this front end, and those of other
-// owners, are not touched.
+// owners and those that a keeper held are not touched.
 func (f *FrontEnd) CleanOrphans(ctx context.Context) ([]holdfast.VolumeID, error) {
 	const op = "clean up after a predecessor"
 	if err := ctx.Err(); err != nil {
@@ -26,7 +26,7 @@ func (f *FrontEnd) CleanOrphans(ctx context.Context) ([]holdfast.VolumeID, error
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		_, ours := f.devices[v]
-		return !ours
+		return !ours && f.adopted[v] == nil
 	})
 	return cleaned, holdfast.Wrap(op, err)
 }

@@ -1,0 +1,305 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// Config says what a keeper starts.
+type Config struct {
+	// Path is the daemon's program, looked at anew at each start, and Args its
+	// arguments without the program's name.
+	Path string
+	Args []string
+	// Try are arguments with which a new version of the program must end with
+	// status 0 before the daemon that runs is stopped for it: such as "version".
+	Try []string
+	// HandOverWait bounds how long a daemon may take to hand over; then it is
+	// killed, which the next one copes with as well. Default 10 s.
+	HandOverWait time.Duration
+	// StatusFile, if set, tells others about this keeper: see Status.
+	StatusFile string
+
+	Stdout *os.File
+	Stderr *os.File
+	Log    *slog.Logger
+}
+
+const (
+	// firstPause is between the unexpected end of a daemon and the next start if
+	// the one that ended had not lived long; it doubles up to lastPause.
+	firstPause   = 50 * time.Millisecond
+	lastPause    = 5 * time.Second
+	livedLong    = 30 * time.Second
+	handOverWait = 10 * time.Second
+	tryWait      = 20 * time.Second
+)
+
+// HandOver is the signal to a daemon to leave its devices as they are and end.
+const HandOver = syscall.SIGUSR1
+
+// keeper is the state of Run.
+type keeper struct {
+	cfg Config
+
+	mu     sync.Mutex
+	held   map[string]kept
+	status Status
+}
+
+type kept struct {
+	note []byte
+	fd   int
+}
+
+// Run starts the daemon and keeps it running until ctx ends or it has ended by
+// SIGTERM or SIGINT, which are passed on; SIGHUP replaces it by the program that
+// now stands at Path. The result is the daemon's exit status.
+func Run(ctx context.Context, cfg Config) (status int, err error) {
+	if cfg.HandOverWait <= 0 {
+		cfg.HandOverWait = handOverWait
+	}
+	k := &keeper{cfg: cfg, held: map[string]kept{}, status: Status{Keeper: os.Getpid()}}
+	defer k.dropAll()
+	defer k.forgetStatus()
+	if err := lockMemory(); err != nil {
+		cfg.Log.Warn("the keeper's memory cannot be locked: under memory pressure it may be slow to start the next daemon", "err", err)
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	for pause := firstPause; ; {
+		began := time.Now()
+		end, err := k.life(ctx, signals)
+		switch {
+		case err != nil && !k.holdsAny():
+			return 1, err
+		case err == nil && end.handedOver && !end.wanted:
+			pause = firstPause
+			continue
+		case err == nil && (end.wanted || end.status == 0 || !end.ready && !k.holdsAny()):
+			return end.status, nil
+		}
+		if time.Since(began) > livedLong {
+			pause = firstPause
+		}
+		k.cfg.Log.Error("the daemon ended by itself and is started again", "status", end.status, "cause", end.cause, "err", err, "pause", pause, "devices", len(k.held))
+		if !wait(ctx, signals, pause) {
+			return 0, nil
+		}
+		pause = min(2*pause, lastPause)
+	}
+}
+
+// wait pauses; false when the keeper is to end meanwhile.
+func wait(ctx context.Context, signals <-chan os.Signal, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			return true
+		case <-ctx.Done():
+			return false
+		case s := <-signals:
+			if s != syscall.SIGHUP { // the new program is started anyway
+				return false
+			}
+		}
+	}
+}
+
+// ending is how a daemon came to its end.
+type ending struct {
+	status     int
+	cause      string
+	wanted     bool // the keeper was told to end
+	handedOver bool // the keeper asked for it
+	ready      bool // it had worked
+}
+
+// life runs one daemon from start to end.
+func (k *keeper) life(ctx context.Context, signals <-chan os.Signal) (ending, error) {
+	conn, cmd, err := k.start()
+	if err != nil {
+		return ending{}, holdfast.WrapKind("start the daemon", holdfast.Unavailable, err)
+	}
+	k.tell(func(s *Status) { s.Daemon, s.Ready = cmd.Process.Pid, false })
+	served := make(chan struct{})
+	go func() { defer close(served); k.serve(conn) }()
+	waited := make(chan error, 1)
+	go func() { waited <- cmd.Wait() }()
+	var e ending
+	err = k.mind(ctx, signals, cmd, waited, &e)
+	// Nothing that it started may go on beside the next one, and nobody else has
+	// the other end of the socket.
+	_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+	_ = conn.Close()
+	<-served
+	k.mu.Lock()
+	e.ready = k.status.Ready
+	k.mu.Unlock()
+	e.status, e.cause = exitStatus(err), cmd.ProcessState.String()
+	return e, nil
+}
+
+// mind passes signals on until the daemon has ended, and returns how.
+func (k *keeper) mind(ctx context.Context, signals <-chan os.Signal, cmd *exec.Cmd, waited <-chan error, e *ending) error {
+	var late <-chan time.Time
+	done := ctx.Done()
+	for {
+		select {
+		case err := <-waited:
+			return err
+		case <-done:
+			e.wanted, done = true, nil
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+		case s := <-signals:
+			switch {
+			case s != syscall.SIGHUP:
+				e.wanted = true
+				_ = cmd.Process.Signal(s)
+			case k.mayReplace(ctx):
+				e.handedOver = true
+				_ = cmd.Process.Signal(HandOver)
+				late = time.After(k.cfg.HandOverWait)
+			}
+		case <-late:
+			k.cfg.Log.Warn("the daemon did not hand over in time and is killed; the next one copes with that", "after", k.cfg.HandOverWait)
+			_ = cmd.Process.Kill()
+		}
+	}
+}
+
+// mayReplace says whether the program at Path can run at all.
+func (k *keeper) mayReplace(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, tryWait)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, k.cfg.Path, k.cfg.Try...).CombinedOutput()
+	if err != nil {
+		k.cfg.Log.Error("the program does not run: the daemon stays as it is", "program", k.cfg.Path, "err", err, "output", string(out))
+	}
+	return err == nil
+}
+
+// start starts the daemon in a process group of its own with its socket.
+func (k *keeper) start() (*net.UnixConn, *exec.Cmd, error) {
+	conn, theirs, err := pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer theirs.Close()
+	cmd := exec.Command(k.cfg.Path, k.cfg.Args...)
+	cmd.Stdout, cmd.Stderr = k.cfg.Stdout, k.cfg.Stderr
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.Env = append(os.Environ(), Env+"=3")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return conn, cmd, nil
+}
+
+func exitStatus(err error) int {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit) && exit.ExitCode() >= 0:
+		return exit.ExitCode()
+	}
+	return 1
+}
+
+// serve answers one daemon until its end of the socket is closed.
+func (k *keeper) serve(c *net.UnixConn) {
+	for {
+		p, err := receive(c)
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, unix.ECONNRESET) {
+				k.cfg.Log.Error("the daemon's socket is of no use any more", "err", err)
+				_ = c.Close()
+			}
+			return
+		}
+		if err := k.answer(c, p); err != nil {
+			return
+		}
+	}
+}
+
+func (k *keeper) answer(c *net.UnixConn, p packet) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	refused := ""
+	switch {
+	case p.op == opPut && p.fd >= 0 && p.key != "":
+		k.drop(p.key)
+		k.held[p.key] = kept{note: p.note, fd: p.fd}
+		p.fd = -1
+	case p.op == opDrop:
+		k.drop(p.key)
+	case p.op == opReady:
+		if !k.status.Ready {
+			k.status.Ready = true
+			k.writeStatus()
+		}
+	case p.op == opList:
+		for key, h := range k.held {
+			if err := send(c, packet{op: opHeld, key: key, note: h.note, fd: h.fd}); err != nil {
+				return err
+			}
+		}
+	default:
+		refused = fmt.Sprintf("the request %q is unknown to this version; start the service anew to replace the keeper", p.op)
+	}
+	if p.fd >= 0 {
+		_ = unix.Close(p.fd)
+	}
+	if refused != "" {
+		return send(c, packet{op: opError, note: []byte(refused), fd: -1})
+	}
+	return send(c, packet{op: opEnd, fd: -1})
+}
+
+// drop closes what is held under a key; mu is held.
+func (k *keeper) drop(key string) {
+	if h, ok := k.held[key]; ok {
+		_ = unix.Close(h.fd)
+		delete(k.held, key)
+	}
+}
+
+func (k *keeper) dropAll() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for key := range k.held {
+		k.drop(key)
+	}
+}
+
+func (k *keeper) holdsAny() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.held) > 0
+}
+
+// lockMemory keeps what the process touches in memory: it must start the next
+// daemon when memory can only be had by writing to that daemon's devices.
+func lockMemory() error {
+	return unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+}
