@@ -31,6 +31,7 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/reconcile"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/node"
+	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 	"github.com/holdfast-storage/holdfast/node/keeper"
 )
 
@@ -48,6 +49,14 @@ type Options struct {
 	HandOver <-chan os.Signal
 }
 
+// keeper is the keeper as devices use it.
+func (o Options) keeper() fuseloop.Keeper {
+	if o.Keeper == nil {
+		return nil // not a nil *keeper.Client inside a non-nil interface
+	}
+	return o.Keeper
+}
+
 // Run is the daemon's life: until ctx ends, which is no error, or until a part
 // fails that it cannot work without.
 func Run(ctx context.Context, cfg Config, o Options) error {
@@ -55,6 +64,9 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		return err
 	}
 	unlock, err := lockState(cfg.StateDir)
+	if errors.Is(err, holdfast.InUse) && node.FreeDying(cfg.RunDir, o.keeper()) {
+		unlock, err = lockState(cfg.StateDir)
+	}
 	if err != nil {
 		return err
 	}
@@ -265,9 +277,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Agent.ScrubEvery = time.Duration(cfg.Replication.ScrubEvery)
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
 	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
-	if d.o.Keeper != nil { // not a nil *keeper.Client inside a non-nil interface
-		nc.Keeper = d.o.Keeper
-	}
+	nc.Keeper = d.o.keeper()
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
 	nc.Primary, nc.RegisterAPI = cfg.Replication.primary(), d.found.register
 	if cfg.CSI == "" {

@@ -33,6 +33,19 @@ type HandOver struct{}
 // Error implements error.
 func (HandOver) Error() string { return "the node is handed over to the next daemon" }
 
+// FreeDying waits until a predecessor with this run directory is gone that was
+// killed, but has a thread in the kernel that waits for one of its own devices,
+// and frees it from that in the end. It says whether there is none any more.
+func FreeDying(runDir string, k fuseloop.Keeper) bool {
+	f, err := fuseloop.New(fuseloop.Config{Root: devicesDir(runDir), Keeper: k})
+	if err != nil {
+		return false
+	}
+	return f.Close() == nil
+}
+
+func devicesDir(runDir string) string { return filepath.Join(runDir, "devices") }
+
 // Node is one node's daemon: New, then Run, once.
 type Node struct {
 	cfg     Config
@@ -96,7 +109,7 @@ func (n *Node) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.front, err = fuseloop.New(fuseloop.Config{Root: filepath.Join(n.cfg.RunDir, "devices"), Keeper: n.cfg.Keeper, Log: n.cfg.Log})
+	n.front, err = fuseloop.New(fuseloop.Config{Root: devicesDir(n.cfg.RunDir), Keeper: n.cfg.Keeper, Log: n.cfg.Log})
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/node/device/blockdev"
 )
 
 // Config says what a keeper starts.
@@ -47,6 +48,11 @@ const (
 	livedLong    = 30 * time.Second
 	handOverWait = 10 * time.Second
 	tryWait      = 20 * time.Second
+	// A daemon that was killed may not be gone at once: a thread of it that waits
+	// in the kernel for one of its own devices can only be freed by its successor,
+	// which is started after this time. Locks keep the two apart.
+	dyingEvery = 500 * time.Millisecond
+	dyingTimes = 4
 )
 
 // HandOver is the signal to a daemon to leave its devices as they are and end.
@@ -153,18 +159,33 @@ func (k *keeper) life(ctx context.Context, signals <-chan os.Signal) (ending, er
 	k.mu.Lock()
 	e.ready = k.status.Ready
 	k.mu.Unlock()
-	e.status, e.cause = exitStatus(err), cmd.ProcessState.String()
+	if err != nil {
+		e.cause = err.Error()
+	}
+	e.status = exitStatus(err)
 	return e, nil
 }
+
+// errStuck is the end of a daemon that was killed and is not gone.
+var errStuck = errors.New("killed, but not gone: it waits in the kernel")
 
 // mind passes signals on until the daemon has ended, and returns how.
 func (k *keeper) mind(ctx context.Context, signals <-chan os.Signal, cmd *exec.Cmd, waited <-chan error, e *ending) error {
 	var late <-chan time.Time
 	done := ctx.Done()
-	for {
+	look := time.NewTicker(dyingEvery)
+	defer look.Stop()
+	for dying := 0; ; {
 		select {
 		case err := <-waited:
 			return err
+		case <-look.C:
+			if !blockdev.Dying(cmd.Process.Pid) {
+				dying = 0
+			} else if dying++; dying == dyingTimes {
+				go func() { <-waited }()
+				return errStuck
+			}
 		case <-done:
 			e.wanted, done = true, nil
 			_ = cmd.Process.Signal(syscall.SIGTERM)
