@@ -47,8 +47,8 @@ test-vm: ## Device front ends and power cuts on Debian's kernels, in emulated ma
 	go test -tags vm -count=1 -v -timeout 90m $(ARGS) ./test-vm
 
 .PHONY: sim
-sim: ## Simulate clusters with faults: make sim SEED=1 RUNS=1000
-	$(GO_TEST) ./replication/sim -count=1 -v -run '^TestSeeds$$' -sim.seed=$(SEED) -sim.runs=$(RUNS)
+sim: ## Simulate clusters with faults: make sim SEED=1 RUNS=1000 FAULTS=crash,power
+	GOGC=400 $(GO_TEST) ./replication/sim -count=1 -v -timeout 0 -run '^TestSeeds$$' -sim.seed=$(SEED) -sim.runs=$(RUNS) -sim.faults=$(FAULTS)
 
 .PHONY: chaos
 chaos: ## Real daemons, random faults, everything verified: make chaos DURATION=10m SEED=1 (root)

@@ -207,3 +207,23 @@ func (p *Primary) missing() string {
 	}
 	return s
 }
+
+// Phase is where the primary is in its life, as in PrimaryStatus.State.
+func (p *Primary) Phase() string { return p.phase.String() }
+
+// Grant is the epoch that granted the volume to this primary.
+func (p *Primary) Grant() holdfast.Epoch { return p.grant }
+
+// RepairStages lists the stages of a repair, in order.
+func RepairStages() []string {
+	return []string{"mapping", "copying", "draining", "marking", "ready"}
+}
+
+// EachRepair calls f with the stage of each repair under way.
+func (p *Primary) EachRepair(f func(id holdfast.ReplicaID, stage string)) {
+	for _, t := range p.peers {
+		if t.repair != nil {
+			f(t.rep.ID, RepairStages()[t.repair.stage])
+		}
+	}
+}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"time"
 
@@ -17,6 +18,11 @@ type device struct {
 	p    *replication.Primary
 	gone bool
 	ops  []*op // not yet answered
+
+	// What was last noted for the coverage.
+	phase, wait string
+	scrub       replication.ScrubState
+	stages      map[holdfast.ReplicaID]string
 }
 
 // op is one entry of the history.
@@ -59,6 +65,9 @@ func (d *device) lost() {
 
 // issue starts a random operation.
 func (d *device) issue() {
+	if d.gone || !d.h.up || d.h.pausedUntil > d.c.w.now || len(d.ops) > d.c.cfg.Depth {
+		return
+	}
 	w := d.c.w
 	o := d.place()
 	r := &replication.Request{Offset: o.first * cellSize, Length: o.cells * cellSize}
@@ -89,6 +98,7 @@ func (d *device) issue() {
 	r.Done = func(r *replication.Request, err error) { d.answered(o, r, err) }
 	d.c.history = append(d.c.history, o)
 	d.ops = append(d.ops, o)
+	d.c.w.logf("%s: %v", d.h.id, o)
 	d.submit(o, r)
 }
 
@@ -104,6 +114,20 @@ func (d *device) submit(o *op, r *replication.Request) {
 	}
 	d.p.Submit(r)
 	at = false
+}
+
+func (o *op) String() string {
+	if o.kind == opFlush || o.kind == opLoss {
+		return o.kind.String()
+	}
+	s := fmt.Sprintf("%s of cells %d to %d", o.kind, o.first, o.first+o.cells-1)
+	switch {
+	case o.kind == opWrite:
+		s += fmt.Sprintf(": %d", o.value)
+	case o.got != nil:
+		s += fmt.Sprintf(": %d", o.got)
+	}
+	return s
 }
 
 // changes counts the open operations that are not reads.
@@ -159,36 +183,50 @@ func (d *device) answered(o *op, r *replication.Request, err error) {
 		}
 	}
 	r.Buf.Release()
+	if d.c.w.keep {
+		d.c.w.logf("%s: answered (%v): %v", d.h.id, err, o)
+	}
 }
 
-// drive keeps operations going on whatever devices there are (a cut-off one goes
-// on as long as it thinks it may), and moves the attachment about.
+// drive keeps operations going on whatever devices there are: a cut-off one goes
+// on as long as it thinks it may.
 func (c *cluster) drive() {
 	w := c.w
-	if !c.attaching && (len(c.devs) == 0 || !c.quiet && w.chance(0.004)) {
-		c.moveTo(c.meta.hosts[w.rng.IntN(len(c.meta.hosts))], w.chance(0.1))
-	}
-	if len(c.devs) > 0 && !c.quiet {
-		d := c.devs[w.rng.IntN(len(c.devs))]
-		burst := 1
+	w.every(streamSteps, 0, func(n int) time.Duration {
+		pause, burst := w.between(0, 60*time.Millisecond), 1
 		if w.chance(0.15) {
 			burst = c.cfg.Depth
 		}
-		for range burst {
-			if !d.gone && d.h.up && d.h.pausedUntil <= w.now && len(d.ops) <= c.cfg.Depth {
-				d.issue()
-			}
+		c.request(ChoiceRequest, n, burst)
+		c.atRest()
+		return pause
+	})
+	w.every(streamOwner, 0, func(n int) time.Duration {
+		pause := w.between(10*time.Millisecond, 500*time.Millisecond)
+		h := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
+		switch {
+		case c.attaching:
+		case len(c.devs) == 0:
+			c.moveTo(h, w.chance(0.1))
+		case !c.quiet && c.may("move"):
+			w.perhaps(Choice{ChoiceMove, n, 0}, 0.03, func() {
+				c.faults["move"]++
+				c.moveTo(h, w.chance(0.1))
+			})
 		}
+		return pause
+	})
+}
+
+// request has one of the devices asked for something, several times.
+func (c *cluster) request(kind ChoiceKind, n, times int) {
+	if len(c.devs) == 0 || c.quiet {
+		return
 	}
-	c.atRest()
-	pause := w.between(0, 60*time.Millisecond)
-	if c.stormUntil > w.now {
-		pause = w.between(0, 2*time.Millisecond)
+	d := c.devs[c.w.rng.IntN(len(c.devs))]
+	for i := range times {
+		c.w.choose(Choice{kind, n, i}, d.issue)
 	}
-	if len(c.devs) == 0 {
-		pause = w.between(10*time.Millisecond, 500*time.Millisecond)
-	}
-	w.after(pause, c.drive)
 }
 
 // moveTo attaches the volume to a host, as an orchestrator would that believes

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -28,15 +27,11 @@ func (c *cluster) grow() {
 	})
 }
 
-// limits changes the volume's limit for waiting I/O now and then, also while I/O
-// waits.
-func (c *cluster) limits(rng *rand.Rand) {
-	if c.meta.calm {
-		return
-	}
+// limit changes the volume's limit for waiting I/O, also while I/O waits.
+func (c *cluster) limit() {
 	limit := int64(0)
-	if rng.IntN(3) > 0 {
-		limit = 500 + rng.Int64N(4000)
+	if c.w.chance(0.6) {
+		limit = 500 + c.w.rng.Int64N(4000)
 	}
 	c.change("limit I/O", func(r *holdfast.Record) bool {
 		spec := r.Spec
@@ -44,7 +39,6 @@ func (c *cluster) limits(rng *rand.Rand) {
 		r.SetSpec(spec)
 		return true
 	})
-	c.w.after(time.Second+time.Duration(rng.Int64N(int64(9*time.Second))), func() { c.limits(rng) })
 }
 
 // replace lets a replica leave, or takes away one that is not in sync, and adds

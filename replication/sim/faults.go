@@ -1,31 +1,37 @@
 package sim
 
 import (
-	"slices"
 	"time"
 )
 
-// fault makes one random fault and plans the next.
+// fault makes the random faults.
 func (c *cluster) fault() {
-	kinds := Faults()
-	if len(c.cfg.Kinds) > 0 {
-		if c.cfg.Kinds[0] == "none" {
-			return
+	w := c.w
+	var kinds []string
+	for _, k := range Faults() {
+		if c.may(k) && !passive(k) && (k != "limit" || c.cfg.Limits) {
+			kinds = append(kinds, k)
 		}
-		kinds = c.cfg.Kinds
 	}
-	if c.restoring {
-		c.w.after(time.Second, c.fault)
+	if len(kinds) == 0 {
 		return
 	}
-	kind := kinds[c.w.rng.IntN(len(kinds))]
-	h := c.meta.hosts[c.w.rng.IntN(len(c.meta.hosts))]
-	if c.w.chance(0.3) && len(c.devs) > 0 {
-		h = c.devs[c.w.rng.IntN(len(c.devs))].h
-	}
-	c.faults[kind]++
-	c.inject(kind, h)
-	c.w.after(c.w.between(100*time.Millisecond, 6*time.Second), c.fault)
+	w.every(streamFaults, w.between(500*time.Millisecond, 3*time.Second), func(n int) time.Duration {
+		if c.meta.calm {
+			return 0
+		}
+		pause := w.between(100*time.Millisecond, 6*time.Second)
+		w.choose(Choice{ChoiceFault, n, 0}, func() {
+			kind := kinds[w.rng.IntN(len(kinds))]
+			h := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
+			if w.chance(0.3) && len(c.devs) > 0 {
+				h = c.devs[w.rng.IntN(len(c.devs))].h
+			}
+			c.faults[kind]++
+			c.inject(kind, h)
+		})
+		return pause
+	})
 }
 
 func (c *cluster) inject(kind string, h *host) {
@@ -56,17 +62,17 @@ func (c *cluster) inject(kind string, h *host) {
 			o.cutTo[h] = true
 		}
 		w.after(span, func() { delete(h.cutTo, o); delete(o.cutTo, h) })
-	case "isolate":
-		for _, x := range c.meta.hosts {
-			h.cutTo[x], x.cutTo[h] = true, true
+	case "flap":
+		for at := time.Duration(0); at < span; at += w.between(5*time.Millisecond, 400*time.Millisecond) {
+			w.after(at, func() { c.cutOff(h, w.chance(0.5)) })
 		}
+		w.after(span, func() { c.cutOff(h, false) })
+	case "isolate":
+		c.cutOff(h, true)
 		h.noMeta = w.chance(0.7)
 		w.after(span, func() {
 			h.noMeta = false
-			for _, x := range c.meta.hosts {
-				delete(h.cutTo, x)
-				delete(x.cutTo, h)
-			}
+			c.cutOff(h, false)
 		})
 	case "meta-out":
 		c.meta.out = true
@@ -84,8 +90,20 @@ func (c *cluster) inject(kind string, h *host) {
 		c.grow()
 	case "replace":
 		c.replace()
+	case "limit":
+		c.limit()
 	case "clear":
 		c.clear()
+	case "expire":
+		c.expire()
+	case "undo":
+		c.undo()
+	case "relay":
+		c.relay()
+	case "double":
+		c.double()
+	case "last":
+		c.last()
 	case "detach":
 		if d := h.device; d != nil && h.pausedUntil <= w.now {
 			d.p.Release()
@@ -96,8 +114,18 @@ func (c *cluster) inject(kind string, h *host) {
 			d.full = true
 			w.after(span, func() { d.full = false })
 		}
-	default:
-		c.scene(kind)
+	}
+}
+
+// cutOff cuts a host off from all others, or ends that.
+func (c *cluster) cutOff(h *host, cut bool) {
+	for _, x := range c.meta.hosts {
+		if cut && x != h {
+			h.cutTo[x], x.cutTo[h] = true, true
+			continue
+		}
+		delete(h.cutTo, x)
+		delete(x.cutTo, h)
 	}
 }
 
@@ -105,10 +133,4 @@ func (c *cluster) restart(h *host) {
 	if !h.up {
 		h.start()
 	}
-}
-
-// Faults lists the kinds of faults.
-func Faults() []string {
-	return slices.Clone([]string{"kill", "power", "power-all", "cut", "one-way", "isolate", "meta-out", "no-meta", "pause", "slow", "stuck", "detach", "full",
-		"grow", "replace", "clear", "expire", "undo", "relay", "last", "double", "hush", "forget", "forget-growth", "rollback"})
 }

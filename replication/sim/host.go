@@ -36,6 +36,8 @@ type host struct {
 	// quiet is the grant that this node remembers over the end of a process, though
 	// not over a loss of power: see replication.Config.PriorQuiet.
 	quiet holdfast.Epoch
+
+	sessionGrant holdfast.Epoch // for the coverage
 }
 
 // cut says whether messages from h to o are lost on the way.
@@ -66,6 +68,7 @@ func (h *host) start() {
 // open begins to serve the host's replica.
 func (h *host) open() {
 	life := h.life
+	h.disk.onPromise = h.c.promised
 	h.store = &store{w: h.c.w, d: h.disk, host: h, boot: strconv.Itoa(h.disk.boot)}
 	r := replication.NewReplica(replication.ReplicaConfig{Cluster: clusterID, Volume: volumeID, Replica: h.replicaID, Clock: h.c.w}, h.store)
 	h.store.done = func(t *replication.Task) { h.run(life, func() { r.OnDone(t) }) }
@@ -88,6 +91,10 @@ func (h *host) ticker(life int) {
 	h.run(life, func() {
 		if h.primary != nil {
 			h.primary.Tick()
+			if h.device != nil {
+				h.device.look()
+				h.device.waited()
+			}
 		}
 	})
 	if h.life == life && h.up {
@@ -158,13 +165,23 @@ func (h *host) connected(life int, primary *replication.Primary, o *host, attemp
 	h.c.ends = append(h.c.ends, mine)
 	olife, replica, store := o.life, o.replica, o.store
 	mine.onClosed = func() { h.run(life, func() { primary.OnClosed(mine) }) }
-	theirs.onClosed = func() { o.run(olife, func() { replica.OnClosed(theirs) }) }
+	theirs.onClosed = func() {
+		h.c.hit("session", "its connection ended")
+		o.run(olife, func() { replica.OnClosed(theirs) })
+	}
 	mine.in.deliver = func(m *replication.Message) {
 		if h.life == life && h.primary == primary {
 			if m.Welcome != nil && (store.d.promise.Epoch < m.Epoch || !store.dead && len(store.tasks) > 0) {
 				panic("sim: a replica welcomes before its promise is durable, or with writes under way")
 			}
+			h.c.answer(m)
+			if m.Welcome != nil {
+				h.c.welcomed(o, primary.Grant())
+			}
 			primary.OnMessage(mine, m)
+			if h.device != nil {
+				h.device.look()
+			}
 		}
 	}
 	mine.out.deliver = func(m *replication.Message) {
@@ -244,11 +261,19 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 	}
 	cfg.Cluster, cfg.Self, cfg.Record, cfg.PriorQuiet = clusterID, h.id, rec, quiet
 	var p *replication.Primary
-	dev := &device{c: h.c, h: h}
+	dev := &device{c: h.c, h: h, stages: map[holdfast.ReplicaID]string{}}
 	p = replication.NewPrimary(cfg, replication.Ports{Clock: h.c.w, Dialer: h, Records: rs, Events: replication.Events{
-		Serving: func() { h.c.w.logf("%s: serving", h.id); h.quiet = rec.Primary.Grant; h.c.lossAt(dev); done(dev) },
+		Serving: func() {
+			dev.look()
+			h.c.w.logf("%s: serving", h.id)
+			h.quiet = rec.Primary.Grant
+			h.c.lossAt(dev)
+			done(dev)
+		},
 		Ended: func(err error) {
 			h.c.w.logf("%s: ended: %v", h.id, err)
+			h.c.ended(err)
+			dev.look()
 			h.c.w.after(0, func() {
 				if h.primary == p {
 					h.primary, h.device = nil, nil
@@ -261,4 +286,5 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 	rs.p, dev.p, h.primary, h.device = p, p, p, dev
 	h.c.w.logf("%s: granted epoch %d", h.id, rec.Epoch)
 	p.Start()
+	dev.look()
 }

@@ -18,6 +18,7 @@ type meta struct {
 	out   bool // an outage for everybody
 	calm  bool // no faults any more
 	hosts []*host
+	swaps int
 }
 
 // reach says whether a host can talk to the store.
@@ -45,37 +46,54 @@ func (m *meta) swap(h *host, want holdfast.Record, done func(holdfast.Record, er
 		m.w.after(m.w.between(200*time.Microsecond, 3*time.Millisecond), func() { h.run(life, func() { done(r, err) }) })
 	}
 	lost := holdfast.E("swap", holdfast.Unavailable, "no answer")
+	m.swaps++
+	n := m.swaps
 	m.w.after(m.w.between(200*time.Microsecond, 3*time.Millisecond), func() {
-		switch {
-		case !m.reach(h):
+		if !m.reach(h) {
 			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
-			if m.w.chance(0.2) { // it was on its way, and arrives late
+			if !m.trouble(n, 0, 0.2, func() { // it was on its way, and arrives late
+				m.c.hit("swap", "outcome unknown, late")
 				m.w.after(m.w.between(0, 4*time.Second), func() { m.apply(want) })
+			}) {
+				m.c.hit("swap", "outcome unknown, not done")
 			}
-		case promotes(m.rec, want) && m.w.chance(0.1) && !m.calm:
-			// The worst moment: the outcome stays open while the candidate dies.
-			m.w.after(m.w.between(0, 2*time.Second), func() { m.apply(want) })
-			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
-			for _, r := range want.Replicas {
-				if r.Since == want.Epoch && m.w.chance(0.7) {
-					x := m.host(r.Node)
-					m.w.after(m.w.between(0, 500*time.Millisecond), func() {
-						x.kill(false)
-						m.w.after(m.w.between(10*time.Millisecond, 3*time.Second), func() { x.c.restart(x) })
-					})
-				}
-			}
-		case m.w.chance(0.02): // the answer is lost
-			m.apply(want)
-			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
-		default:
-			if m.apply(want) {
-				answer(m.rec.Clone(), nil)
-				return
-			}
-			answer(m.rec.Clone(), holdfast.E("swap", holdfast.Busy, "changed meanwhile"))
+			return
 		}
+		if promotes(m.rec, want) && m.trouble(n, 1, 0.1, func() { m.worst(want) }) ||
+			m.trouble(n, 2, 0.02, func() { m.apply(want) }) { // the answer is lost
+			m.c.hit("swap", "outcome unknown, done")
+			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
+			return
+		}
+		if m.apply(want) {
+			answer(m.rec.Clone(), nil)
+			return
+		}
+		m.c.hit("swap", "changed meanwhile")
+		answer(m.rec.Clone(), holdfast.E("swap", holdfast.Busy, "changed meanwhile"))
 	})
+}
+
+// trouble does what may happen to a swap with probability p.
+func (m *meta) trouble(n, i int, p float64, f func()) bool {
+	if m.calm || !m.c.may("swap") || !m.w.perhaps(Choice{ChoiceSwap, n, i}, p, f) {
+		return false
+	}
+	m.c.faults["swap"]++
+	return true
+}
+
+// worst leaves the outcome of a promotion open while the candidate dies.
+func (m *meta) worst(want holdfast.Record) {
+	m.w.after(m.w.between(0, 2*time.Second), func() { m.apply(want) })
+	for _, r := range want.Replicas {
+		if r.Since == want.Epoch && m.c.may("record") && m.w.chance(0.7) {
+			x := m.host(r.Node)
+			m.w.after(m.w.between(0, 500*time.Millisecond), func() {
+				m.c.down(x, false, m.w.between(10*time.Millisecond, 3*time.Second))
+			})
+		}
+	}
 }
 
 // promotes says whether want brings a replica into the in-sync set.
@@ -93,26 +111,12 @@ func (m *meta) apply(want holdfast.Record) bool {
 	before := len(m.rec.InSyncReplicas())
 	want = want.Clone()
 	want.Revision = m.rec.Revision + 1
+	m.c.recorded(m.rec, want)
 	m.rec = want
 	m.w.logf("meta: revision %d epoch %d primary %v %s", want.Revision, want.Epoch, primaryName(want), states(want))
-	if m.w.chance(0.15) && !m.calm {
-		// The moments after a change of membership are where protocols break.
-		h := m.hosts[m.w.rng.IntN(len(m.hosts))]
-		if m.w.chance(0.5) && want.Primary != nil {
-			h = m.host(want.Primary.Node)
-		}
-		power := m.w.chance(0.3)
-		m.w.after(m.w.between(0, 4*time.Millisecond), func() {
-			h.kill(power)
-			m.w.after(m.w.between(10*time.Millisecond, 3*time.Second), func() { h.c.restart(h) })
-		})
-	}
 	m.c.retire(want)
-	if !m.calm && len(want.InSyncReplicas()) < before {
-		m.c.dropped(want)
-	}
 	if !m.calm {
-		m.c.repaired(want)
+		m.moment(want, before)
 	}
 	rec := want.Clone()
 	for _, h := range m.hosts {
@@ -124,6 +128,27 @@ func (m *meta) apply(want holdfast.Record) bool {
 		})
 	}
 	return true
+}
+
+// moment lets something fail right after a change of the record: that is where
+// protocols break.
+func (m *meta) moment(rec holdfast.Record, inSync int) {
+	n, w := int(rec.Revision), m.w
+	if m.c.may("record") {
+		w.perhaps(Choice{ChoiceRecord, n, 0}, 0.15, func() {
+			m.c.faults["record"]++
+			h := m.hosts[w.rng.IntN(len(m.hosts))]
+			if w.chance(0.5) && rec.Primary != nil {
+				h = m.host(rec.Primary.Node)
+			}
+			power := w.chance(0.3) && m.c.may("power")
+			w.after(w.between(0, 4*time.Millisecond), func() { m.c.down(h, power, w.between(10*time.Millisecond, 3*time.Second)) })
+		})
+	}
+	if len(rec.InSyncReplicas()) < inSync {
+		w.choose(Choice{ChoiceRecord, n, 1}, func() { m.c.dropped(rec) })
+	}
+	w.choose(Choice{ChoiceRecord, n, 2}, func() { m.c.repaired(rec) })
 }
 
 func (m *meta) read(h *host, done func(holdfast.Record, error)) {

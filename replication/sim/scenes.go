@@ -59,17 +59,8 @@ func (c *cluster) holder() *host {
 
 // isolate cuts a host off from all others.
 func (c *cluster) isolate(h *host, span time.Duration) {
-	for _, x := range c.meta.hosts {
-		if x != h {
-			h.cutTo[x], x.cutTo[h] = true, true
-		}
-	}
-	c.w.after(span, func() {
-		for _, x := range c.meta.hosts {
-			delete(h.cutTo, x)
-			delete(x.cutTo, h)
-		}
-	})
+	c.cutOff(h, true)
+	c.w.after(span, func() { c.cutOff(h, false) })
 }
 
 // soon does a scene's next fault, unless the faults have ended.
@@ -256,13 +247,14 @@ func (c *cluster) dropped(want holdfast.Record) {
 		c.soon(w.between(0, 4*time.Millisecond), func() { c.snap(h, b) })
 		return
 	}
-	if !w.chance(0.6) {
+	if !w.chance(0.6) || !c.may("snap") {
 		return
 	}
+	c.faults["snap"]++
 	c.storm(20 * time.Millisecond)
 	in[0].jitterUntil = w.now + 200*time.Millisecond
 	c.soon(w.between(0, 3*time.Millisecond), func() { c.snap(h, in[0]) })
-	if len(in) > 1 && in[1] != h && w.chance(0.5) {
+	if len(in) > 1 && in[1] != h && c.may("record") && w.chance(0.5) {
 		c.soon(w.between(0, 50*time.Millisecond), func() { c.down(in[1], false, 4*time.Second) })
 	}
 }
@@ -288,7 +280,8 @@ func (c *cluster) snap(a, b *host) {
 // takes its time.
 func (c *cluster) repaired(want holdfast.Record) {
 	for _, rep := range want.Replicas {
-		if rep.State == holdfast.Rebuilding && c.w.chance(0.4) {
+		if rep.State == holdfast.Rebuilding && c.may("jitter") && c.w.chance(0.4) {
+			c.faults["jitter"]++
 			c.host(rep.Node).jitterUntil = c.w.now + 400*time.Millisecond
 			c.storm(300 * time.Millisecond)
 		}
@@ -297,7 +290,22 @@ func (c *cluster) repaired(want holdfast.Record) {
 
 // storm makes the users of the volume ask for much at once.
 func (c *cluster) storm(span time.Duration) {
-	c.spot, c.stormUntil = c.w.rng.Int64N(c.cfg.HotBlocks), c.w.now+span
+	w := c.w
+	going := c.stormUntil > w.now
+	c.spot, c.stormUntil = w.rng.Int64N(c.cfg.HotBlocks), max(c.stormUntil, w.now+span)
+	if going {
+		return
+	}
+	var step func()
+	step = func() {
+		if c.stormUntil < w.now {
+			return
+		}
+		c.stormSteps++
+		c.request(ChoiceStorm, c.stormSteps, 1+w.rng.IntN(max(1, c.cfg.Depth/2)))
+		w.after(w.between(0, 2*time.Millisecond), step)
+	}
+	step()
 }
 
 // double loses two of three replicas one right after the other, with a write in

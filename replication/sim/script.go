@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -24,8 +23,9 @@ type Script struct {
 
 // NewScript builds a cluster; Faults and Kinds of cfg mean nothing to it.
 func NewScript(cfg Config) *Script {
-	w := &world{rng: rand.New(rand.NewPCG(cfg.Seed, 1)), keep: cfg.Trace}
-	c := &cluster{cfg: cfg, w: w, meta: &meta{w: w, calm: true}, faults: map[string]int{}}
+	w := newWorld(&cfg, 1)
+	c := newCluster(cfg, w)
+	c.meta.calm = true
 	c.build()
 	return &Script{c: c, last: map[holdfast.NodeID]*device{}}
 }

@@ -2,8 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"math/rand/v2"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"time"
@@ -36,11 +34,11 @@ type scrubbing struct {
 // RunScrub runs one seed with scrubs. Without flips no scrub may ever find
 // anything; with them all replicas are equal in the end.
 func RunScrub(cfg Config, flips bool) (res ScrubResult) {
-	w := &world{rng: rand.New(rand.NewPCG(cfg.Seed, 3)), keep: cfg.Trace}
-	s := &scrubbing{cluster: &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}}, flips: flips, seen: map[string]replication.ScrubStatus{}}
+	w := newWorld(&cfg, 3)
+	s := &scrubbing{cluster: newCluster(cfg, w), flips: flips, seen: map[string]replication.ScrubStatus{}}
 	defer func() {
 		if r := recover(); r != nil {
-			res = ScrubResult{Trace: w.trace, Faults: s.faults, Err: fmt.Errorf("panic: %v\n%s", r, debug.Stack())}
+			res = ScrubResult{Trace: w.trace, Faults: s.faults, Err: panicError(r)}
 		}
 	}()
 	s.build()
@@ -50,8 +48,8 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 			s.fill(h.disk)
 		}
 	}
-	w.after(0, s.drive)
-	w.after(w.between(500*time.Millisecond, 3*time.Second), s.fault)
+	s.drive()
+	s.fault()
 	w.after(time.Second, s.keepScrubbing)
 	if s.damaged = flips; flips {
 		w.after(2*time.Second, s.flip)

@@ -33,6 +33,8 @@ type Config struct {
 	Trace     bool
 	// Kinds names the faults; empty: all.
 	Kinds []string
+	// Only names the choices that are not left out; nil: none is.
+	Only map[Choice]bool
 }
 
 // Default is a run of a virtual minute, its shape drawn from the seed.
@@ -45,7 +47,7 @@ func Default(seed uint64) Config {
 		IOTimeout:   time.Duration(1+rng.IntN(10)) * time.Second,
 	}
 	cfg := Config{Seed: seed, Protocol: protocol, Hosts: hosts, Replicas: 2 + rng.IntN(2), Blocks: 64, HotBlocks: 8 + rng.Int64N(24),
-		Depth: 1 + rng.IntN(8), Faults: 45 * time.Second, Heal: 60 * time.Second, Unaligned: rng.IntN(3) == 0, MinInSync: 1}
+		Depth: 1 + rng.IntN(8), Faults: 55 * time.Second, Heal: 60 * time.Second, Unaligned: rng.IntN(3) == 0, MinInSync: 1}
 	if rng.IntN(4) == 0 {
 		cfg.MinInSync = 2
 	}
@@ -67,6 +69,9 @@ type Result struct {
 	Attached   int
 	Faults     map[string]int
 	Epochs     holdfast.Epoch
+	Virtual    time.Duration
+	Coverage   Coverage
+	Choices    []Choice // all that were made
 	Trace      []string
 	Err        error
 }
@@ -87,6 +92,7 @@ type cluster struct {
 	hushed    bool  // nothing is asked until a replica is dropped
 	survivor  *host // its connections break when another replica is dropped
 
+	stormSteps int
 	stormUntil time.Duration // many requests at once, mostly for one block
 	spot       int64         // that block
 	damaged    bool          // replicas differ on purpose
@@ -96,23 +102,26 @@ type cluster struct {
 	lossSeen   int           // of which the history knows
 	quiet      bool
 	faults     map[string]int
+	covered    Coverage
+	answers    [replication.MsgTypeEnd][replication.StatusEnd]int
+}
+
+func newCluster(cfg Config, w *world) *cluster {
+	return &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}, covered: Coverage{}}
 }
 
 // Run runs one seed.
 func Run(cfg Config) (res Result) {
-	w := &world{rng: rand.New(rand.NewPCG(cfg.Seed, 1)), keep: cfg.Trace}
-	c := &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}}
+	w := newWorld(&cfg, 1)
+	c := newCluster(cfg, w)
 	defer func() {
 		if r := recover(); r != nil {
-			res = Result{Trace: w.trace, Faults: c.faults, Err: fmt.Errorf("panic: %v\n%s", r, debug.Stack())}
+			res = c.result(panicError(r))
 		}
 	}()
 	c.build()
-	w.after(0, c.drive)
-	w.after(w.between(500*time.Millisecond, 3*time.Second), c.fault)
-	if cfg.Limits {
-		c.limits(rand.New(rand.NewPCG(cfg.Seed, 13)))
-	}
+	c.drive()
+	c.fault()
 	w.runUntil(cfg.Faults, nil)
 	err := c.healed()
 	if err == nil {
@@ -121,7 +130,21 @@ func Run(cfg Config) (res Result) {
 	if err == nil {
 		err = c.equal()
 	}
-	return Result{Operations: len(c.history), Attached: c.attached, Faults: c.faults, Epochs: c.meta.rec.Epoch, Trace: w.trace, Err: err}
+	return c.result(err)
+}
+
+func (c *cluster) result(err error) Result {
+	return Result{Operations: len(c.history), Attached: c.attached, Faults: c.faults, Epochs: c.meta.rec.Epoch, Virtual: c.w.now, Coverage: c.coverage(),
+		Choices: c.w.choices, Trace: c.w.trace, Err: err}
+}
+
+// panicError is what a run says that came to a panic: a check that was made on the
+// way, or one of the machines' own.
+func panicError(r any) error {
+	if err, ok := r.(violation); ok {
+		return err
+	}
+	return violation{panicked, fmt.Sprintf("panic: %v\n%s", r, debug.Stack())}
 }
 
 func (c *cluster) build() {

@@ -40,6 +40,8 @@ type disk struct {
 	failed    bool
 	full      bool
 	unflushed map[int64]bool // regions written since the last flush
+
+	onPromise func(old, next replication.Promise) // for the coverage
 }
 
 type bitmap struct{ live, safe []bool }
@@ -214,6 +216,9 @@ func (d *disk) apply(t *replication.Task, part func() bool) {
 	case replication.TaskPromise:
 		if t.Promise.Epoch < d.promise.Epoch {
 			panic("sim: a promise went back")
+		}
+		if d.onPromise != nil {
+			d.onPromise(d.promise, t.Promise)
 		}
 		d.promise, d.record = t.Promise, *t.Record
 	default:

@@ -10,17 +10,29 @@ import (
 // world is the scheduler: events in order of virtual time, ties in order of
 // their making.
 type world struct {
-	rng    *rand.Rand
+	seed   uint64
+	base   *rand.Rand // where no choice is at work
+	rng    *rand.Rand // of the choice at work
 	now    time.Duration
 	events eventHeap
 	made   uint64
 	trace  []string
 	keep   bool
+
+	choices []Choice        // made so far
+	only    map[Choice]bool // the others are left out; nil: none
+}
+
+// newWorld has its own random numbers for each kind of run.
+func newWorld(cfg *Config, kind uint64) *world {
+	base := rand.New(rand.NewPCG(cfg.Seed, kind))
+	return &world{seed: cfg.Seed ^ kind<<60, base: base, rng: base, keep: cfg.Trace, only: cfg.Only}
 }
 
 type event struct {
 	at  time.Duration
 	seq uint64
+	rng *rand.Rand
 	run func()
 }
 
@@ -46,15 +58,16 @@ func (w *world) Now() time.Duration { return w.now }
 // after runs f when d has passed.
 func (w *world) after(d time.Duration, f func()) {
 	w.made++
-	heap.Push(&w.events, &event{at: w.now + d, seq: w.made, run: f})
+	heap.Push(&w.events, &event{at: w.now + d, seq: w.made, rng: w.rng, run: f})
 }
 
 // runUntil runs events up to a moment, or until stop says so.
 func (w *world) runUntil(t time.Duration, stop func() bool) {
 	for len(w.events) > 0 && w.events[0].at <= t {
 		e := heap.Pop(&w.events).(*event)
-		w.now = e.at
+		w.now, w.rng = e.at, e.rng
 		e.run()
+		w.rng = w.base
 		if stop != nil && stop() {
 			return
 		}

@@ -1,0 +1,78 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// groups are the sets of faults that FAULTS names, and the kinds in each.
+func groups() map[string][]string {
+	return map[string][]string{
+		"crash":     {"kill", "record"},
+		"power":     {"power", "power-all"},
+		"partition": {"cut", "isolate", "snap"},
+		"oneway":    {"one-way"},
+		"flap":      {"flap"},
+		"pause":     {"pause"},
+		"slow":      {"slow", "stuck", "jitter"},
+		"full":      {"full"},
+		"etcd":      {"meta-out", "no-meta", "swap"},
+		"resize":    {"grow", "limit"},
+		"replace":   {"replace"},
+		"move":      {"move", "detach", "clear"},
+		"scenes":    {"expire", "undo", "relay", "last", "double"},
+	}
+}
+
+// passive faults do not come from the plan: they happen on an occasion.
+func passive(kind string) bool {
+	return slices.Contains([]string{"move", "record", "swap", "jitter", "snap"}, kind)
+}
+
+// Faults lists all kinds of faults.
+func Faults() []string {
+	var all []string
+	for _, kinds := range groups() {
+		all = append(all, kinds...)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// FaultSet names the kinds of a list of sets or kinds, separated by commas; "" and
+// "all" mean all, "none" none.
+func FaultSet(names string) ([]string, error) {
+	if names == "" || names == "all" {
+		return Faults(), nil
+	}
+	var kinds []string
+	for _, name := range strings.Split(names, ",") {
+		switch set, ok := groups()[name]; {
+		case name == "none":
+			kinds = append(kinds, name)
+		case ok:
+			kinds = append(kinds, set...)
+		case slices.Contains(Faults(), name):
+			kinds = append(kinds, name)
+		default:
+			return nil, fmt.Errorf("no faults are called %q; these are: %s", name, strings.Join(slices.Sorted(keys(groups())), ","))
+		}
+	}
+	return kinds, nil
+}
+
+func keys[V any](m map[string]V) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// may says whether a kind of fault happens in this run.
+func (c *cluster) may(kind string) bool {
+	return len(c.cfg.Kinds) == 0 || slices.Contains(c.cfg.Kinds, kind)
+}
