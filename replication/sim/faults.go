@@ -38,24 +38,40 @@ func (c *cluster) inject(kind string, h *host) {
 	w := c.w
 	o := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
 	span := w.between(50*time.Millisecond, 9*time.Second)
-	if cutting := kind == "cut" || kind == "one-way" || kind == "isolate"; cutting && w.chance(0.4) {
-		// Somebody loses patience with a node that is cut off.
-		w.after(w.between(0, 1500*time.Millisecond), func() {
-			if !c.attaching && !c.meta.calm {
-				c.moveTo(o, true)
-			}
-		})
-	}
 	w.logf("fault: %s on %s (other %s) for %v", kind, h.id, o.id, span)
+	if act, ok := c.occasions()[kind]; ok {
+		act()
+		return
+	}
+	c.death(kind, h, span)
+	c.link(kind, h, o, span)
+	c.trouble(kind, h, span)
+}
+
+// occasions are the faults that choose for themselves where they happen.
+func (c *cluster) occasions() map[string]func() {
+	return map[string]func(){
+		"grow": c.grow, "replace": c.replace, "limit": c.limit, "clear": c.clear,
+		"expire": c.expire, "undo": c.undo, "relay": c.relay, "double": c.double, "last": c.last,
+	}
+}
+
+// death ends processes, with the power of their hosts or without.
+func (c *cluster) death(kind string, h *host, span time.Duration) {
 	switch kind {
 	case "kill", "power":
-		h.kill(kind == "power")
-		w.after(span, func() { c.restart(h) })
+		c.down(h, kind == "power", span)
 	case "power-all":
 		for _, x := range c.meta.hosts {
-			x.kill(true)
-			w.after(w.between(0, span), func() { c.restart(x) })
+			c.down(x, true, c.w.between(0, span))
 		}
+	}
+}
+
+// link breaks connections.
+func (c *cluster) link(kind string, h, o *host, span time.Duration) {
+	w := c.w
+	switch kind {
 	case "cut", "one-way":
 		h.cutTo[o] = true
 		if kind == "cut" {
@@ -74,6 +90,22 @@ func (c *cluster) inject(kind string, h *host) {
 			h.noMeta = false
 			c.cutOff(h, false)
 		})
+	default:
+		return
+	}
+	if w.chance(0.4) { // somebody loses patience with a node that is cut off
+		c.soon(w.between(0, 1500*time.Millisecond), func() {
+			if !c.attaching {
+				c.moveTo(o, true)
+			}
+		})
+	}
+}
+
+// trouble is what a host can have for a while.
+func (c *cluster) trouble(kind string, h *host, span time.Duration) {
+	w := c.w
+	switch kind {
 	case "meta-out":
 		c.meta.out = true
 		w.after(span, func() { c.meta.out = false })
@@ -86,24 +118,6 @@ func (c *cluster) inject(kind string, h *host) {
 		h.slowUntil = w.now + span
 	case "stuck":
 		h.stuckUntil = w.now + span
-	case "grow":
-		c.grow()
-	case "replace":
-		c.replace()
-	case "limit":
-		c.limit()
-	case "clear":
-		c.clear()
-	case "expire":
-		c.expire()
-	case "undo":
-		c.undo()
-	case "relay":
-		c.relay()
-	case "double":
-		c.double()
-	case "last":
-		c.last()
 	case "detach":
 		if d := h.device; d != nil && h.pausedUntil <= w.now {
 			d.p.Release()
