@@ -17,7 +17,10 @@ func (c *cluster) fault() {
 		return
 	}
 	w.every(streamFaults, w.between(500*time.Millisecond, 3*time.Second), func(n int) time.Duration {
-		if c.meta.calm {
+		switch {
+		case c.restoring:
+			return time.Second
+		case c.meta.calm:
 			return 0
 		}
 		pause := w.between(100*time.Millisecond, 6*time.Second)
@@ -39,20 +42,24 @@ func (c *cluster) inject(kind string, h *host) {
 	o := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
 	span := w.between(50*time.Millisecond, 9*time.Second)
 	w.logf("fault: %s on %s (other %s) for %v", kind, h.id, o.id, span)
-	if act, ok := c.occasions()[kind]; ok {
-		act()
-		return
-	}
+	c.occasion(kind)
 	c.death(kind, h, span)
 	c.link(kind, h, o, span)
 	c.trouble(kind, h, span)
+	c.scene(kind)
 }
 
-// occasions are the faults that choose for themselves where they happen.
-func (c *cluster) occasions() map[string]func() {
-	return map[string]func(){
-		"grow": c.grow, "replace": c.replace, "limit": c.limit, "clear": c.clear,
-		"expire": c.expire, "undo": c.undo, "relay": c.relay, "double": c.double, "last": c.last,
+// occasion is what the controller does.
+func (c *cluster) occasion(kind string) {
+	switch kind {
+	case "grow":
+		c.grow()
+	case "replace":
+		c.replace()
+	case "limit":
+		c.limit()
+	case "clear":
+		c.clear()
 	}
 }
 

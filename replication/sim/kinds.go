@@ -17,11 +17,12 @@ func groups() map[string][]string {
 		"pause":     {"pause"},
 		"slow":      {"slow", "stuck", "jitter"},
 		"full":      {"full"},
-		"etcd":      {"meta-out", "no-meta", "swap"},
+		"etcd":      {"meta-out", "no-meta", "swap", "forget", "forget-growth"},
+		"rollback":  {"rollback"},
 		"resize":    {"grow", "limit"},
 		"replace":   {"replace"},
 		"move":      {"move", "detach", "clear"},
-		"scenes":    {"expire", "undo", "relay", "last", "double"},
+		"scenes":    {"expire", "undo", "relay", "last", "double", "hush"},
 	}
 }
 
