@@ -259,21 +259,20 @@ func (f *fleet) powerOff(ctx context.Context, m *machine, lose bool) error {
 	m.life.Lock()
 	defer m.life.Unlock()
 	m.boot++
+	var errs []error
 	if lose {
+		f.j.note("%s loses what it has not synced", m.place())
 		tell(m, syscall.SIGSTOP)
 		pools, err := netcluster.PoolsBelow(f.folder(m.node()))
+		errs = append(errs, err)
 		for _, p := range pools {
-			err = errors.Join(err, netcluster.UnplugDisk(p))
+			errs = append(errs, netcluster.UnplugDisk(p))
 		}
-		if err != nil {
-			return err
-		}
-		f.j.note("%s loses what it has not synced", m.place())
 	}
 	f.kill(m)
 	// Those that wait for I/O only end when their devices have.
-	err := f.net.KillOn(ctx, m.place())
-	return errors.Join(netcluster.Forget(f.folder(m.node())), err)
+	errs = append(errs, f.net.KillOn(ctx, m.place()), netcluster.Forget(f.folder(m.node())))
+	return errors.Join(errs...)
 }
 
 // replace puts another node with an empty pool in place of one without power.

@@ -342,16 +342,31 @@ func OpenPool(ctx context.Context, o OpenOptions) (*Pool, error) {
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	m, err := mountPool(dev, o.MountRoot, id)
+	p, err := dev.openPool(o, id)
+	return p, holdfast.Wrap(op, err)
+}
+
+// openPool mounts and opens the pool on a device. What a killed process left
+// mounted may have shut down since, or before it was killed, as a disk gave
+// errors: such a filesystem answers nothing but EIO for ever, so it is mounted
+// anew, unless somebody uses it.
+func (b blockDevice) openPool(o OpenOptions, id holdfast.PoolID) (*Pool, error) {
+	m, err := mountPool(b, o.MountRoot, id)
 	if err != nil {
-		if dev.opened {
-			err = errors.Join(err, dev.detach())
+		if b.opened {
+			err = errors.Join(err, b.detach())
 		}
-		return nil, holdfast.Wrap(op, err)
+		return nil, err
 	}
 	p, err := m.open(o)
+	if !m.fresh && errors.Is(err, unix.EIO) && unix.Unmount(m.dir, 0) == nil {
+		if m, err = mountPool(b, o.MountRoot, id); err != nil {
+			return nil, err
+		}
+		p, err = m.open(o)
+	}
 	if err != nil {
-		return nil, holdfast.Wrap(op, errors.Join(err, m.undo()))
+		return nil, errors.Join(err, m.undo())
 	}
 	return p, nil
 }

@@ -371,6 +371,51 @@ func TestOtherProcess(t *testing.T) {
 	}
 }
 
+// A disk gives errors, and the process is killed: what it left mounted is shut
+// down, and its successor mounts it anew.
+func TestAPoolThatWasLeftShutDownIsMountedAnew(t *testing.T) {
+	path, root, _ := formatted(t)
+	p := mustOpenPool(t, path, root)
+	r := created(t, p, 16<<20)
+	if err := r.SetPromise(3, 2, holdfast.Record{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.WriteAt(Entry{Epoch: 3, Grant: 2, Seq: 1}, fill(make([]byte, 4096), 6), 0, false); err != nil {
+		t.Fatal(err)
+	}
+	mounts, _ := filepath.Glob(filepath.Join(root, "*"))
+	if out, err := exec.Command("xfs_io", "-x", "-c", "shutdown -f", mounts[0]).CombinedOutput(); err != nil {
+		t.Fatalf("shut it down: %v\n%s", err, out)
+	}
+	if p.Info().State != holdfast.PoolFailed {
+		t.Error("nobody noticed")
+	}
+	_, err := OpenPool(context.Background(), openOptions(path, root))
+	if err == nil {
+		t.Error("it is opened although somebody has it open")
+	}
+	for _, r := range p.open { // as at the end of a killed process
+		_ = r.closeFiles()
+	}
+	if err := p.lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p = mustOpenPool(t, path, root)
+	if r, err = p.Open(testReplica); err != nil {
+		t.Fatal(err)
+	}
+	if st := r.State(); fmt.Sprint(st.Suspects) != "[{0 4194304}]" || st.Promise != (Promise{3, 2}) {
+		t.Errorf("state: %+v", st)
+	}
+	wantSound(t, p)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := attached(t, path); n != 0 {
+		t.Errorf("%d loop devices are left", n)
+	}
+}
+
 // abandon unmounts a pool without closing it first.
 func abandon(t *testing.T, p *Pool) {
 	t.Helper()
