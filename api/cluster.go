@@ -42,6 +42,11 @@ func (s *Server) GetStatus(ctx context.Context, _ *holdfastv1.GetStatusRequest) 
 		st.Problems = append(st.Problems, &holdfastv1.Problem{Severity: Warning, Subject: "cluster", What: "no controller leads: lost replicas are not replaced",
 			Remedy: "one is elected within seconds while a daemon runs; if this stays, see the daemons' logs"})
 	}
+	stones, err := s.cfg.Store.Tombstones(ctx)
+	if err != nil {
+		return nil, holdfast.Wrap(op, err)
+	}
+	st.Waits = append(st.Waits, removals(stones, time.Now())...)
 	st.Problems = append(st.Problems, s.findings(ctx, leader)...)
 	sortProblems(st.Problems)
 	st.Health = worst(st.Problems)
@@ -105,6 +110,13 @@ func summarise(rs []holdfast.Record, ns []holdfast.Node, view liveView, now time
 			st.Attached++
 		}
 		st.Repairs = append(st.Repairs, repairs(v)...)
+		for _, w := range v.Waits {
+			w.Volume = r.Name
+			st.Waits = append(st.Waits, w)
+		}
+		if notable(r.Scrub) {
+			st.Scrubs = append(st.Scrubs, &holdfastv1.VolumeScrub{Volume: r.Name, Scrub: v.Scrub})
+		}
 	}
 	return st
 }

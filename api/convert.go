@@ -22,7 +22,9 @@ func volumeProto(r *holdfast.Record, nodes nodeIndex, view liveView, now time.Ti
 			health = Waiting
 		}
 	}
+	problems = append(append(problems, slowProblems(r, live)...), scrubProblems(r)...)
 	v := &holdfastv1.Volume{
+		Waits: waitsOf(r, nodes, view, now), Events: eventsOf(r, view),
 		Id: string(r.ID), Name: r.Name, Created: timestamppb.New(r.Created), Spec: specProto(r.Spec),
 		Phase: string(r.Phase), Health: health, SizeBytes: r.SizeBytes, Epoch: uint64(r.Epoch),
 		AttachedTo: string(r.AttachedTo()), Live: live, Problems: problems, Scrub: scrubProto(r, live),
@@ -42,6 +44,7 @@ func replicaProto(r *holdfast.Record, x holdfast.Replica, nodes nodeIndex, view 
 		Id: string(x.ID), Node: string(x.Node), Pool: string(x.Pool), State: string(x.State), Since: uint64(x.Since),
 		NodeAlive: nodes.alive(x.Node), Connected: p.GetConnected(),
 		LeftBytes: p.GetLeftBytes(), CopiedBytes: p.GetCopiedBytes(), RepairBytes: p.GetTotalBytes(), Message: p.GetMessage(),
+		AnswerMicros: p.GetAnswerMicros(), Slow: p.GetSlow(),
 	}
 	if rs := view.volumes[r.ID][x.Node].GetReplica(); rs.GetReplicaId() == string(x.ID) {
 		out.AllocatedBytes, out.Failure = rs.GetAllocatedBytes(), rs.GetFailure()
@@ -56,7 +59,7 @@ func specProto(s holdfast.Spec) *holdfastv1.VolumeSpec {
 	return &holdfastv1.VolumeSpec{
 		SizeBytes: s.SizeBytes, Replicas: int32(s.Replicas), MinInSync: int32(s.MinInSync), FsType: s.FSType,
 		Locality: string(s.Locality), LogicalBlock: int32(s.LogicalBlk), Racks: s.Racks, Zones: s.Zones,
-		Labels: s.Labels, Parameters: s.Parameters,
+		Labels: s.Labels, Parameters: s.Parameters, IoTimeoutMillis: s.IOTimeoutMillis, SlowReplicas: string(s.SlowReplicas),
 	}
 }
 
@@ -65,6 +68,7 @@ func specFrom(q *holdfastv1.CreateVolumeRequest) holdfast.Spec {
 		SizeBytes: q.GetSizeBytes(), Replicas: int(q.GetReplicas()), MinInSync: int(q.GetMinInSync()), FSType: q.GetFsType(),
 		Locality: holdfast.Locality(q.GetLocality()), LogicalBlk: int(q.GetLogicalBlock()),
 		Racks: q.GetRacks(), Zones: q.GetZones(), Labels: q.GetLabels(),
+		IOTimeoutMillis: q.GetIoTimeoutMillis(), SlowReplicas: holdfast.SlowPolicy(q.GetSlowReplicas()),
 	}.WithDefaults()
 }
 

@@ -95,6 +95,9 @@ func concerned(r *holdfast.Record, idx nodeIndex) []holdfast.NodeID {
 	if r.Primary != nil {
 		set[r.Primary.Node] = true
 	}
+	for id := range idx { // an attach may wait anywhere
+		set[id] = true
+	}
 	maps.DeleteFunc(set, func(id holdfast.NodeID, _ bool) bool { return !idx.alive(id) })
 	return slices.Collect(maps.Keys(set))
 }

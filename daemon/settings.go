@@ -74,6 +74,15 @@ type Replication struct {
 	// again, one volume at a time on each node: 168h, for instance. Default 0:
 	// only when asked for.
 	ScrubEvery Duration `json:"scrubEvery,omitzero"`
+	// SlowReplicas is what is done about a replica that answers writes SlowFactor
+	// times later than the fastest other one, and at least 20 ms later, for SlowFor,
+	// where the volume does not say: off, report (default) or drop. One that is
+	// dropped is repaired after SlowHoldOff, which doubles when it is dropped again.
+	// Defaults: 5, 30s, 5m.
+	SlowReplicas holdfast.SlowPolicy `json:"slowReplicas,omitempty"`
+	SlowFactor   float64             `json:"slowFactor,omitempty"`
+	SlowFor      Duration            `json:"slowFor,omitzero"`
+	SlowHoldOff  Duration            `json:"slowHoldOff,omitzero"`
 }
 
 // primary is the primaries' configuration. The read window is not among the
@@ -85,6 +94,10 @@ func (r Replication) primary() replication.Config {
 	if r.RepairRate != nil {
 		d.RepairRate = int64(*r.RepairRate)
 	}
+	d.SlowPolicy = cmp.Or(r.SlowReplicas, d.SlowPolicy)
+	d.SlowFactor = cmp.Or(r.SlowFactor, d.SlowFactor)
+	d.SlowFor = cmp.Or(time.Duration(r.SlowFor), d.SlowFor)
+	d.SlowHoldOff = cmp.Or(time.Duration(r.SlowHoldOff), d.SlowHoldOff)
 	return d
 }
 
@@ -147,6 +160,12 @@ func (c Config) validateSettings() error {
 		return bad("replication.scrubEvery is %v; it is 0 (off) or positive", time.Duration(p.ScrubEvery))
 	case d.SilentAfter < time.Second || d.SilentAfter > time.Minute:
 		return bad("replication.silentAfter is %v; choose 1s (a replica is asked for a sign of life every 0.4 s) to 1m", d.SilentAfter)
+	case !d.SlowPolicy.Known():
+		return bad("replication.slowReplicas is %q; choose off, report or drop", d.SlowPolicy)
+	case !(d.SlowFactor >= 1.5 && d.SlowFactor <= 1000):
+		return bad("replication.slowFactor is %v; choose 1.5 to 1000", d.SlowFactor)
+	case d.SlowFor < time.Second || d.SlowHoldOff < time.Second:
+		return bad("replication.slowFor and replication.slowHoldOff are %v and %v; choose 1s or more", d.SlowFor, d.SlowHoldOff)
 	case d.ReconnectFor < 100*time.Millisecond || d.ReconnectFor > d.SilentAfter:
 		return bad("replication.reconnectFor is %v; choose 100ms to replication.silentAfter, which is %v", d.ReconnectFor, d.SilentAfter)
 	}

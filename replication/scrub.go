@@ -44,7 +44,8 @@ type ScrubStatus struct {
 	ID         string     // as handed to Scrub; "" when there was none
 	State      ScrubState // of the present one, or what became of the last
 	WaitingFor string
-	DoneBytes  int64 // of the volume's size
+	Waiting    time.Duration // for how long
+	DoneBytes  int64         // of the volume's size
 	TotalBytes int64
 	Blocks     int64 // compared; those that no replica has allocated are not
 	Mismatches int64 // damaged copies of blocks
@@ -70,6 +71,8 @@ type scrubs struct {
 	pace pacer
 	run  *scrub
 	last ScrubStatus
+	// waits is what the present one waits for.
+	waits waits
 }
 
 // scrub is one on its way. It waits for one thing at a time: busy.
@@ -143,6 +146,9 @@ func (p *Primary) scrubStatus() ScrubStatus {
 	default:
 		if x.WaitingFor = p.scrubWaits(); x.WaitingFor != "" {
 			x.State = ScrubWaiting
+		}
+		if p.scrubs.waits.what == x.WaitingFor {
+			_, x.Waiting = p.scrubs.waits.told(p.now())
 		}
 	}
 	return x

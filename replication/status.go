@@ -123,6 +123,11 @@ func (p *Primary) noteWaits(now time.Duration) {
 	}
 	p.waits.note(what, now)
 	p.growth.note(p.growReason(), now)
+	scrub := ""
+	if p.scrubs.run != nil {
+		scrub = p.scrubWaits()
+	}
+	p.scrubs.waits.note(scrub, now)
 	for _, t := range p.peers {
 		t.waits.note(p.repairWaits(t, now), now)
 	}

@@ -51,6 +51,8 @@ func (c *cli) statusTable(w io.Writer, st *holdfastv1.ClusterStatus) {
 			fmt.Fprintf(w, "  volume %s on node %s: %s\n", r.GetVolume(), r.GetNode(), repairText(r.GetCopiedBytes(), r.GetLeftBytes(), r.GetTotalBytes()))
 		}
 	}
+	scrubsView(w, st.GetScrubs())
+	waitsView(w, st.GetWaits())
 	c.problems(w, st.GetProblems())
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -17,7 +18,7 @@ import (
 
 func (c *cli) volumeCommand() *cobra.Command {
 	g := group("volume", "Create, show, grow, attach and delete volumes",
-		c.volumeCreate(), c.volumeList(), c.volumeInspect(), c.volumeExpand(), c.volumeAttach(), c.volumeDetach(), c.volumeDelete(), c.volumeLabel(), c.volumeScrub())
+		c.volumeCreate(), c.volumeList(), c.volumeInspect(), c.volumeExpand(), c.volumeAttach(), c.volumeDetach(), c.volumeDelete(), c.volumeLabel(), c.volumeSet(), c.volumeScrub())
 	g.Aliases = []string{"volumes", "vol"}
 	return g
 }
@@ -45,6 +46,7 @@ func (c *cli) volumeArgs(cmd *cobra.Command, args []string, _ string) ([]string,
 func (c *cli) volumeCreate() *cobra.Command {
 	q := &holdfastv1.CreateVolumeRequest{}
 	var size string
+	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use: "create NAME --size SIZE", Short: "Create a volume",
 		Example: "  holdfast volume create db-1 --size 20GiB\n  holdfast volume create logs --size 500G --replicas 2 --fs ext4 --zone a,b --label app=logs",
@@ -57,7 +59,7 @@ func (c *cli) volumeCreate() *cobra.Command {
 			if q.SizeBytes, err = api.ParseBytes(size); err != nil {
 				return err
 			}
-			q.Name = args[0]
+			q.Name, q.IoTimeoutMillis = args[0], timeout.Milliseconds()
 			cl, err := c.volumes()
 			if err != nil {
 				return err
@@ -81,6 +83,8 @@ func (c *cli) volumeCreate() *cobra.Command {
 	f.StringSliceVar(&q.Racks, "rack", nil, "replicas only in these racks")
 	f.StringSliceVar(&q.Zones, "zone", nil, "replicas only in these zones")
 	f.StringToStringVar(&q.Labels, "label", nil, "labels, key=value")
+	f.DurationVar(&timeout, "io-timeout", 0, ioTimeoutHelp)
+	f.StringVar(&q.SlowReplicas, "slow-replicas", "", slowReplicasHelp)
 	return cmd
 }
 

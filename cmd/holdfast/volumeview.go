@@ -128,6 +128,7 @@ func (c *cli) volumeView(w io.Writer, v *holdfastv1.Volume) {
 		field(w, "attached to", "-")
 	}
 	c.liveView(w, v)
+	field(w, "policy", "%s", policyText(s))
 	if v.GetScrub() != nil {
 		field(w, "scrub", "%s", scrubLine(v.GetScrub(), time.Now()))
 	}
@@ -140,7 +141,9 @@ func (c *cli) volumeView(w io.Writer, v *holdfastv1.Volume) {
 		field(w, "parameters", "%s", pairs(s.GetParameters()))
 	}
 	c.replicaTable(w, v)
+	waitsView(w, v.GetWaits())
 	c.problems(w, v.GetProblems())
+	eventsView(w, v.GetEvents())
 }
 
 // liveView is what the primary says.

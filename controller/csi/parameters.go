@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -18,7 +19,7 @@ type params struct {
 
 // parameterNames are what CreateVolume takes, compared without regard to case.
 func parameterNames() []string {
-	return []string{"replicas", "minInSync", "fsType", "locality", "racks", "zones", "logicalBlockSize"}
+	return []string{"replicas", "minInSync", "fsType", "locality", "racks", "zones", "logicalBlockSize", "ioTimeout", "slowReplicas"}
 }
 
 // kubernetesPrefix marks what Kubernetes' sidecars add by themselves.
@@ -69,6 +70,16 @@ func (p *params) set(key, value string) (known bool, err error) {
 		p.spec.Locality = holdfast.Locality(strings.ToLower(value))
 		if l := p.spec.Locality; l != holdfast.LocalityRequired && l != holdfast.LocalityPreferred && l != holdfast.LocalityNone {
 			return true, fmt.Errorf("the locality %q is unknown; ask for required, preferred or none", value)
+		}
+	case "iotimeout":
+		d, err := time.ParseDuration(value)
+		if err != nil || d < holdfast.MinIOTimeout || d > holdfast.MaxIOTimeout {
+			return true, fmt.Errorf("%q is not possible; ask for %v to %v, such as 30s, or leave it out", value, holdfast.MinIOTimeout, holdfast.MaxIOTimeout)
+		}
+		p.spec.IOTimeoutMillis = d.Milliseconds()
+	case "slowreplicas":
+		if p.spec.SlowReplicas = holdfast.SlowPolicy(strings.ToLower(value)); !p.spec.SlowReplicas.Known() {
+			return true, fmt.Errorf("the policy %q is unknown; ask for off, report or drop", value)
 		}
 	case "racks", "rack":
 		p.spec.Racks = list(value)

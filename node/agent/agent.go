@@ -46,6 +46,7 @@ type Agent struct {
 	upkeep     map[holdfast.VolumeID]*upkeep
 	records    map[holdfast.VolumeID]holdfast.Record
 	creations  map[holdfast.ReplicaID]*turn
+	operations map[holdfast.VolumeID][]*operation
 	adopted    map[holdfast.VolumeID]bool // devices of a predecessor, not served yet
 	reattached bool                       // the predecessor's volumes have been looked for
 	closed     bool
@@ -75,6 +76,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		refreshSoon: make(chan struct{}, 1), purgeSoon: make(chan struct{}, 1), checkSoon: make(chan struct{}, 1),
 		volumes: map[holdfast.VolumeID]*slot{}, upkeep: map[holdfast.VolumeID]*upkeep{},
 		records: map[holdfast.VolumeID]holdfast.Record{}, creations: map[holdfast.ReplicaID]*turn{}, adopted: map[holdfast.VolumeID]bool{},
+		operations: map[holdfast.VolumeID][]*operation{},
 	}
 	a.node = holdfast.Node{ID: cfg.ID, Domain: cfg.Domain}
 	a.ops, a.endOps = context.WithCancel(context.Background())

@@ -18,9 +18,10 @@ type slot struct {
 	vol  Volume        // nil: no client primary here
 	dev  device.Device // nil: no device (any more)
 	size int64         // the device's, in bytes
-	// cancel ends the attach that has the turn; nil when none has. Guarded by the
-	// agent's mutex alone.
-	cancel context.CancelFunc
+	// cancel ends the attach or detach that has the turn, byForce only for one that
+	// is forced; nil when none has. Guarded by the agent's mutex alone.
+	cancel  context.CancelFunc
+	byForce bool
 	// grown is closed, and replaced, when size changes or the device goes.
 	grown chan struct{}
 }
@@ -85,12 +86,13 @@ func (a *Agent) begin(ctx context.Context) (_ context.Context, end func(), err e
 	return ctx, func() { stop(); cancel(); a.work.Done() }, nil
 }
 
-// cancellable lets a detach end the attach that has the slot's turn.
-func (a *Agent) cancellable(ctx context.Context, s *slot) (context.Context, func()) {
+// cancellable lets a detach end the operation that has the slot's turn: any detach
+// an attach, and a forced one a detach, too.
+func (a *Agent) cancellable(ctx context.Context, s *slot, byForce bool) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.cancel = cancel
+	s.cancel, s.byForce = cancel, byForce
 	return ctx, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -99,24 +101,27 @@ func (a *Agent) cancellable(ctx context.Context, s *slot) (context.Context, func
 	}
 }
 
-// cancelAttach ends the attach of a volume that is under way: one that waits for
-// replicas must not keep its volume from being detached.
-func (a *Agent) cancelAttach(id holdfast.VolumeID) {
+// cancelOther ends the operation under way on a volume that a detach need not wait
+// for: what waits for replicas must not keep its volume from being detached.
+func (a *Agent) cancelOther(id holdfast.VolumeID, force bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if s := a.volumes[id]; s != nil && s.cancel != nil {
+	if s := a.volumes[id]; s != nil && s.cancel != nil && (force || !s.byForce) {
 		s.cancel()
 	}
 }
 
 func (a *Agent) attachNow(ctx context.Context, id holdfast.VolumeID, mode attachMode) (string, error) {
+	op := a.begun(id, "attach")
+	defer a.over(id, op)
 	s, unlock, err := a.lock(ctx, id)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	ctx, done := a.cancellable(ctx, s)
+	ctx, done := a.cancellable(ctx, s, false)
 	defer done()
+	a.now(op, "the metadata store")
 	if s.vol != nil && isEnded(s.vol) {
 		a.clearEnded(s, s.vol)
 	}
@@ -131,11 +136,14 @@ func (a *Agent) attachNow(ctx context.Context, id holdfast.VolumeID, mode attach
 		return "", holdfast.E("", holdfast.Fenced, "it is not attached to this node any more")
 	}
 	if s.vol != nil { // a release that did not finish; it takes no more I/O
+		a.now(op, "the detach before it, which did not finish")
 		if err := a.release(ctx, s); err != nil {
 			return "", err
 		}
 	}
+	a.now(op, "its maintenance here to end")
 	a.stopUpkeep(id)
+	a.now(op, "the take-over")
 	start := time.Now()
 	vol, err := a.deps.Plane.Open(ctx, id, OpenOptions{Kind: holdfast.ClientPrimary, Force: mode == attachForced})
 	if err != nil {
@@ -143,6 +151,7 @@ func (a *Agent) attachNow(ctx context.Context, id holdfast.VolumeID, mode attach
 	}
 	a.set(s, func() { s.vol = vol })
 	a.note(id, fmt.Sprintf("serving after %v", time.Since(start).Round(time.Millisecond)))
+	a.now(op, "its device")
 	return a.openDevice(ctx, s, rec.Spec)
 }
 
@@ -195,8 +204,15 @@ func (a *Agent) tend(s *slot, vol Volume, dev device.Device, resized <-chan stru
 		case <-resized:
 		case <-retry:
 		case <-vol.Ended():
-			if err := vol.Err(); err != nil && a.ops.Err() == nil { // else Close removes it
-				a.abandon(s, vol, dev, err)
+			err := vol.Err()
+			if err == nil || a.ops.Err() != nil { // Close removes it
+				return
+			}
+			a.abandon(s, vol, dev, err)
+			if errors.Is(err, holdfast.Corrupt) {
+				// Nobody has taken it: it is still this node's to serve, as soon as its
+				// replicas answer again. What used the device has to open the new one.
+				a.attachUntilTaken(a.ops, s.id)
 			}
 			return
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/metadata/memory"
+	"github.com/holdfast-storage/holdfast/node/agent"
 )
 
 func TestAttachAgainIsTheSameDeviceAndDetachGivesBack(t *testing.T) {
@@ -309,5 +310,71 @@ func TestADetachEndsAnAttachThatWaits(t *testing.T) {
 	wantKind(t, <-attached, holdfast.Unavailable)
 	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
 		t.Errorf("attached to %q", got)
+	}
+}
+
+func TestAForcedDetachDoesNotWaitForIOThatCannotGoOn(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	a.plane.volume(rec.ID).setStuck(holdfast.E("release", holdfast.Unavailable, "I/O waits for space in a pool"))
+	wantKind(t, a.Detach(t.Context(), rec.ID), holdfast.Unavailable)
+	if err := a.ForceDetach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, db, rec.ID).AttachedTo(); got != "" {
+		t.Errorf("attached to %q", got)
+	}
+	if !slices.Contains(a.plane.history(), "aborted "+string(rec.ID)) {
+		t.Errorf("what was done: %v", a.plane.history())
+	}
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil { // and again
+		t.Fatal(err)
+	}
+}
+
+// TestAVolumeWhoseDiskFailedIsAttachedAgain: the device ends when the last good
+// disk fails; nobody else can have the volume then, and it is served again as soon
+// as that is possible.
+func TestAVolumeWhoseDiskFailedIsAttachedAgain(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	if _, err := a.Attach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	a.plane.refuse(holdfast.E("open", holdfast.Unavailable, "its replica does not answer"))
+	a.plane.volume(rec.ID).end(holdfast.E("serve", holdfast.Corrupt, "the last in-sync replica cannot be relied on: its disk has failed"))
+	eventually(t, "the device is gone", func() bool { _, ok := a.Attached(rec.ID); return !ok })
+	eventually(t, "it is tried again", func() bool { return a.plane.opened() >= 2 })
+	a.plane.refuse(nil)
+	eventually(t, "it is attached again", func() bool { _, ok := a.Attached(rec.ID); return ok })
+	if err := a.Detach(t.Context(), rec.ID); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAnAttachSaysForWhatItWaits(t *testing.T) {
+	db := memory.New()
+	a := newRig(t, db, "a").start()
+	rec := volume(t, db, "v", "a")
+	block := make(chan struct{})
+	a.plane.block = block
+	attached := make(chan error, 1)
+	go func() { _, err := a.Attach(t.Context(), rec.ID); attached <- err }()
+	waits := func() []agent.Wait { return a.Waits(rec.ID)[rec.ID] }
+	eventually(t, "it says so", func() bool {
+		ws := waits()
+		return len(ws) == 1 && ws[0].What == "attach" && ws[0].For == "the take-over" && ws[0].Long > 0
+	})
+	close(block)
+	if err := <-attached; err != nil {
+		t.Fatal(err)
+	}
+	if ws := waits(); len(ws) != 0 {
+		t.Errorf("it waits still: %v", ws)
 	}
 }

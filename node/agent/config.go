@@ -173,6 +173,8 @@ type Volume interface {
 	// Release ends the primary and gives the grant back; the device is gone by
 	// then. Once it has ended, nil.
 	Release(ctx context.Context) error
+	// Abort ends it at once: its requests fail, and the record keeps the grant.
+	Abort()
 	// Ended is closed when it serves no more; Err says why then.
 	Ended() <-chan struct{}
 	Err() error

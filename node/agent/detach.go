@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
 
 // swapAttempts bounds how often a record that keeps changing is read again.
 const swapAttempts = 8
+
+// hardAfter is how long a forced detach lets I/O under way end by itself.
+const hardAfter = 2 * time.Second
 
 // Detach removes the volume's device from this node, then gives the grant back;
 // again is fine, and so is a volume that is not attached here or does not exist.
@@ -38,12 +42,20 @@ func (a *Agent) detachJoined(ctx context.Context, id holdfast.VolumeID, force bo
 }
 
 func (a *Agent) detachNow(ctx context.Context, id holdfast.VolumeID, force bool) error {
-	a.cancelAttach(id)
+	op := a.begun(id, "detach")
+	defer a.over(id, op)
+	a.cancelOther(id, force)
 	s, unlock, err := a.lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if !force {
+		var done func()
+		ctx, done = a.cancellable(ctx, s, true)
+		defer done()
+	}
+	a.now(op, "its device to be closed")
 	if s.vol != nil && isEnded(s.vol) {
 		a.clearEnded(s, s.vol)
 	}
@@ -56,11 +68,17 @@ func (a *Agent) detachNow(ctx context.Context, id holdfast.VolumeID, force bool)
 	if s.vol != nil {
 		// The device first, then the grant: nobody else may serve the volume
 		// while something here could still write to it.
-		if err := a.release(ctx, s); err != nil {
+		a.now(op, "I/O under way to end")
+		release := a.release
+		if force {
+			release = a.releaseHard
+		}
+		if err := release(ctx, s); err != nil {
 			return err
 		}
 		a.note(id, "detached")
 	}
+	a.now(op, "the metadata store")
 	return a.dropGrant(ctx, id, holdfast.ClientPrimary)
 }
 
@@ -88,6 +106,27 @@ func (a *Agent) release(ctx context.Context, s *slot) error {
 		return err
 	}
 	a.set(s, func() { s.vol = nil })
+	return nil
+}
+
+// releaseHard is release that does not wait for I/O that cannot go on, which the
+// device's removal has failed already: a full pool could keep it for ever. The
+// grant that the primary leaves behind is given back by dropGrant, and the next
+// primary makes equal what was under way.
+func (a *Agent) releaseHard(ctx context.Context, s *slot) error {
+	soft, cancel := context.WithTimeout(ctx, hardAfter)
+	defer cancel()
+	if err := a.release(soft, s); err == nil {
+		return nil
+	}
+	s.vol.Abort()
+	select {
+	case <-s.vol.Ended():
+	case <-ctx.Done():
+		return holdfast.WrapKind("end the primary", holdfast.Unavailable, ctx.Err())
+	}
+	a.set(s, func() { s.vol = nil })
+	a.note(s.id, "its I/O could not go on and was ended by force")
 	return nil
 }
 

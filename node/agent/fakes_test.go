@@ -159,6 +159,11 @@ func (v *fakeVolume) Release(ctx context.Context) error {
 	}
 }
 
+func (v *fakeVolume) Abort() {
+	v.plane.note("aborted " + string(v.id))
+	v.end(holdfast.E("serve", holdfast.Unavailable, "aborted"))
+}
+
 func (v *fakeVolume) setStuck(err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -45,6 +45,12 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 			}
 		}
 	}
+	for id, ws := range a.Waits(only) {
+		v := get(id)
+		for _, w := range ws {
+			v.Waits = append(v.Waits, &holdfastv1.Wait{What: w.What, WaitingFor: w.For, Millis: w.Long.Milliseconds(), Node: string(w.Node)})
+		}
+	}
 	if only != "" && len(a.Events(only)) > 0 {
 		get(only)
 	}
@@ -105,6 +111,7 @@ func primaryStatus(x served) *holdfastv1.PrimaryStatus {
 	p := &holdfastv1.PrimaryStatus{
 		Kind: string(x.kind), State: s.State, WaitingFor: s.WaitingFor, WaitingMillis: s.Waiting.Milliseconds(),
 		DevicePath: x.path, Epoch: uint64(s.Epoch),
+		FailedWrites: int64(s.FailedWrites), Expired: s.Counters.Expired,
 		Reads: s.Counters.Reads, Writes: s.Counters.Writes, ReadBytes: s.Counters.ReadBytes, WriteBytes: s.Counters.WriteBytes,
 	}
 	if x := s.Scrub; x.ID != "" {
@@ -115,6 +122,7 @@ func primaryStatus(x served) *holdfastv1.PrimaryStatus {
 		p.Peers = append(p.Peers, &holdfastv1.PeerStatus{
 			ReplicaId: string(r.Replica.ID), NodeId: string(r.Replica.Node), State: string(r.Replica.State), Connected: r.Connected,
 			LeftBytes: r.LeftBytes, CopiedBytes: r.CopiedBytes, TotalBytes: r.TotalBytes, Message: r.Message,
+			AnswerMicros: r.Answers.Microseconds(), Slow: r.Slow,
 		})
 	}
 	return p

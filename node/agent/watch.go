@@ -13,6 +13,9 @@ import (
 // attempts to attach a predecessor's volume again.
 const watchPause = time.Second
 
+// watchPauseMax is the longest pause between attempts, which add to the epoch.
+const watchPauseMax = 15 * time.Second
+
 // watch keeps the records that drive maintenance, and attaches again what the
 // predecessor of this daemon had attached.
 func (a *Agent) watch(ctx context.Context) {
@@ -70,7 +73,7 @@ func (a *Agent) attachOld(ctx context.Context) {
 // attachUntilTaken tries until the volume is attached, deleted, detached or
 // attached elsewhere.
 func (a *Agent) attachUntilTaken(ctx context.Context, id holdfast.VolumeID) {
-	for ctx.Err() == nil {
+	for wait := watchPause; ctx.Err() == nil; wait = min(2*wait, watchPauseMax) {
 		opCtx, end, err := a.begin(ctx)
 		if err != nil {
 			return
@@ -86,7 +89,7 @@ func (a *Agent) attachUntilTaken(ctx context.Context, id holdfast.VolumeID) {
 			return
 		}
 		a.log.Warn("a volume cannot be attached again yet", "volume", string(id), "err", err)
-		pause(ctx, watchPause)
+		pause(ctx, wait)
 	}
 }
 

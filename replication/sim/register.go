@@ -262,7 +262,7 @@ func (r *register) write(x way, slot int) way {
 // more.
 func (r *register) lost() {
 	var after []way
-	for _, x := range r.ways {
+	for _, x := range r.undone() {
 		all := x.back
 		if i, ok := slices.BinarySearch(all, x.last); !ok {
 			all = slices.Insert(slices.Clone(all), i, x.last)
@@ -279,6 +279,33 @@ func (r *register) lost() {
 			r.flush(s)
 		}
 	}
+}
+
+// undone adds the ways in which a write under way took effect just before a loss,
+// to be undone by it: a primary that nobody asks any more may answer it later.
+func (r *register) undone() []way {
+	ways := slices.Clone(r.ways)
+	for i, w := range r.active {
+		if w == nil || w.maybe || w.kind != opWrite && w.kind != opTrim {
+			continue
+		}
+		for j, x := range ways {
+			if x.done&(1<<i) != 0 {
+				continue
+			}
+			x.done |= 1 << i
+			if r.unseen(w.value) {
+				ways[j] = x
+				continue
+			}
+			if at, ok := slices.BinarySearch(x.back, w.value); !ok {
+				x.back = slices.Insert(slices.Clone(x.back), at, w.value)
+			}
+			ways = append(ways, x)
+		}
+		ways = r.distinct(ways)
+	}
+	return ways
 }
 
 // distinct forgets what decides nothing any more, and one of two equal ways.

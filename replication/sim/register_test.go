@@ -127,3 +127,21 @@ func TestRegisterManyLosses(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestALateAnswerMayBeToALostWrite: seed 802926. A primary that was superseded
+// answered a write after the next one served; a power loss in between had undone it.
+func TestALateAnswerMayBeToALostWrite(t *testing.T) {
+	s := time.Second
+	steps := []*step{
+		{kind: opWrite, value: 1, call: s, ret: 2 * s}, {kind: opFlush, call: 2 * s, ret: 3 * s},
+		{kind: opWrite, value: 2, call: 4 * s, ret: 10 * s}, {kind: opLoss, call: 8 * s, ret: 8 * s},
+		{kind: opRead, value: 1, call: 11 * s, ret: 12 * s}, {kind: opRead, value: 1, call: 13 * s, ret: 14 * s},
+	}
+	if err := checkRegister(steps); err != nil || !searched(steps) {
+		t.Errorf("it could be so: %v", err)
+	}
+	steps[3].call, steps[3].ret = 3*s, 3*s
+	if checkRegister(steps) == nil {
+		t.Error("the loss came before the write")
+	}
+}

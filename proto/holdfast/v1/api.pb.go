@@ -96,19 +96,21 @@ func (x *Domain) GetRegion() string {
 }
 
 type CreateVolumeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // 1 to 128 bytes, unique in the cluster
-	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`          // 1 MiB to 64 TiB
-	Replicas      int32                  `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                             // default 3
-	MinInSync     int32                  `protobuf:"varint,4,opt,name=min_in_sync,json=minInSync,proto3" json:"min_in_sync,omitempty"`        // writes wait below this many in-sync replicas; default 1
-	FsType        string                 `protobuf:"bytes,5,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"`                    // xfs (default from 300 MiB on) or ext4
-	Locality      string                 `protobuf:"bytes,6,opt,name=locality,proto3" json:"locality,omitempty"`                              // preferred (default), required or none
-	LogicalBlock  int32                  `protobuf:"varint,7,opt,name=logical_block,json=logicalBlock,proto3" json:"logical_block,omitempty"` // bytes the device shows: 4096 (default) or 512
-	Racks         []string               `protobuf:"bytes,8,rep,name=racks,proto3" json:"racks,omitempty"`                                    // replicas only in these racks, if any
-	Zones         []string               `protobuf:"bytes,9,rep,name=zones,proto3" json:"zones,omitempty"`                                    // replicas only in these zones, if any
-	Labels        map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // 1 to 128 bytes, unique in the cluster
+	SizeBytes       int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`          // 1 MiB to 64 TiB
+	Replicas        int32                  `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                             // default 3
+	MinInSync       int32                  `protobuf:"varint,4,opt,name=min_in_sync,json=minInSync,proto3" json:"min_in_sync,omitempty"`        // writes wait below this many in-sync replicas; default 1
+	FsType          string                 `protobuf:"bytes,5,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"`                    // xfs (default from 300 MiB on) or ext4
+	Locality        string                 `protobuf:"bytes,6,opt,name=locality,proto3" json:"locality,omitempty"`                              // preferred (default), required or none
+	LogicalBlock    int32                  `protobuf:"varint,7,opt,name=logical_block,json=logicalBlock,proto3" json:"logical_block,omitempty"` // bytes the device shows: 4096 (default) or 512
+	Racks           []string               `protobuf:"bytes,8,rep,name=racks,proto3" json:"racks,omitempty"`                                    // replicas only in these racks, if any
+	Zones           []string               `protobuf:"bytes,9,rep,name=zones,proto3" json:"zones,omitempty"`                                    // replicas only in these zones, if any
+	Labels          map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	IoTimeoutMillis int64                  `protobuf:"varint,20,opt,name=io_timeout_millis,json=ioTimeoutMillis,proto3" json:"io_timeout_millis,omitempty"` // I/O that waits for longer fails; 0 (default): it waits without limit
+	SlowReplicas    string                 `protobuf:"bytes,21,opt,name=slow_replicas,json=slowReplicas,proto3" json:"slow_replicas,omitempty"`             // off, report or drop; empty: as the node is configured
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -209,6 +211,20 @@ func (x *CreateVolumeRequest) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *CreateVolumeRequest) GetIoTimeoutMillis() int64 {
+	if x != nil {
+		return x.IoTimeoutMillis
+	}
+	return 0
+}
+
+func (x *CreateVolumeRequest) GetSlowReplicas() string {
+	if x != nil {
+		return x.SlowReplicas
+	}
+	return ""
 }
 
 type ListVolumesRequest struct {
@@ -715,6 +731,66 @@ func (x *UpdateVolumeLabelsRequest) GetRemove() []string {
 	return nil
 }
 
+type UpdateVolumePolicyRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Volume          string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	IoTimeoutMillis *int64                 `protobuf:"varint,2,opt,name=io_timeout_millis,json=ioTimeoutMillis,proto3,oneof" json:"io_timeout_millis,omitempty"` // 0: I/O waits without limit
+	SlowReplicas    *string                `protobuf:"bytes,3,opt,name=slow_replicas,json=slowReplicas,proto3,oneof" json:"slow_replicas,omitempty"`             // off, report, drop; empty: as the node is configured
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *UpdateVolumePolicyRequest) Reset() {
+	*x = UpdateVolumePolicyRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVolumePolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVolumePolicyRequest) ProtoMessage() {}
+
+func (x *UpdateVolumePolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVolumePolicyRequest.ProtoReflect.Descriptor instead.
+func (*UpdateVolumePolicyRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UpdateVolumePolicyRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *UpdateVolumePolicyRequest) GetIoTimeoutMillis() int64 {
+	if x != nil && x.IoTimeoutMillis != nil {
+		return *x.IoTimeoutMillis
+	}
+	return 0
+}
+
+func (x *UpdateVolumePolicyRequest) GetSlowReplicas() string {
+	if x != nil && x.SlowReplicas != nil {
+		return *x.SlowReplicas
+	}
+	return ""
+}
+
 type ScrubVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -725,7 +801,7 @@ type ScrubVolumeRequest struct {
 
 func (x *ScrubVolumeRequest) Reset() {
 	*x = ScrubVolumeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	mi := &file_holdfast_v1_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +813,7 @@ func (x *ScrubVolumeRequest) String() string {
 func (*ScrubVolumeRequest) ProtoMessage() {}
 
 func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	mi := &file_holdfast_v1_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +826,7 @@ func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ScrubVolumeRequest) GetVolume() string {
@@ -788,7 +864,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[13]
+	mi := &file_holdfast_v1_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +876,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[13]
+	mi := &file_holdfast_v1_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +889,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Scrub) GetId() string {
@@ -919,14 +995,16 @@ type Volume struct {
 	Replicas      []*VolumeReplica `protobuf:"bytes,11,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	Live          *PrimaryStatus   `protobuf:"bytes,12,opt,name=live,proto3" json:"live,omitempty"` // what the primary says now; unset when none answers
 	Problems      []*Problem       `protobuf:"bytes,13,rep,name=problems,proto3" json:"problems,omitempty"`
-	Scrub         *Scrub           `protobuf:"bytes,14,opt,name=scrub,proto3" json:"scrub,omitempty"` // unset if there never was one
+	Scrub         *Scrub           `protobuf:"bytes,14,opt,name=scrub,proto3" json:"scrub,omitempty"`   // unset if there never was one
+	Waits         []*Wait          `protobuf:"bytes,20,rep,name=waits,proto3" json:"waits,omitempty"`   // what cannot go on now, and for what it waits
+	Events        []*VolumeEvent   `protobuf:"bytes,21,rep,name=events,proto3" json:"events,omitempty"` // what lately happened to it on its nodes, oldest first; only in GetVolume
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	mi := &file_holdfast_v1_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1016,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	mi := &file_holdfast_v1_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1029,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Volume) GetId() string {
@@ -1052,26 +1130,103 @@ func (x *Volume) GetScrub() *Scrub {
 	return nil
 }
 
-// VolumeSpec is what was asked for.
-type VolumeSpec struct {
+func (x *Volume) GetWaits() []*Wait {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+func (x *Volume) GetEvents() []*VolumeEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// VolumeEvent is something that happened to a volume on a node.
+type VolumeEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	SizeBytes     int64                  `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	Replicas      int32                  `protobuf:"varint,2,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	MinInSync     int32                  `protobuf:"varint,3,opt,name=min_in_sync,json=minInSync,proto3" json:"min_in_sync,omitempty"`
-	FsType        string                 `protobuf:"bytes,4,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"`
-	Locality      string                 `protobuf:"bytes,5,opt,name=locality,proto3" json:"locality,omitempty"`
-	LogicalBlock  int32                  `protobuf:"varint,6,opt,name=logical_block,json=logicalBlock,proto3" json:"logical_block,omitempty"`
-	Racks         []string               `protobuf:"bytes,7,rep,name=racks,proto3" json:"racks,omitempty"`
-	Zones         []string               `protobuf:"bytes,8,rep,name=zones,proto3" json:"zones,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Parameters    map[string]string      `protobuf:"bytes,10,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	What          string                 `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *VolumeEvent) Reset() {
+	*x = VolumeEvent{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeEvent) ProtoMessage() {}
+
+func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeEvent.ProtoReflect.Descriptor instead.
+func (*VolumeEvent) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *VolumeEvent) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *VolumeEvent) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *VolumeEvent) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+// VolumeSpec is what was asked for.
+type VolumeSpec struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	SizeBytes       int64                  `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Replicas        int32                  `protobuf:"varint,2,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	MinInSync       int32                  `protobuf:"varint,3,opt,name=min_in_sync,json=minInSync,proto3" json:"min_in_sync,omitempty"`
+	FsType          string                 `protobuf:"bytes,4,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"`
+	Locality        string                 `protobuf:"bytes,5,opt,name=locality,proto3" json:"locality,omitempty"`
+	LogicalBlock    int32                  `protobuf:"varint,6,opt,name=logical_block,json=logicalBlock,proto3" json:"logical_block,omitempty"`
+	Racks           []string               `protobuf:"bytes,7,rep,name=racks,proto3" json:"racks,omitempty"`
+	Zones           []string               `protobuf:"bytes,8,rep,name=zones,proto3" json:"zones,omitempty"`
+	Labels          map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Parameters      map[string]string      `protobuf:"bytes,10,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	IoTimeoutMillis int64                  `protobuf:"varint,20,opt,name=io_timeout_millis,json=ioTimeoutMillis,proto3" json:"io_timeout_millis,omitempty"` // I/O that waits for longer fails; 0: it waits without limit
+	SlowReplicas    string                 `protobuf:"bytes,21,opt,name=slow_replicas,json=slowReplicas,proto3" json:"slow_replicas,omitempty"`             // off, report or drop; empty: as the node is configured
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	mi := &file_holdfast_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1238,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	mi := &file_holdfast_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1251,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -1169,6 +1324,20 @@ func (x *VolumeSpec) GetParameters() map[string]string {
 	return nil
 }
 
+func (x *VolumeSpec) GetIoTimeoutMillis() int64 {
+	if x != nil {
+		return x.IoTimeoutMillis
+	}
+	return 0
+}
+
+func (x *VolumeSpec) GetSlowReplicas() string {
+	if x != nil {
+		return x.SlowReplicas
+	}
+	return ""
+}
+
 // Primary is the grant under which a node serves a volume.
 type Primary struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1181,7 +1350,7 @@ type Primary struct {
 
 func (x *Primary) Reset() {
 	*x = Primary{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	mi := &file_holdfast_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1362,7 @@ func (x *Primary) String() string {
 func (*Primary) ProtoMessage() {}
 
 func (x *Primary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	mi := &file_holdfast_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1375,7 @@ func (x *Primary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Primary.ProtoReflect.Descriptor instead.
 func (*Primary) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Primary) GetNode() string {
@@ -1246,14 +1415,16 @@ type VolumeReplica struct {
 	CopiedBytes    int64  `protobuf:"varint,10,opt,name=copied_bytes,json=copiedBytes,proto3" json:"copied_bytes,omitempty"`         // copied in the present or last repair
 	RepairBytes    int64  `protobuf:"varint,11,opt,name=repair_bytes,json=repairBytes,proto3" json:"repair_bytes,omitempty"`         // found to be missing in it
 	Message        string `protobuf:"bytes,12,opt,name=message,proto3" json:"message,omitempty"`
-	Failure        string `protobuf:"bytes,13,opt,name=failure,proto3" json:"failure,omitempty"` // why its node does not serve it any more: its disk failed
+	Failure        string `protobuf:"bytes,13,opt,name=failure,proto3" json:"failure,omitempty"`                                // why its node does not serve it any more: its disk failed
+	AnswerMicros   int64  `protobuf:"varint,20,opt,name=answer_micros,json=answerMicros,proto3" json:"answer_micros,omitempty"` // the median time in which it answers writes; 0: not known
+	Slow           bool   `protobuf:"varint,21,opt,name=slow,proto3" json:"slow,omitempty"`                                     // much slower than the others, for a while
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *VolumeReplica) Reset() {
 	*x = VolumeReplica{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	mi := &file_holdfast_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1436,7 @@ func (x *VolumeReplica) String() string {
 func (*VolumeReplica) ProtoMessage() {}
 
 func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	mi := &file_holdfast_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1449,7 @@ func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReplica.ProtoReflect.Descriptor instead.
 func (*VolumeReplica) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VolumeReplica) GetId() string {
@@ -1372,6 +1543,20 @@ func (x *VolumeReplica) GetFailure() string {
 	return ""
 }
 
+func (x *VolumeReplica) GetAnswerMicros() int64 {
+	if x != nil {
+		return x.AnswerMicros
+	}
+	return 0
+}
+
+func (x *VolumeReplica) GetSlow() bool {
+	if x != nil {
+		return x.Slow
+	}
+	return false
+}
+
 // Problem is something wrong, with what to do about it.
 type Problem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1385,7 +1570,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	mi := &file_holdfast_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1582,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	mi := &file_holdfast_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1595,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Problem) GetSeverity() string {
@@ -1449,7 +1634,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	mi := &file_holdfast_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1646,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	mi := &file_holdfast_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1659,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 type ListNodesResponse struct {
@@ -1486,7 +1671,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1683,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1696,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1530,7 +1715,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1727,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1740,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -1574,7 +1759,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1771,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1784,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -1618,7 +1803,7 @@ type UndrainNodeRequest struct {
 
 func (x *UndrainNodeRequest) Reset() {
 	*x = UndrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1815,7 @@ func (x *UndrainNodeRequest) String() string {
 func (*UndrainNodeRequest) ProtoMessage() {}
 
 func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1828,7 @@ func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UndrainNodeRequest) GetNode() string {
@@ -1662,7 +1847,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1859,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1872,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -1708,7 +1893,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1905,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +1918,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ForgetNodeResponse) GetRemoved() int32 {
@@ -1780,7 +1965,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +1977,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +1990,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Node) GetId() string {
@@ -1908,7 +2093,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2105,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2118,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListPoolsRequest) GetNode() string {
@@ -1952,7 +2137,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2149,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2162,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -2004,7 +2189,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2201,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2214,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Pool) GetId() string {
@@ -2096,7 +2281,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2293,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2306,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 // ClusterStatus is the whole at one glance.
@@ -2141,13 +2326,15 @@ type ClusterStatus struct {
 	Repairs          []*Repair              `protobuf:"bytes,12,rep,name=repairs,proto3" json:"repairs,omitempty"`
 	AnsweredBy       string                 `protobuf:"bytes,13,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"` // node
 	Release          string                 `protobuf:"bytes,14,opt,name=release,proto3" json:"release,omitempty"`
+	Waits            []*Wait                `protobuf:"bytes,20,rep,name=waits,proto3" json:"waits,omitempty"`   // of all volumes
+	Scrubs           []*VolumeScrub         `protobuf:"bytes,21,rep,name=scrubs,proto3" json:"scrubs,omitempty"` // under way, or whose last one found damage
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2346,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2359,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -2273,6 +2460,73 @@ func (x *ClusterStatus) GetRelease() string {
 	return ""
 }
 
+func (x *ClusterStatus) GetWaits() []*Wait {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetScrubs() []*VolumeScrub {
+	if x != nil {
+		return x.Scrubs
+	}
+	return nil
+}
+
+// VolumeScrub is a volume's newest scrub.
+type VolumeScrub struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // name
+	Scrub         *Scrub                 `protobuf:"bytes,2,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeScrub) Reset() {
+	*x = VolumeScrub{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeScrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeScrub) ProtoMessage() {}
+
+func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeScrub.ProtoReflect.Descriptor instead.
+func (*VolumeScrub) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *VolumeScrub) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeScrub) GetScrub() *Scrub {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
 // Count is how many there are and how many of them are well.
 type Count struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2284,7 +2538,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2550,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2563,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Count) GetTotal() int32 {
@@ -2341,7 +2595,7 @@ type Repair struct {
 
 func (x *Repair) Reset() {
 	*x = Repair{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2353,7 +2607,7 @@ func (x *Repair) String() string {
 func (*Repair) ProtoMessage() {}
 
 func (x *Repair) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2366,7 +2620,7 @@ func (x *Repair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repair.ProtoReflect.Descriptor instead.
 func (*Repair) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Repair) GetVolume() string {
@@ -2420,7 +2674,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04rack\x18\x02 \x01(\tR\x04rack\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06region\x18\x04 \x01(\tR\x06region\"\x8b\x03\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\"\xdc\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2433,7 +2687,9 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x05racks\x18\b \x03(\tR\x05racks\x12\x14\n" +
 	"\x05zones\x18\t \x03(\tR\x05zones\x12D\n" +
 	"\x06labels\x18\n" +
-	" \x03(\v2,.holdfast.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x1a9\n" +
+	" \x03(\v2,.holdfast.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x12*\n" +
+	"\x11io_timeout_millis\x18\x14 \x01(\x03R\x0fioTimeoutMillis\x12#\n" +
+	"\rslow_replicas\x18\x15 \x01(\tR\fslowReplicas\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x01\n" +
@@ -2472,7 +2728,13 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x1a6\n" +
 	"\bSetEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"D\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb6\x01\n" +
+	"\x19UpdateVolumePolicyRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12/\n" +
+	"\x11io_timeout_millis\x18\x02 \x01(\x03H\x00R\x0fioTimeoutMillis\x88\x01\x01\x12(\n" +
+	"\rslow_replicas\x18\x03 \x01(\tH\x01R\fslowReplicas\x88\x01\x01B\x14\n" +
+	"\x12_io_timeout_millisB\x10\n" +
+	"\x0e_slow_replicas\"D\n" +
 	"\x12ScrubVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xfc\x02\n" +
@@ -2494,7 +2756,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	" \x01(\x03R\n" +
 	"mismatches\x12\x16\n" +
 	"\x06healed\x18\v \x01(\x03R\x06healed\x12\x1a\n" +
-	"\bunhealed\x18\f \x01(\x03R\bunhealed\"\x87\x04\n" +
+	"\bunhealed\x18\f \x01(\x03R\bunhealed\"\xe2\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
@@ -2512,7 +2774,13 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\breplicas\x18\v \x03(\v2\x1a.holdfast.v1.VolumeReplicaR\breplicas\x12.\n" +
 	"\x04live\x18\f \x01(\v2\x1a.holdfast.v1.PrimaryStatusR\x04live\x120\n" +
 	"\bproblems\x18\r \x03(\v2\x14.holdfast.v1.ProblemR\bproblems\x12(\n" +
-	"\x05scrub\x18\x0e \x01(\v2\x12.holdfast.v1.ScrubR\x05scrub\"\xed\x03\n" +
+	"\x05scrub\x18\x0e \x01(\v2\x12.holdfast.v1.ScrubR\x05scrub\x12'\n" +
+	"\x05waits\x18\x14 \x03(\v2\x11.holdfast.v1.WaitR\x05waits\x120\n" +
+	"\x06events\x18\x15 \x03(\v2\x18.holdfast.v1.VolumeEventR\x06events\"a\n" +
+	"\vVolumeEvent\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\"\xbe\x04\n" +
 	"\n" +
 	"VolumeSpec\x12\x1d\n" +
 	"\n" +
@@ -2528,7 +2796,9 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"parameters\x18\n" +
 	" \x03(\v2'.holdfast.v1.VolumeSpec.ParametersEntryR\n" +
-	"parameters\x1a9\n" +
+	"parameters\x12*\n" +
+	"\x11io_timeout_millis\x18\x14 \x01(\x03R\x0fioTimeoutMillis\x12#\n" +
+	"\rslow_replicas\x18\x15 \x01(\tR\fslowReplicas\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -2538,7 +2808,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\aPrimary\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
-	"\x05grant\x18\x03 \x01(\x04R\x05grant\"\xf2\x02\n" +
+	"\x05grant\x18\x03 \x01(\x04R\x05grant\"\xab\x03\n" +
 	"\rVolumeReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2555,7 +2825,9 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	" \x01(\x03R\vcopiedBytes\x12!\n" +
 	"\frepair_bytes\x18\v \x01(\x03R\vrepairBytes\x12\x18\n" +
 	"\amessage\x18\f \x01(\tR\amessage\x12\x18\n" +
-	"\afailure\x18\r \x01(\tR\afailure\"k\n" +
+	"\afailure\x18\r \x01(\tR\afailure\x12#\n" +
+	"\ranswer_micros\x18\x14 \x01(\x03R\fanswerMicros\x12\x12\n" +
+	"\x04slow\x18\x15 \x01(\bR\x04slow\"k\n" +
 	"\aProblem\x12\x1a\n" +
 	"\bseverity\x18\x01 \x01(\tR\bseverity\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x12\n" +
@@ -2608,7 +2880,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"free_bytes\x18\x06 \x01(\x03R\tfreeBytes\x12\x18\n" +
 	"\amessage\x18\a \x01(\tR\amessage\x12\x1a\n" +
 	"\breplicas\x18\b \x01(\x05R\breplicas\"\x12\n" +
-	"\x10GetStatusRequest\"\x85\x04\n" +
+	"\x10GetStatusRequest\"\xe0\x04\n" +
 	"\rClusterStatus\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x16\n" +
@@ -2628,7 +2900,12 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\arepairs\x18\f \x03(\v2\x13.holdfast.v1.RepairR\arepairs\x12\x1f\n" +
 	"\vanswered_by\x18\r \x01(\tR\n" +
 	"answeredBy\x12\x18\n" +
-	"\arelease\x18\x0e \x01(\tR\arelease\"1\n" +
+	"\arelease\x18\x0e \x01(\tR\arelease\x12'\n" +
+	"\x05waits\x18\x14 \x03(\v2\x11.holdfast.v1.WaitR\x05waits\x120\n" +
+	"\x06scrubs\x18\x15 \x03(\v2\x18.holdfast.v1.VolumeScrubR\x06scrubs\"O\n" +
+	"\vVolumeScrub\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12(\n" +
+	"\x05scrub\x18\x02 \x01(\v2\x12.holdfast.v1.ScrubR\x05scrub\"1\n" +
 	"\x05Count\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\x05R\x05total\x12\x12\n" +
 	"\x04well\x18\x02 \x01(\x05R\x04well\"\xb1\x01\n" +
@@ -2640,7 +2917,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"left_bytes\x18\x04 \x01(\x03R\tleftBytes\x12!\n" +
 	"\fcopied_bytes\x18\x05 \x01(\x03R\vcopiedBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x06 \x01(\x03R\n" +
-	"totalBytes2\xe9\a\n" +
+	"totalBytes2\xe4\b\n" +
 	"\rVolumeService\x12]\n" +
 	"\fCreateVolume\x12 .holdfast.v1.CreateVolumeRequest\x1a\x13.holdfast.v1.Volume\"\x16\x82\xd3\xe4\x93\x02\x10:\x01*\"\v/v1/volumes\x12e\n" +
 	"\vListVolumes\x12\x1f.holdfast.v1.ListVolumesRequest\x1a .holdfast.v1.ListVolumesResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/volumes\x12]\n" +
@@ -2649,7 +2926,8 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\fAttachVolume\x12 .holdfast.v1.AttachVolumeRequest\x1a!.holdfast.v1.AttachVolumeResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/volumes/{volume}/attach\x12m\n" +
 	"\fDetachVolume\x12 .holdfast.v1.DetachVolumeRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/volumes/{volume}/detach\x12q\n" +
 	"\fDeleteVolume\x12 .holdfast.v1.DeleteVolumeRequest\x1a!.holdfast.v1.DeleteVolumeResponse\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/v1/volumes/{volume}\x12y\n" +
-	"\x12UpdateVolumeLabels\x12&.holdfast.v1.UpdateVolumeLabelsRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/labels\x12j\n" +
+	"\x12UpdateVolumeLabels\x12&.holdfast.v1.UpdateVolumeLabelsRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/labels\x12y\n" +
+	"\x12UpdateVolumePolicy\x12&.holdfast.v1.UpdateVolumePolicyRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/policy\x12j\n" +
 	"\vScrubVolume\x12\x1f.holdfast.v1.ScrubVolumeRequest\x1a\x13.holdfast.v1.Volume\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/volumes/{volume}/scrub2\xa6\x06\n" +
 	"\x0eClusterService\x12Z\n" +
 	"\tGetStatus\x12\x1d.holdfast.v1.GetStatusRequest\x1a\x1a.holdfast.v1.ClusterStatus\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
@@ -2675,7 +2953,7 @@ func file_holdfast_v1_api_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_api_proto_rawDescData
 }
 
-var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_holdfast_v1_api_proto_goTypes = []any{
 	(*Domain)(nil),                    // 0: holdfast.v1.Domain
 	(*CreateVolumeRequest)(nil),       // 1: holdfast.v1.CreateVolumeRequest
@@ -2689,105 +2967,117 @@ var file_holdfast_v1_api_proto_goTypes = []any{
 	(*DeleteVolumeRequest)(nil),       // 9: holdfast.v1.DeleteVolumeRequest
 	(*DeleteVolumeResponse)(nil),      // 10: holdfast.v1.DeleteVolumeResponse
 	(*UpdateVolumeLabelsRequest)(nil), // 11: holdfast.v1.UpdateVolumeLabelsRequest
-	(*ScrubVolumeRequest)(nil),        // 12: holdfast.v1.ScrubVolumeRequest
-	(*Scrub)(nil),                     // 13: holdfast.v1.Scrub
-	(*Volume)(nil),                    // 14: holdfast.v1.Volume
-	(*VolumeSpec)(nil),                // 15: holdfast.v1.VolumeSpec
-	(*Primary)(nil),                   // 16: holdfast.v1.Primary
-	(*VolumeReplica)(nil),             // 17: holdfast.v1.VolumeReplica
-	(*Problem)(nil),                   // 18: holdfast.v1.Problem
-	(*ListNodesRequest)(nil),          // 19: holdfast.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 20: holdfast.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 21: holdfast.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),          // 22: holdfast.v1.DrainNodeRequest
-	(*UndrainNodeRequest)(nil),        // 23: holdfast.v1.UndrainNodeRequest
-	(*ForgetNodeRequest)(nil),         // 24: holdfast.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),        // 25: holdfast.v1.ForgetNodeResponse
-	(*Node)(nil),                      // 26: holdfast.v1.Node
-	(*ListPoolsRequest)(nil),          // 27: holdfast.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),         // 28: holdfast.v1.ListPoolsResponse
-	(*Pool)(nil),                      // 29: holdfast.v1.Pool
-	(*GetStatusRequest)(nil),          // 30: holdfast.v1.GetStatusRequest
-	(*ClusterStatus)(nil),             // 31: holdfast.v1.ClusterStatus
-	(*Count)(nil),                     // 32: holdfast.v1.Count
-	(*Repair)(nil),                    // 33: holdfast.v1.Repair
-	nil,                               // 34: holdfast.v1.CreateVolumeRequest.LabelsEntry
-	nil,                               // 35: holdfast.v1.ListVolumesRequest.LabelsEntry
-	nil,                               // 36: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	nil,                               // 37: holdfast.v1.VolumeSpec.LabelsEntry
-	nil,                               // 38: holdfast.v1.VolumeSpec.ParametersEntry
-	(*timestamppb.Timestamp)(nil),     // 39: google.protobuf.Timestamp
-	(*PrimaryStatus)(nil),             // 40: holdfast.v1.PrimaryStatus
-	(*CheckPoolRequest)(nil),          // 41: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),         // 42: holdfast.v1.CheckPoolResponse
+	(*UpdateVolumePolicyRequest)(nil), // 12: holdfast.v1.UpdateVolumePolicyRequest
+	(*ScrubVolumeRequest)(nil),        // 13: holdfast.v1.ScrubVolumeRequest
+	(*Scrub)(nil),                     // 14: holdfast.v1.Scrub
+	(*Volume)(nil),                    // 15: holdfast.v1.Volume
+	(*VolumeEvent)(nil),               // 16: holdfast.v1.VolumeEvent
+	(*VolumeSpec)(nil),                // 17: holdfast.v1.VolumeSpec
+	(*Primary)(nil),                   // 18: holdfast.v1.Primary
+	(*VolumeReplica)(nil),             // 19: holdfast.v1.VolumeReplica
+	(*Problem)(nil),                   // 20: holdfast.v1.Problem
+	(*ListNodesRequest)(nil),          // 21: holdfast.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 22: holdfast.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 23: holdfast.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),          // 24: holdfast.v1.DrainNodeRequest
+	(*UndrainNodeRequest)(nil),        // 25: holdfast.v1.UndrainNodeRequest
+	(*ForgetNodeRequest)(nil),         // 26: holdfast.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 27: holdfast.v1.ForgetNodeResponse
+	(*Node)(nil),                      // 28: holdfast.v1.Node
+	(*ListPoolsRequest)(nil),          // 29: holdfast.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),         // 30: holdfast.v1.ListPoolsResponse
+	(*Pool)(nil),                      // 31: holdfast.v1.Pool
+	(*GetStatusRequest)(nil),          // 32: holdfast.v1.GetStatusRequest
+	(*ClusterStatus)(nil),             // 33: holdfast.v1.ClusterStatus
+	(*VolumeScrub)(nil),               // 34: holdfast.v1.VolumeScrub
+	(*Count)(nil),                     // 35: holdfast.v1.Count
+	(*Repair)(nil),                    // 36: holdfast.v1.Repair
+	nil,                               // 37: holdfast.v1.CreateVolumeRequest.LabelsEntry
+	nil,                               // 38: holdfast.v1.ListVolumesRequest.LabelsEntry
+	nil,                               // 39: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	nil,                               // 40: holdfast.v1.VolumeSpec.LabelsEntry
+	nil,                               // 41: holdfast.v1.VolumeSpec.ParametersEntry
+	(*timestamppb.Timestamp)(nil),     // 42: google.protobuf.Timestamp
+	(*PrimaryStatus)(nil),             // 43: holdfast.v1.PrimaryStatus
+	(*Wait)(nil),                      // 44: holdfast.v1.Wait
+	(*CheckPoolRequest)(nil),          // 45: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),         // 46: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_api_proto_depIdxs = []int32{
-	34, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
-	35, // 1: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
-	14, // 2: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
-	14, // 3: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
-	36, // 4: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	39, // 5: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
-	39, // 6: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
-	39, // 7: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	15, // 8: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
-	16, // 9: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
-	17, // 10: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
-	40, // 11: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
-	18, // 12: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
-	13, // 13: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
-	37, // 14: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
-	38, // 15: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
-	26, // 16: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
-	0,  // 17: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
-	39, // 18: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
-	29, // 19: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
-	39, // 20: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
-	29, // 21: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
-	18, // 22: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
-	32, // 23: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
-	32, // 24: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
-	32, // 25: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
-	33, // 26: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
-	1,  // 27: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
-	2,  // 28: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
-	4,  // 29: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
-	5,  // 30: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
-	6,  // 31: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
-	8,  // 32: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
-	9,  // 33: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
-	11, // 34: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
-	12, // 35: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
-	30, // 36: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
-	19, // 37: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
-	21, // 38: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
-	22, // 39: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
-	23, // 40: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
-	24, // 41: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
-	27, // 42: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
-	41, // 43: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	14, // 44: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
-	3,  // 45: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
-	14, // 46: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
-	14, // 47: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
-	7,  // 48: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
-	14, // 49: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
-	10, // 50: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
-	14, // 51: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
-	14, // 52: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
-	31, // 53: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
-	20, // 54: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
-	26, // 55: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
-	26, // 56: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
-	26, // 57: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
-	25, // 58: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
-	28, // 59: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
-	42, // 60: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	44, // [44:61] is the sub-list for method output_type
-	27, // [27:44] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	37, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
+	38, // 1: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
+	15, // 2: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
+	15, // 3: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
+	39, // 4: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	42, // 5: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
+	42, // 6: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
+	42, // 7: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	17, // 8: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
+	18, // 9: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
+	19, // 10: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
+	43, // 11: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
+	20, // 12: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
+	14, // 13: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
+	44, // 14: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
+	16, // 15: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
+	42, // 16: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
+	40, // 17: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
+	41, // 18: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
+	28, // 19: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
+	0,  // 20: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
+	42, // 21: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
+	31, // 22: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
+	42, // 23: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
+	31, // 24: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
+	20, // 25: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
+	35, // 26: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
+	35, // 27: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
+	35, // 28: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
+	36, // 29: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
+	44, // 30: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
+	34, // 31: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
+	14, // 32: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
+	1,  // 33: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
+	2,  // 34: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
+	4,  // 35: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
+	5,  // 36: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
+	6,  // 37: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
+	8,  // 38: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
+	9,  // 39: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
+	11, // 40: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
+	12, // 41: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
+	13, // 42: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
+	32, // 43: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
+	21, // 44: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
+	23, // 45: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
+	24, // 46: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
+	25, // 47: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
+	26, // 48: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
+	29, // 49: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
+	45, // 50: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	15, // 51: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
+	3,  // 52: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
+	15, // 53: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
+	15, // 54: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
+	7,  // 55: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
+	15, // 56: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
+	10, // 57: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
+	15, // 58: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
+	15, // 59: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
+	15, // 60: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
+	33, // 61: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
+	22, // 62: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
+	28, // 63: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
+	28, // 64: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
+	28, // 65: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
+	27, // 66: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
+	30, // 67: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
+	46, // 68: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	51, // [51:69] is the sub-list for method output_type
+	33, // [33:51] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_api_proto_init() }
@@ -2796,13 +3086,14 @@ func file_holdfast_v1_api_proto_init() {
 		return
 	}
 	file_holdfast_v1_node_proto_init()
+	file_holdfast_v1_api_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_api_proto_rawDesc), len(file_holdfast_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

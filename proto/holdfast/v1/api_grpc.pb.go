@@ -30,6 +30,7 @@ const (
 	VolumeService_DetachVolume_FullMethodName       = "/holdfast.v1.VolumeService/DetachVolume"
 	VolumeService_DeleteVolume_FullMethodName       = "/holdfast.v1.VolumeService/DeleteVolume"
 	VolumeService_UpdateVolumeLabels_FullMethodName = "/holdfast.v1.VolumeService/UpdateVolumeLabels"
+	VolumeService_UpdateVolumePolicy_FullMethodName = "/holdfast.v1.VolumeService/UpdateVolumePolicy"
 	VolumeService_ScrubVolume_FullMethodName        = "/holdfast.v1.VolumeService/ScrubVolume"
 )
 
@@ -59,6 +60,9 @@ type VolumeServiceClient interface {
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
 	// UpdateVolumeLabels sets and removes labels.
 	UpdateVolumeLabels(ctx context.Context, in *UpdateVolumeLabelsRequest, opts ...grpc.CallOption) (*Volume, error)
+	// UpdateVolumePolicy changes what a volume does when something is slow or away,
+	// also while it is in use. What is left out stays.
+	UpdateVolumePolicy(ctx context.Context, in *UpdateVolumePolicyRequest, opts ...grpc.CallOption) (*Volume, error)
 	// ScrubVolume asks for a comparison of all in-sync replicas, which repairs what
 	// is damaged, or cancels it. It answers at once; GetVolume shows how it goes.
 	// While one is to be done, no other is begun.
@@ -153,6 +157,16 @@ func (c *volumeServiceClient) UpdateVolumeLabels(ctx context.Context, in *Update
 	return out, nil
 }
 
+func (c *volumeServiceClient) UpdateVolumePolicy(ctx context.Context, in *UpdateVolumePolicyRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, VolumeService_UpdateVolumePolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *volumeServiceClient) ScrubVolume(ctx context.Context, in *ScrubVolumeRequest, opts ...grpc.CallOption) (*Volume, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Volume)
@@ -189,6 +203,9 @@ type VolumeServiceServer interface {
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
 	// UpdateVolumeLabels sets and removes labels.
 	UpdateVolumeLabels(context.Context, *UpdateVolumeLabelsRequest) (*Volume, error)
+	// UpdateVolumePolicy changes what a volume does when something is slow or away,
+	// also while it is in use. What is left out stays.
+	UpdateVolumePolicy(context.Context, *UpdateVolumePolicyRequest) (*Volume, error)
 	// ScrubVolume asks for a comparison of all in-sync replicas, which repairs what
 	// is damaged, or cancels it. It answers at once; GetVolume shows how it goes.
 	// While one is to be done, no other is begun.
@@ -226,6 +243,9 @@ func (UnimplementedVolumeServiceServer) DeleteVolume(context.Context, *DeleteVol
 }
 func (UnimplementedVolumeServiceServer) UpdateVolumeLabels(context.Context, *UpdateVolumeLabelsRequest) (*Volume, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateVolumeLabels not implemented")
+}
+func (UnimplementedVolumeServiceServer) UpdateVolumePolicy(context.Context, *UpdateVolumePolicyRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateVolumePolicy not implemented")
 }
 func (UnimplementedVolumeServiceServer) ScrubVolume(context.Context, *ScrubVolumeRequest) (*Volume, error) {
 	return nil, status.Error(codes.Unimplemented, "method ScrubVolume not implemented")
@@ -395,6 +415,24 @@ func _VolumeService_UpdateVolumeLabels_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _VolumeService_UpdateVolumePolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateVolumePolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumeServiceServer).UpdateVolumePolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VolumeService_UpdateVolumePolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumeServiceServer).UpdateVolumePolicy(ctx, req.(*UpdateVolumePolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _VolumeService_ScrubVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ScrubVolumeRequest)
 	if err := dec(in); err != nil {
@@ -451,6 +489,10 @@ var VolumeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UpdateVolumeLabels",
 			Handler:    _VolumeService_UpdateVolumeLabels_Handler,
+		},
+		{
+			MethodName: "UpdateVolumePolicy",
+			Handler:    _VolumeService_UpdateVolumePolicy_Handler,
 		},
 		{
 			MethodName: "ScrubVolume",

@@ -643,6 +643,7 @@ type NodeVolume struct {
 	Primary       *PrimaryStatus         `protobuf:"bytes,2,opt,name=primary,proto3" json:"primary,omitempty"` // unset when not served here
 	Replica       *ReplicaStatus         `protobuf:"bytes,3,opt,name=replica,proto3" json:"replica,omitempty"` // unset when no replica is here
 	Events        []*NodeEvent           `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"`   // the last ones here, oldest first
+	Waits         []*Wait                `protobuf:"bytes,20,rep,name=waits,proto3" json:"waits,omitempty"`    // what waits here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -705,6 +706,90 @@ func (x *NodeVolume) GetEvents() []*NodeEvent {
 	return nil
 }
 
+func (x *NodeVolume) GetWaits() []*Wait {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+// Wait is something that cannot go on now.
+type Wait struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // I/O, attach, detach, repair, resize, scrub, deletion or replacement
+	WaitingFor    string                 `protobuf:"bytes,2,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	Millis        int64                  `protobuf:"varint,3,opt,name=millis,proto3" json:"millis,omitempty"` // for how long
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`      // where it waits, or for which replica; may be empty
+	Volume        string                 `protobuf:"bytes,5,opt,name=volume,proto3" json:"volume,omitempty"`  // name; only in ClusterStatus
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Wait) Reset() {
+	*x = Wait{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Wait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Wait) ProtoMessage() {}
+
+func (x *Wait) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Wait.ProtoReflect.Descriptor instead.
+func (*Wait) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Wait) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Wait) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
+}
+
+func (x *Wait) GetMillis() int64 {
+	if x != nil {
+		return x.Millis
+	}
+	return 0
+}
+
+func (x *Wait) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Wait) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
 // NodeEvent is something that happened to a volume on a node.
 type NodeEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -716,7 +801,7 @@ type NodeEvent struct {
 
 func (x *NodeEvent) Reset() {
 	*x = NodeEvent{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	mi := &file_holdfast_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +813,7 @@ func (x *NodeEvent) String() string {
 func (*NodeEvent) ProtoMessage() {}
 
 func (x *NodeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	mi := &file_holdfast_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +826,7 @@ func (x *NodeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEvent.ProtoReflect.Descriptor instead.
 func (*NodeEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeEvent) GetUnixNanos() int64 {
@@ -771,14 +856,16 @@ type PrimaryStatus struct {
 	Writes        uint64                 `protobuf:"varint,9,opt,name=writes,proto3" json:"writes,omitempty"`
 	ReadBytes     uint64                 `protobuf:"varint,10,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
 	WriteBytes    uint64                 `protobuf:"varint,11,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
-	Scrub         *ScrubStatus           `protobuf:"bytes,12,opt,name=scrub,proto3" json:"scrub,omitempty"` // the present or last one under this primary; unset if none
+	Scrub         *ScrubStatus           `protobuf:"bytes,12,opt,name=scrub,proto3" json:"scrub,omitempty"`                                    // the present or last one under this primary; unset if none
+	FailedWrites  int64                  `protobuf:"varint,20,opt,name=failed_writes,json=failedWrites,proto3" json:"failed_writes,omitempty"` // failed as they waited too long, and still in flight
+	Expired       uint64                 `protobuf:"varint,21,opt,name=expired,proto3" json:"expired,omitempty"`                               // requests that failed so
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PrimaryStatus) Reset() {
 	*x = PrimaryStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[15]
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +877,7 @@ func (x *PrimaryStatus) String() string {
 func (*PrimaryStatus) ProtoMessage() {}
 
 func (x *PrimaryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[15]
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +890,7 @@ func (x *PrimaryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrimaryStatus.ProtoReflect.Descriptor instead.
 func (*PrimaryStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PrimaryStatus) GetKind() string {
@@ -890,6 +977,20 @@ func (x *PrimaryStatus) GetScrub() *ScrubStatus {
 	return nil
 }
 
+func (x *PrimaryStatus) GetFailedWrites() int64 {
+	if x != nil {
+		return x.FailedWrites
+	}
+	return 0
+}
+
+func (x *PrimaryStatus) GetExpired() uint64 {
+	if x != nil {
+		return x.Expired
+	}
+	return 0
+}
+
 // ScrubStatus is a comparison of a volume's replicas. Blocks are of 64 KiB.
 type ScrubStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -909,7 +1010,7 @@ type ScrubStatus struct {
 
 func (x *ScrubStatus) Reset() {
 	*x = ScrubStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	mi := &file_holdfast_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1022,7 @@ func (x *ScrubStatus) String() string {
 func (*ScrubStatus) ProtoMessage() {}
 
 func (x *ScrubStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	mi := &file_holdfast_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1035,7 @@ func (x *ScrubStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatus.ProtoReflect.Descriptor instead.
 func (*ScrubStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ScrubStatus) GetId() string {
@@ -1017,13 +1118,15 @@ type PeerStatus struct {
 	CopiedBytes   int64                  `protobuf:"varint,6,opt,name=copied_bytes,json=copiedBytes,proto3" json:"copied_bytes,omitempty"` // copied in the present or last repair
 	TotalBytes    int64                  `protobuf:"varint,7,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`    // found to be missing in it
 	Message       string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	AnswerMicros  int64                  `protobuf:"varint,20,opt,name=answer_micros,json=answerMicros,proto3" json:"answer_micros,omitempty"` // the median time in which it answers writes; 0: not known
+	Slow          bool                   `protobuf:"varint,21,opt,name=slow,proto3" json:"slow,omitempty"`                                     // much slower than the others, for a while
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[17]
+	mi := &file_holdfast_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1138,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[17]
+	mi := &file_holdfast_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1151,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PeerStatus) GetReplicaId() string {
@@ -1107,6 +1210,20 @@ func (x *PeerStatus) GetMessage() string {
 	return ""
 }
 
+func (x *PeerStatus) GetAnswerMicros() int64 {
+	if x != nil {
+		return x.AnswerMicros
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetSlow() bool {
+	if x != nil {
+		return x.Slow
+	}
+	return false
+}
+
 type ReplicaStatus struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ReplicaId      string                 `protobuf:"bytes,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
@@ -1120,7 +1237,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[18]
+	mi := &file_holdfast_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1249,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[18]
+	mi := &file_holdfast_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1262,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReplicaStatus) GetReplicaId() string {
@@ -1192,7 +1309,7 @@ type CheckPoolRequest struct {
 
 func (x *CheckPoolRequest) Reset() {
 	*x = CheckPoolRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[19]
+	mi := &file_holdfast_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1321,7 @@ func (x *CheckPoolRequest) String() string {
 func (*CheckPoolRequest) ProtoMessage() {}
 
 func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[19]
+	mi := &file_holdfast_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1334,7 @@ func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolRequest.ProtoReflect.Descriptor instead.
 func (*CheckPoolRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckPoolRequest) GetPoolId() string {
@@ -1239,7 +1356,7 @@ type CheckPoolResponse struct {
 
 func (x *CheckPoolResponse) Reset() {
 	*x = CheckPoolResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[20]
+	mi := &file_holdfast_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1368,7 @@ func (x *CheckPoolResponse) String() string {
 func (*CheckPoolResponse) ProtoMessage() {}
 
 func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[20]
+	mi := &file_holdfast_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1381,7 @@ func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolResponse.ProtoReflect.Descriptor instead.
 func (*CheckPoolResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckPoolResponse) GetDone() int64 {
@@ -1333,17 +1450,25 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\x12NodeVolumesRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\"H\n" +
 	"\x13NodeVolumesResponse\x121\n" +
-	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.v1.NodeVolumeR\avolumes\"\xc5\x01\n" +
+	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.v1.NodeVolumeR\avolumes\"\xee\x01\n" +
 	"\n" +
 	"NodeVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x124\n" +
 	"\aprimary\x18\x02 \x01(\v2\x1a.holdfast.v1.PrimaryStatusR\aprimary\x124\n" +
 	"\areplica\x18\x03 \x01(\v2\x1a.holdfast.v1.ReplicaStatusR\areplica\x12.\n" +
-	"\x06events\x18\x04 \x03(\v2\x16.holdfast.v1.NodeEventR\x06events\">\n" +
+	"\x06events\x18\x04 \x03(\v2\x16.holdfast.v1.NodeEventR\x06events\x12'\n" +
+	"\x05waits\x18\x14 \x03(\v2\x11.holdfast.v1.WaitR\x05waits\"\x7f\n" +
+	"\x04Wait\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x1f\n" +
+	"\vwaiting_for\x18\x02 \x01(\tR\n" +
+	"waitingFor\x12\x16\n" +
+	"\x06millis\x18\x03 \x01(\x03R\x06millis\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x16\n" +
+	"\x06volume\x18\x05 \x01(\tR\x06volume\">\n" +
 	"\tNodeEvent\x12\x1d\n" +
 	"\n" +
 	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\x12\x12\n" +
-	"\x04what\x18\x02 \x01(\tR\x04what\"\x85\x03\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\"\xc4\x03\n" +
 	"\rPrimaryStatus\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1f\n" +
@@ -1361,7 +1486,9 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	" \x01(\x04R\treadBytes\x12\x1f\n" +
 	"\vwrite_bytes\x18\v \x01(\x04R\n" +
 	"writeBytes\x12.\n" +
-	"\x05scrub\x18\f \x01(\v2\x18.holdfast.v1.ScrubStatusR\x05scrub\"\xa1\x02\n" +
+	"\x05scrub\x18\f \x01(\v2\x18.holdfast.v1.ScrubStatusR\x05scrub\x12#\n" +
+	"\rfailed_writes\x18\x14 \x01(\x03R\ffailedWrites\x12\x18\n" +
+	"\aexpired\x18\x15 \x01(\x04R\aexpired\"\xa1\x02\n" +
 	"\vScrubStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1f\n" +
@@ -1379,7 +1506,7 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\bunhealed\x18\t \x01(\x03R\bunhealed\x12\x1f\n" +
 	"\vtook_millis\x18\n" +
 	" \x01(\x03R\n" +
-	"tookMillis\"\xf5\x01\n" +
+	"tookMillis\"\xae\x02\n" +
 	"\n" +
 	"PeerStatus\x12\x1d\n" +
 	"\n" +
@@ -1392,7 +1519,9 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\fcopied_bytes\x18\x06 \x01(\x03R\vcopiedBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\a \x01(\x03R\n" +
 	"totalBytes\x12\x18\n" +
-	"\amessage\x18\b \x01(\tR\amessage\"\xb1\x01\n" +
+	"\amessage\x18\b \x01(\tR\amessage\x12#\n" +
+	"\ranswer_micros\x18\x14 \x01(\x03R\fanswerMicros\x12\x12\n" +
+	"\x04slow\x18\x15 \x01(\bR\x04slow\"\xb1\x01\n" +
 	"\rReplicaStatus\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\tR\treplicaId\x12\x17\n" +
@@ -1429,7 +1558,7 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_holdfast_v1_node_proto_goTypes = []any{
 	(*FindingsRequest)(nil),         // 0: holdfast.v1.FindingsRequest
 	(*FindingsResponse)(nil),        // 1: holdfast.v1.FindingsResponse
@@ -1445,41 +1574,43 @@ var file_holdfast_v1_node_proto_goTypes = []any{
 	(*NodeVolumesRequest)(nil),      // 11: holdfast.v1.NodeVolumesRequest
 	(*NodeVolumesResponse)(nil),     // 12: holdfast.v1.NodeVolumesResponse
 	(*NodeVolume)(nil),              // 13: holdfast.v1.NodeVolume
-	(*NodeEvent)(nil),               // 14: holdfast.v1.NodeEvent
-	(*PrimaryStatus)(nil),           // 15: holdfast.v1.PrimaryStatus
-	(*ScrubStatus)(nil),             // 16: holdfast.v1.ScrubStatus
-	(*PeerStatus)(nil),              // 17: holdfast.v1.PeerStatus
-	(*ReplicaStatus)(nil),           // 18: holdfast.v1.ReplicaStatus
-	(*CheckPoolRequest)(nil),        // 19: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),       // 20: holdfast.v1.CheckPoolResponse
+	(*Wait)(nil),                    // 14: holdfast.v1.Wait
+	(*NodeEvent)(nil),               // 15: holdfast.v1.NodeEvent
+	(*PrimaryStatus)(nil),           // 16: holdfast.v1.PrimaryStatus
+	(*ScrubStatus)(nil),             // 17: holdfast.v1.ScrubStatus
+	(*PeerStatus)(nil),              // 18: holdfast.v1.PeerStatus
+	(*ReplicaStatus)(nil),           // 19: holdfast.v1.ReplicaStatus
+	(*CheckPoolRequest)(nil),        // 20: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),       // 21: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
 	2,  // 0: holdfast.v1.FindingsResponse.findings:type_name -> holdfast.v1.Finding
 	13, // 1: holdfast.v1.NodeVolumesResponse.volumes:type_name -> holdfast.v1.NodeVolume
-	15, // 2: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
-	18, // 3: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
-	14, // 4: holdfast.v1.NodeVolume.events:type_name -> holdfast.v1.NodeEvent
-	17, // 5: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
-	16, // 6: holdfast.v1.PrimaryStatus.scrub:type_name -> holdfast.v1.ScrubStatus
-	3,  // 7: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
-	5,  // 8: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
-	7,  // 9: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
-	9,  // 10: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
-	11, // 11: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	19, // 12: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	0,  // 13: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
-	4,  // 14: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	6,  // 15: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	8,  // 16: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	10, // 17: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	12, // 18: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	20, // 19: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	1,  // 20: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
-	14, // [14:21] is the sub-list for method output_type
-	7,  // [7:14] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	16, // 2: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
+	19, // 3: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
+	15, // 4: holdfast.v1.NodeVolume.events:type_name -> holdfast.v1.NodeEvent
+	14, // 5: holdfast.v1.NodeVolume.waits:type_name -> holdfast.v1.Wait
+	18, // 6: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
+	17, // 7: holdfast.v1.PrimaryStatus.scrub:type_name -> holdfast.v1.ScrubStatus
+	3,  // 8: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
+	5,  // 9: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
+	7,  // 10: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
+	9,  // 11: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
+	11, // 12: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
+	20, // 13: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	0,  // 14: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
+	4,  // 15: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	6,  // 16: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	8,  // 17: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	10, // 18: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	12, // 19: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	21, // 20: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	1,  // 21: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_node_proto_init() }
@@ -1493,7 +1624,7 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
