@@ -176,6 +176,7 @@ func (d *device) answered(o *op, r *replication.Request, err error) {
 	}
 	if err == nil {
 		o.ok, o.open, o.ret = true, false, d.c.w.now
+		d.c.acknowledged(d, o)
 		if o.kind == opRead {
 			for i := range o.cells {
 				o.got = append(o.got, binary.LittleEndian.Uint64(r.Buf.B[i*cellSize:]))

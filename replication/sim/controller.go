@@ -88,7 +88,7 @@ func (c *cluster) retire(rec holdfast.Record) {
 		c.w.after(c.w.between(0, 20*time.Millisecond), func() {
 			c.change("retire "+string(rep.ID), func(r *holdfast.Record) bool {
 				for i, x := range r.Replicas {
-					if x.ID == rep.ID {
+					if x.ID == rep.ID && x.Leaving && x.State != holdfast.InSync {
 						r.Replicas = append(r.Replicas[:i], r.Replicas[i+1:]...)
 						c.host(x.Node).remove()
 						return true

@@ -153,6 +153,9 @@ func (d *device) look() {
 		if d.stages[id] != stage {
 			d.stages[id] = stage
 			d.c.hit("repair", stage)
+			if stage == "copying" {
+				d.c.resync(d, id)
+			}
 		}
 	})
 }

@@ -112,6 +112,7 @@ func (m *meta) apply(want holdfast.Record) bool {
 	want = want.Clone()
 	want.Revision = m.rec.Revision + 1
 	m.c.recorded(m.rec, want)
+	m.c.noteDrops(m.rec, want)
 	m.rec = want
 	m.w.logf("meta: revision %d epoch %d primary %v %s", want.Revision, want.Epoch, primaryName(want), states(want))
 	m.c.retire(want)

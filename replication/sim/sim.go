@@ -31,6 +31,8 @@ type Config struct {
 	Protocol  replication.Config
 	Limits    bool // the volume gets limits for how long its I/O waits, and loses them
 	Trace     bool
+	// ResyncSlack is what a repair may touch besides what was written.
+	ResyncSlack int64
 	// Kinds names the faults; empty: all.
 	Kinds []string
 	// Only names the choices that are not left out; nil: none is.
@@ -103,11 +105,12 @@ type cluster struct {
 	quiet      bool
 	faults     map[string]int
 	covered    Coverage
+	droppedAt  map[holdfast.ReplicaID]time.Duration
 	answers    [replication.MsgTypeEnd][replication.StatusEnd]int
 }
 
 func newCluster(cfg Config, w *world) *cluster {
-	return &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}, covered: Coverage{}}
+	return &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}, covered: Coverage{}, droppedAt: map[holdfast.ReplicaID]time.Duration{}}
 }
 
 // Run runs one seed.
@@ -210,7 +213,8 @@ func (c *cluster) healed() error {
 	start := c.w.now
 	well := func() bool {
 		rec := c.meta.rec
-		return len(c.devs) == 1 && rec.Healthy() && len(rec.Replicas) == rec.Spec.Replicas && rec.SizeBytes >= rec.Spec.SizeBytes && c.devs[0].p.Status().State == "serving"
+		return len(c.devs) == 1 && rec.Healthy() && len(rec.Replicas) == rec.Spec.Replicas && rec.SizeBytes >= rec.Spec.SizeBytes && c.devs[0].p.Phase() == "serving" &&
+			rec.Primary != nil && rec.Primary.Grant == c.devs[0].p.Grant()
 	}
 	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > start+2*time.Second })
 	if !well() {

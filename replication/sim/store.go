@@ -231,6 +231,7 @@ func (d *disk) write(t *replication.Task, first, last int64, part func() bool) {
 		t.Err = holdfast.E("store", holdfast.NoSpace, "simulated full pool")
 		return
 	}
+	d.oneWriter(t.Grant)
 	m := d.mapOf(t.Epoch)
 	done := true
 	for b := first; b < last; b++ {

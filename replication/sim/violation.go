@@ -10,6 +10,7 @@ const (
 	notEqual        breach = "in-sync replicas differ"
 	notWell         breach = "not well after the faults"
 	notAnswered     breach = "operations are never answered"
+	earlyAnswer     breach = "a write is answered too early"
 	tooMuchCopied   breach = "a repair copied too much"
 	twoWriters      breach = "two primaries wrote"
 	wrongScrub      breach = "a scrub found or left what it should not"
