@@ -33,10 +33,12 @@ const (
 	streamSteps  // times of requests
 	streamOwner  // who attaches
 	streamFaults // times of faults
+	streamScrubs // of scrubs
+	streamFlips  // of flips
 )
 
 func (c Choice) String() string {
-	kinds := [...]string{"", "fault", "request", "storm", "move", "record", "swap", "scrub", "flip", "", "", ""}
+	kinds := [...]string{"", "fault", "request", "storm", "move", "record", "swap", "scrub", "flip", "", "", "", "", ""}
 	return fmt.Sprintf("%s %d.%d", kinds[c.Kind], c.N, c.I)
 }
 

@@ -131,7 +131,7 @@ func (c *cluster) rollBackTo(old holdfast.Record) {
 // hindered says whether some process or disk is not able to work.
 func (c *cluster) hindered() bool {
 	for _, h := range c.meta.hosts {
-		if max(h.pausedUntil, h.slowUntil, h.stuckUntil) > c.w.now {
+		if max(h.pausedUntil, h.slowUntil, h.stuckUntil) > c.w.now || h.replica != nil && h.replica.Failure() != nil {
 			return true
 		}
 	}
@@ -144,7 +144,7 @@ func (c *cluster) endTroubles() {
 	for _, h := range c.meta.hosts {
 		h.noMeta, h.cutTo, h.lateUntil, h.jitterUntil = false, map[*host]bool{}, 0, 0
 		if h.disk != nil {
-			h.disk.full = false
+			h.disk.full, h.disk.failsUntil = false, 0
 		}
 		c.restart(h)
 	}

@@ -129,6 +129,10 @@ func (c *cluster) trouble(kind string, h *host, span time.Duration) {
 		if d := h.device; d != nil && h.pausedUntil <= w.now {
 			d.p.Release()
 		}
+	case "eio":
+		if h.disk != nil {
+			c.failing(h, span)
+		}
 	case "full":
 		if h.disk != nil {
 			d := h.disk
@@ -136,6 +140,17 @@ func (c *cluster) trouble(kind string, h *host, span time.Duration) {
 			w.after(span, func() { d.full = false })
 		}
 	}
+}
+
+// failing lets a host's disk fail for a while, not every time; afterwards somebody
+// starts the process again, which serves the replica no more.
+func (c *cluster) failing(h *host, span time.Duration) {
+	h.disk.failsUntil = c.w.now + span
+	c.w.after(span, func() {
+		if h.up && h.replica != nil && h.replica.Failure() != nil {
+			c.down(h, false, c.w.between(10*time.Millisecond, time.Second))
+		}
+	})
 }
 
 // cutOff cuts a host off from all others, or ends that.

@@ -17,6 +17,8 @@ func groups() map[string][]string {
 		"pause":     {"pause"},
 		"slow":      {"slow", "stuck", "jitter"},
 		"full":      {"full"},
+		"eio":       {"eio"},
+		"flips":     {"scrub", "flip"},
 		"etcd":      {"meta-out", "no-meta", "swap", "forget", "forget-growth"},
 		"rollback":  {"rollback"},
 		"resize":    {"grow", "limit"},
@@ -28,7 +30,7 @@ func groups() map[string][]string {
 
 // passive faults do not come from the plan: they happen on an occasion.
 func passive(kind string) bool {
-	return slices.Contains([]string{"move", "record", "swap", "jitter", "snap"}, kind)
+	return slices.Contains([]string{"move", "record", "swap", "jitter", "snap", "scrub", "flip"}, kind)
 }
 
 // Faults lists all kinds of faults.
@@ -74,6 +76,8 @@ func keys[V any](m map[string]V) func(func(string) bool) {
 }
 
 // may says whether a kind of fault happens in this run.
-func (c *cluster) may(kind string) bool {
-	return len(c.cfg.Kinds) == 0 || slices.Contains(c.cfg.Kinds, kind)
+func (c *cluster) may(kind string) bool { return may(c.cfg.Kinds, kind) }
+
+func may(kinds []string, kind string) bool {
+	return len(kinds) == 0 || slices.Contains(kinds, kind)
 }

@@ -11,14 +11,12 @@ import (
 
 // ScrubResult is what a run with scrubs did.
 type ScrubResult struct {
+	Result
 	Scrubs     int // begun
 	Ended      int
 	Flips      int
 	Mismatches int64
 	Healed     int64
-	Trace      []string
-	Faults     map[string]int
-	Err        error
 }
 
 // scrubbing is a run whose volume is scrubbed all the time. With flips, cells
@@ -38,7 +36,7 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 	s := &scrubbing{cluster: newCluster(cfg, w), flips: flips, seen: map[string]replication.ScrubStatus{}}
 	defer func() {
 		if r := recover(); r != nil {
-			res = ScrubResult{Trace: w.trace, Faults: s.faults, Err: panicError(r)}
+			res.Result = s.result(panicError(r))
 		}
 	}()
 	s.build()
@@ -50,9 +48,9 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 	}
 	s.drive()
 	s.fault()
-	w.after(time.Second, s.keepScrubbing)
+	w.every(streamScrubs, time.Second, s.keepScrubbing)
 	if s.damaged = flips; flips {
-		w.after(2*time.Second, s.flip)
+		w.every(streamFlips, 2*time.Second, s.flip)
 	}
 	w.runUntil(cfg.Faults, nil)
 	err := s.healed()
@@ -61,7 +59,7 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 			err = step()
 		}
 	}
-	s.res.Trace, s.res.Faults, s.res.Err = w.trace, s.faults, err
+	s.res.Result = s.result(err)
 	return s.res
 }
 
@@ -73,25 +71,28 @@ func (s *scrubbing) fill(d *disk) {
 }
 
 // keepScrubbing begins scrubs and notes what came of them.
-func (s *scrubbing) keepScrubbing() {
-	for _, d := range s.devs {
+func (s *scrubbing) keepScrubbing(n int) time.Duration {
+	w := s.w
+	pause := w.between(10*time.Millisecond, 300*time.Millisecond)
+	for i, d := range s.devs {
 		x := d.p.Status().Scrub
 		if x.ID != "" {
 			s.seen[x.ID] = x
 		}
 		switch {
 		case d.h.pausedUntil > s.w.now || s.quiet:
-		case x.ID == "" || x.Ended() && s.w.chance(0.3):
-			s.begin(d)
-		case s.w.chance(0.02):
-			d.p.CancelScrub()
+		case x.ID == "" || x.Ended():
+			w.perhaps(Choice{ChoiceScrub, n, i}, 0.3, func() { s.begin(d) })
+		default:
+			w.perhaps(Choice{ChoiceScrub, n, i}, 0.02, d.p.CancelScrub)
 		}
 	}
-	s.w.after(s.w.between(10*time.Millisecond, 300*time.Millisecond), s.keepScrubbing)
+	return pause
 }
 
 func (s *scrubbing) begin(d *device) string {
 	s.res.Scrubs++
+	s.faults["scrub"]++
 	id := strconv.Itoa(s.res.Scrubs)
 	d.p.Scrub(id)
 	return id
@@ -100,10 +101,16 @@ func (s *scrubbing) begin(d *device) string {
 // flip damages a copy of a cell, on a replica that counts as in sync, wherever
 // the others hold what was written: the majority stays right. With two replicas
 // there is no majority; either copy may win.
-func (s *scrubbing) flip() {
-	if s.quiet || s.meta.calm {
-		return
+func (s *scrubbing) flip(n int) time.Duration {
+	pause := s.w.between(100*time.Millisecond, 8*time.Second)
+	if s.quiet || s.meta.calm && !s.restoring {
+		return 0
 	}
+	s.w.choose(Choice{ChoiceFlip, n, 0}, s.flipOne)
+	return pause
+}
+
+func (s *scrubbing) flipOne() {
 	in := s.meta.rec.InSyncReplicas()
 	i := s.cold[0] + s.w.rng.Int64N(s.cold[1]-s.cold[0])
 	block := func(d *disk) []value {
@@ -123,8 +130,8 @@ func (s *scrubbing) flip() {
 		h.disk.live[i] ^= 1 << 50
 		h.disk.safe[i] = h.disk.live[i]
 		s.res.Flips++
+		s.faults["flip"]++
 	}
-	s.w.after(s.w.between(100*time.Millisecond, 8*time.Second), s.flip)
 }
 
 // finalScrub has the healed volume scrubbed once more, to its end.
@@ -140,7 +147,7 @@ func (s *scrubbing) finalScrub() error {
 		}
 		s.w.runUntil(s.w.now+time.Minute, done)
 		if !done() {
-			return fmt.Errorf("the last scrub does not end: %+v\n%s", d.p.Status().Scrub, s.stuck())
+			return violation{wrongScrub, fmt.Sprintf("the last scrub does not end: %+v\n%s", d.p.Status().Scrub, s.stuck())}
 		}
 	}
 	return nil
@@ -162,7 +169,7 @@ func (s *scrubbing) found() error {
 		s.res.Mismatches += x.Mismatches
 		s.res.Healed += x.Healed
 		if x.Unhealed > 0 || !s.flips && x.Mismatches > 0 {
-			return fmt.Errorf("scrub %s of replicas without damage: %+v", id, x)
+			return violation{wrongScrub, fmt.Sprintf("scrub %s of replicas without damage: %+v", id, x)}
 		}
 	}
 	return nil

@@ -29,6 +29,7 @@ type Config struct {
 	Faults    time.Duration // how long faults happen
 	Heal      time.Duration // how long afterwards everything must be well again
 	Protocol  replication.Config
+	Scrubs    bool // it is scrubbed all the time, with flipped bits if it has three replicas
 	Limits    bool // the volume gets limits for how long its I/O waits, and loses them
 	Trace     bool
 	// ResyncSlack is what a repair may touch besides what was written.
@@ -58,6 +59,7 @@ func Default(seed uint64) Config {
 	}
 	more := rand.New(rand.NewPCG(seed, 11)) // of its own: what came later does not change the shapes above
 	cfg.Limits = more.IntN(3) == 0
+	cfg.Scrubs = more.IntN(4) == 0
 	if more.IntN(3) == 0 {
 		cfg.Protocol.SlowPolicy, cfg.Protocol.SlowFactor, cfg.Protocol.SlowDifference = holdfast.SlowDrop, 3, 5*time.Millisecond
 		cfg.Protocol.SlowFor, cfg.Protocol.SlowHoldOff = time.Duration(1+more.IntN(3))*time.Second, time.Second
@@ -115,6 +117,9 @@ func newCluster(cfg Config, w *world) *cluster {
 
 // Run runs one seed.
 func Run(cfg Config) (res Result) {
+	if cfg.Scrubs && may(cfg.Kinds, "scrub") {
+		return RunScrub(cfg, cfg.Replicas > 2 && may(cfg.Kinds, "flip")).Result
+	}
 	w := newWorld(&cfg, 1)
 	c := newCluster(cfg, w)
 	defer func() {
@@ -201,7 +206,7 @@ func (c *cluster) healed() error {
 	for _, h := range c.meta.hosts {
 		h.noMeta, h.cutTo, h.slowUntil, h.stuckUntil = false, map[*host]bool{}, 0, 0
 		if h.disk != nil {
-			h.disk.full = false
+			h.disk.full, h.disk.failsUntil = false, 0
 		}
 		if !h.up {
 			h.start()

@@ -41,6 +41,8 @@ type disk struct {
 	full      bool
 	unflushed map[int64]bool // regions written since the last flush
 
+	failsUntil time.Duration // accesses end with errors, some of them
+
 	onPromise func(old, next replication.Promise) // for the coverage
 }
 
@@ -127,13 +129,25 @@ func (s *store) Submit(t *replication.Task) {
 			return
 		}
 		s.tasks = slices.DeleteFunc(s.tasks, func(x *running) bool { return x == r })
-		s.d.apply(t, nil)
+		if s.d.failsUntil > s.w.now && s.w.chance(0.3) {
+			s.fail(t)
+		} else {
+			s.d.apply(t, nil)
+		}
 		s.w.after(s.w.between(0, 100*time.Microsecond), func() {
 			if !s.dead {
 				s.done(t)
 			}
 		})
 	})
+}
+
+// fail does a task in part, or not at all, and says so.
+func (s *store) fail(t *replication.Task) {
+	if t.Kind == replication.TaskWrite || t.Kind == replication.TaskTrim {
+		s.d.apply(t, func() bool { return s.w.chance(0.5) })
+	}
+	t.Err = holdfast.E("store", holdfast.Corrupt, "simulated error of the disk")
 }
 
 // kill stops the process: what is under way is applied in part, block by block.
