@@ -53,7 +53,7 @@ func States() []string {
 	}
 	group("primary", "connecting", "reconciling", "serving", "releasing", "ended", "connecting>reconciling", "connecting>serving", "reconciling>serving", "reconciling>connecting",
 		"serving>releasing", "connecting>releasing", "connecting>ended", "reconciling>ended", "serving>ended", "releasing>ended")
-	group("end", "released", "fenced", "corrupt")
+	group("end", "released", "fenced", "corrupt", "refused after a rollback")
 	group("replica", "in-sync>stale", "stale>rebuilding", "new>rebuilding", "rebuilding>in-sync", "rebuilding>stale", "none>new", "new>none", "stale>none", "rebuilding>none", "leaving")
 	group("membership", "granted", "granted by force", "granted again to the same node", "granted though another one is named", "released or cleared", "one dropped", "several dropped", "one in sync again", "several in sync again",
 		"dropped and in sync at once", "grown")
@@ -162,6 +162,7 @@ func (d *device) look() {
 
 // ended notes how a primary ended.
 func (c *cluster) ended(err error) {
+	c.lastEnd = err
 	switch holdfast.KindOf(err) {
 	case holdfast.Fenced:
 		c.hit("end", "fenced")

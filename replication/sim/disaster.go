@@ -101,6 +101,7 @@ func (c *cluster) rollBackTo(old holdfast.Record) {
 	now, attached := c.meta.rec.Clone(), c.attached
 	old.Revision = now.Revision + 1000
 	c.meta.rec = old
+	c.rolledBack = true
 	w.logf("the metadata store is rolled back to epoch %d %s", old.Epoch, states(old))
 	for _, h := range c.meta.hosts {
 		if h.primary != nil || h.opening {

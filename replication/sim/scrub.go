@@ -53,12 +53,7 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 		w.every(streamFlips, 2*time.Second, s.flip)
 	}
 	w.runUntil(cfg.Faults, nil)
-	err := s.healed()
-	for _, step := range []func() error{s.finalScrub, s.found, s.check, s.equal} {
-		if err == nil {
-			err = step()
-		}
-	}
+	err := s.judge(s.healed(), s.finalScrub, s.found, s.check, s.equal)
 	s.res.Result = s.result(err)
 	return s.res
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
@@ -106,6 +107,8 @@ type cluster struct {
 	lossSeen   int           // of which the history knows
 	quiet      bool
 	faults     map[string]int
+	lastEnd    error // of a primary
+	rolledBack bool  // the metadata store was
 	covered    Coverage
 	droppedAt  map[holdfast.ReplicaID]time.Duration
 	answers    [replication.MsgTypeEnd][replication.StatusEnd]int
@@ -131,14 +134,26 @@ func Run(cfg Config) (res Result) {
 	c.drive()
 	c.fault()
 	w.runUntil(cfg.Faults, nil)
-	err := c.healed()
-	if err == nil {
-		err = c.check()
+	return c.result(c.judge(c.healed(), c.check, c.equal))
+}
+
+// errRefused is an allowed end: a replica has seen another history than a metadata
+// store that was rolled back knows. It says so, and an operator has to decide.
+var errRefused = errors.New("refused after a rollback")
+
+// judge goes through what must be true in the end. If the volume is refused, that
+// is what was answered before.
+func (c *cluster) judge(err error, steps ...func() error) error {
+	if errors.Is(err, errRefused) {
+		c.hit("end", err.Error())
+		return c.check()
 	}
-	if err == nil {
-		err = c.equal()
+	for _, step := range steps {
+		if err == nil {
+			err = step()
+		}
 	}
-	return c.result(err)
+	return err
 }
 
 func (c *cluster) result(err error) Result {
@@ -222,6 +237,9 @@ func (c *cluster) healed() error {
 			rec.Primary != nil && rec.Primary.Grant == c.devs[0].p.Grant()
 	}
 	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > start+2*time.Second })
+	if !well() && c.rolledBack && holdfast.KindOf(c.lastEnd) == holdfast.Corrupt && len(c.devs) == 0 {
+		return errRefused
+	}
 	if !well() {
 		return violation{notWell, fmt.Sprintf("not well %v after the faults ended: %s", c.cfg.Heal, c.stuck())}
 	}
