@@ -114,6 +114,50 @@ func TestWhatMayBeLostIsNotForgottenBeforeItIsCompared(t *testing.T) {
 	}
 }
 
+// A repair fills its target's tail, which the next take-over would copy again
+// before it serves: the grant goes back when that is forgotten, or the target gone.
+func TestAReleaseWaitsForARepairedReplicaToForget(t *testing.T) {
+	begin := func(t *testing.T) *rig {
+		g, want := candidate(t, nil)
+		g.land(want)
+		g.conn(1).holding(MsgSettle)
+		g.p.OnSwap(g.stored.Clone(), nil)
+		g.p.Release()
+		g.settleDown(time.Second)
+		if g.ended || g.stored.Primary == nil || g.sent(1, MsgSettle) == 0 {
+			t.Fatalf("ended %v, primary %v, told to forget %d times", g.ended, g.stored.Primary, g.sent(1, MsgSettle))
+		}
+		return g
+	}
+	released := func(t *testing.T, g *rig) {
+		t.Helper()
+		if !g.ended || g.err != nil || g.stored.Primary != nil {
+			t.Fatalf("it is not released: %+v", g.p.Status())
+		}
+	}
+	t.Run("told", func(t *testing.T) {
+		g := begin(t)
+		for g.sent(1, MsgSettle) > 0 {
+			g.answer(1, g.take(1, MsgSettle), StatusOK)
+		}
+		g.settleDown(time.Second)
+		released(t, g)
+	})
+	t.Run("reconnected", func(t *testing.T) {
+		g := begin(t)
+		g.lost(1)
+		g.greet(1, Welcome{})
+		g.settleDown(time.Second)
+		released(t, g)
+	})
+	t.Run("gone", func(t *testing.T) {
+		g := begin(t)
+		g.lost(1)
+		g.settleDown(5 * time.Second)
+		released(t, g)
+	})
+}
+
 func TestALateLocalReadDoesNotReachTheBuffer(t *testing.T) {
 	g := served(t, states{in, in}, nil)
 	g.conn(0).holding(MsgRead)

@@ -124,7 +124,7 @@ func (p *Primary) settle() {
 	for _, t := range p.peers {
 		if t.unsettled && t.inSync() && t.up && !t.epochPending && !t.unfit {
 			t.unsettled = false
-			p.ask(t, &Message{Type: MsgSettle}, func(*Message) {})
+			p.askSettle(t, 0)
 		}
 	}
 }
@@ -142,6 +142,27 @@ func (p *Primary) prune() {
 	}
 	p.member.pruned = p.epoch
 	for _, t := range p.peers {
-		p.ask(t, &Message{Type: MsgSettle, Since: p.epoch}, func(*Message) {})
+		p.askSettle(t, p.epoch)
 	}
+}
+
+func (p *Primary) askSettle(t *peer, since holdfast.Epoch) {
+	t.settling++
+	p.ask(t, &Message{Type: MsgSettle, Since: since}, func(*Message) {
+		t.settling--
+		p.finishRelease()
+	})
+}
+
+// settled says whether all replicas that are there have forgotten what they were
+// to. A repair with no other writes fills the target's tail; if the grant went
+// back before that is forgotten, the next take-over would copy all of it again,
+// and nothing is served meanwhile.
+func (p *Primary) settled() bool {
+	for _, t := range p.peers {
+		if t.up && t.inSync() && (t.settling > 0 || t.unsettled && !t.unfit) {
+			return false
+		}
+	}
+	return true
 }

@@ -150,7 +150,7 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 		next.SizeBytes = size
 		wanted = true
 	}
-	if p.phase == releasing && p.idle() {
+	if p.phase == releasing && p.idle() && p.settled() {
 		next.Primary = nil
 		wanted = true
 	}

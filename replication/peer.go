@@ -39,6 +39,7 @@ type peer struct {
 	growing      bool
 	growAt       time.Duration // not asked to grow before this time
 	unsettled    bool          // it was repaired, and has not been told to forget tail and suspects
+	settling     int           // how often it was told so, without an answer yet
 	// unfit: it lost acknowledged writes, or its disk failed, while its answer
 	// was required. It must not be in sync, however soon it is back, before it
 	// was dropped and repaired.

@@ -327,7 +327,13 @@ func (p *Primary) Abort() {
 
 // finishRelease goes on with a release once nothing is in flight.
 func (p *Primary) finishRelease() {
-	if p.phase == releasing && p.idle() {
+	if p.phase != releasing || !p.idle() {
+		return
+	}
+	if p.member.losing == 0 {
+		p.settle() // also those that have reconnected since
+	}
+	if p.member.losing != 0 || p.settled() {
 		p.plan()
 	}
 }
