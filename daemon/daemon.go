@@ -16,8 +16,10 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,7 +32,9 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/controller/reconcile"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
+	"github.com/holdfast-storage/holdfast/metrics"
 	"github.com/holdfast-storage/holdfast/node"
+	"github.com/holdfast-storage/holdfast/node/agent"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 	"github.com/holdfast-storage/holdfast/node/keeper"
 )
@@ -88,7 +92,11 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 	if err != nil {
 		return stoppedOr(ctx, err)
 	}
-	err = (&daemon{cfg: cfg, o: o, log: log, recs: recs}).run(ctx)
+	d := &daemon{cfg: cfg, o: o, log: log}
+	d.measure = metrics.New(metrics.Config{Node: holdfast.NodeID(cfg.Node), Release: o.Release, Measures: d.measures})
+	recs.Store = d.measure.Store(recs.Store)
+	d.recs = recs
+	err = d.run(ctx)
 	if ctx.Err() != nil && errors.Is(err, holdfast.Unavailable) {
 		// What could not be given back, as nobody answers, runs out by itself.
 		log.Warn("stopping without having given everything back", "err", err)
@@ -116,6 +124,16 @@ type daemon struct {
 	clients *nodeClients
 	life    *lifecycle.Service
 	found   *controllerService
+	measure *metrics.Exporter
+	node    atomic.Pointer[node.Node] // once it answers
+}
+
+// measures takes stock of the node, once it answers.
+func (d *daemon) measures() (agent.Measures, bool) {
+	if nd := d.node.Load(); nd != nil {
+		return nd.Agent().Measures(), true
+	}
+	return agent.Measures{}, false
 }
 
 // run composes the parts over the open store.
@@ -150,14 +168,15 @@ func (d *daemon) run(ctx context.Context) error {
 	g.Go(func() error { return watchServer(ctx, d.recs) })
 	g.Go(func() error { rc.Run(ctx); return nil })
 	g.Go(func() error { return ended(ctx, "the API", d.serveAPI(ctx)) })
-	g.Go(func() error { d.tellReady(ctx, nd.Ready()); return nil })
+	g.Go(func() error { d.tellReady(ctx, nd); return nil })
 	g.Go(func() error { d.watchKeeper(ctx, nd.Ready()); return nil })
 	return g.Wait()
 }
 
-func (d *daemon) tellReady(ctx context.Context, ready <-chan struct{}) {
+func (d *daemon) tellReady(ctx context.Context, nd *node.Node) {
 	select {
-	case <-ready:
+	case <-nd.Ready():
+		d.node.Store(nd)
 		d.log.Info("ready", "api", d.cfg.API, "csi", d.cfg.CSI)
 		if d.o.Ready != nil {
 			d.o.Ready()
@@ -234,6 +253,7 @@ func lockState(dir string) (unlock func(), err error) {
 func (d *daemon) serveAPI(ctx context.Context) error {
 	srv, err := api.New(api.Config{
 		Self: holdfast.NodeID(d.cfg.Node), Release: d.o.Release, Store: d.recs, Lifecycle: d.life, Admin: d.life, Nodes: d.clients, RPC: d.o.RPC, Log: d.log,
+		Handlers: map[string]http.Handler{"GET /metrics": d.measure.Handler()},
 		Findings: leadersFindings{self: d.cfg.Node, own: d.found, clients: d.clients},
 	})
 	if err != nil {
