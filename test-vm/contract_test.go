@@ -4,6 +4,7 @@ package testvm
 
 import (
 	"context"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,10 @@ import (
 
 	"github.com/holdfast-storage/holdfast/internal/vmtest"
 )
+
+// inner chooses tests of the suite inside the machine:
+// make test-vm ARGS='-run TestContract/bookworm/nbd -vm.run TestContract/Grow'.
+var inner = flag.String("vm.run", "^TestContract$", "the tests to run inside the machines")
 
 // contractLimit bounds one machine's life.
 const contractLimit = 25 * time.Minute
@@ -26,7 +31,7 @@ func programs() []string {
 func build(t *testing.T, pkg string) string {
 	t.Helper()
 	to := filepath.Join(t.TempDir(), "suite.test")
-	cmd := exec.Command("go", "test", "-c", "-o", to, pkg)
+	cmd := exec.Command("go", "test", "-c", "-tags", "vm", "-o", to, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go test -c %s: %v\n%s", pkg, err, out)
@@ -78,8 +83,14 @@ func (s suite) test(t *testing.T) {
 func TestContract(t *testing.T) {
 	for _, s := range []suite{
 		{kernel: "bookworm", pkg: "../node/device/fuseloop", modules: []string{"fuse", "loop", "xfs", "ext4"}},
+		{kernel: "bookworm", pkg: "../node/device/nbd", modules: []string{"nbd", "xfs", "ext4"}},
+		{kernel: "bookworm-backports", pkg: "../node/device/fuseloop", modules: []string{"fuse", "loop", "xfs", "ext4"}},
+		{kernel: "bookworm-backports", pkg: "../node/device/nbd", modules: []string{"nbd", "xfs", "ext4"}},
+		{kernel: "bookworm-backports", pkg: "../node/device/ublk", modules: []string{"ublk_drv", "xfs", "ext4"}},
+		{kernel: "trixie-backports", pkg: "../node/device/nbd", modules: []string{"nbd", "xfs", "ext4"}},
+		{kernel: "trixie-backports", pkg: "../node/device/ublk", modules: []string{"ublk_drv", "xfs", "ext4"}},
 	} {
-		s.run = "^TestContract$"
+		s.run = *inner
 		t.Run(s.kernel+"/"+filepath.Base(s.pkg), s.test)
 	}
 }

@@ -72,7 +72,8 @@ func Boot(ctx context.Context, c Config) (*Machine, error) {
 // arguments are qemu's. Its first serial port is the kernel's console, the
 // second one the script's output: messages of the kernel never stand in it. KVM
 // is not used where there is one: inside another machine it may not work, and
-// hang without a word.
+// hang without a word. The processor has no cmpxchg16b: qemu 7.2 leaves rubbish in
+// the flags after it now and then, from which the guest's kernel dies.
 func (c Config) arguments(root, console string) []string {
 	memory := c.MemoryMB
 	if memory == 0 {
@@ -80,7 +81,7 @@ func (c Config) arguments(root, console string) []string {
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none",
-		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(memory),
+		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", strconv.Itoa(memory),
 		"-kernel", c.Guest.Kernel.image(), "-initrd", root,
 		"-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off tsc=reliable no_timer_check",
 		"-serial", "file:" + console, "-serial", "stdio",

@@ -54,7 +54,8 @@ type FrontEnd interface {
 }
 
 // Successor is a front end whose devices outlive the process: with the help of a
-// keeper, the next process takes them over. Their I/O waits meanwhile, and what
+// keeper (fuseloop) or of the kernel alone (nbd, ublk), the next process takes
+// them over. Their I/O waits meanwhile, and what
 // was in flight is done again.
 type Successor interface {
 	// Adopt takes over the devices that a predecessor left, and names their
@@ -66,7 +67,7 @@ type Successor interface {
 	// none. InUse while something is mounted from it, unless forced: then it is
 	// like Abort.
 	Discard(vol holdfast.VolumeID, force bool) error
-	// Leave leaves all open devices to the next process, if a keeper holds them,
+	// Leave leaves all open devices to the next process, if something holds them,
 	// and ends their service here: no answer is given from then on. It says which
 	// devices are left; the others are as they were.
 	Leave() []holdfast.VolumeID

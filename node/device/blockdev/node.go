@@ -69,7 +69,12 @@ func (n Node) SizeBytes() (int64, error) {
 
 // Set writes to a file of the device's directory in /sys.
 func (n Node) Set(name string, value int64) error {
-	return os.WriteFile(n.Sys(name), []byte(strconv.FormatInt(value, 10)), 0)
+	return n.SetText(name, strconv.FormatInt(value, 10))
+}
+
+// SetText writes to a file of the device's directory in /sys.
+func (n Node) SetText(name, value string) error {
+	return os.WriteFile(n.Sys(name), []byte(value), 0)
 }
 
 // Text is the trimmed content of a file of the device's directory in /sys; empty

@@ -35,6 +35,13 @@ func (n Node) Users() string {
 	return strings.Join(who, ", ")
 }
 
+// Opened says whether a process that this one can see has the device open, or
+// another block device is stacked on it.
+func (n Node) Opened() bool {
+	holders, _ := os.ReadDir(n.Sys("holders"))
+	return len(holders) > 0 || len(n.openers()) > 0
+}
+
 // openers lists the processes with an open descriptor of the device.
 func (n Node) openers() []string {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")

@@ -3,6 +3,7 @@ package devicetest
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,10 +12,16 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/node/device"
+	"github.com/holdfast-storage/holdfast/replication"
 )
 
-// childEnv tells the test binary to be a server: "DIR VOLUME BYTES".
+// childEnv tells the test binary to be a server: "DIR VOLUME BYTES FILE". FILE
+// keeps what is written for the next server, which adopts the device; "-" is
+// memory.
 const childEnv = "HOLDFAST_DEVICETEST_CHILD"
 
 // Child is to be called first in TestMain. In a process that a test of the suite
@@ -37,8 +44,9 @@ func serveChild(newFrontEnd NewFrontEnd, spec string) error {
 		dir string
 		vol holdfast.VolumeID
 		n   int64
+		at  string
 	)
-	if _, err := fmt.Sscan(spec, &dir, &vol, &n); err != nil {
+	if _, err := fmt.Sscan(spec, &dir, &vol, &n, &at); err != nil {
 		return err
 	}
 	fe, err := newFrontEnd(dir)
@@ -47,7 +55,12 @@ func serveChild(newFrontEnd NewFrontEnd, spec string) error {
 	}
 	o, mem := options(n), NewMemory(n)
 	o.Volume = vol
-	d, err := fe.Open(context.Background(), o, mem)
+	var d device.Device
+	if at == "-" {
+		d, err = fe.Open(context.Background(), o, mem)
+	} else {
+		d, err = inherit(fe, o, at)
+	}
 	if err != nil {
 		return err
 	}
@@ -72,6 +85,37 @@ func serveChild(newFrontEnd NewFrontEnd, spec string) error {
 	return d.Abort() // the test is over
 }
 
+// inherit adopts the device of a predecessor, or makes the first one.
+func inherit(fe device.FrontEnd, o device.Options, file string) (device.Device, error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := fe.(device.Successor).Adopt(context.Background()); err != nil {
+		return nil, err
+	}
+	return fe.Open(context.Background(), o, onFile{f})
+}
+
+// onFile is a backend that outlives its process: a file.
+type onFile struct{ f *os.File }
+
+func (b onFile) Submit(r *replication.Request) {
+	var err error
+	switch r.Op {
+	case replication.OpRead:
+		clear(r.Buf.B) // the file is as long as it was written
+		if _, err = b.f.ReadAt(r.Buf.B, r.Offset); errors.Is(err, io.EOF) {
+			err = nil
+		}
+	case replication.OpWrite:
+		_, err = b.f.WriteAt(r.Buf.B, r.Offset)
+	case replication.OpTrim:
+		err = unix.Fallocate(int(b.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Offset, r.Length)
+	}
+	r.Done(r, err)
+}
+
 // child is a server process.
 type child struct {
 	t    *testing.T
@@ -84,9 +128,14 @@ type child struct {
 
 func startChild(t *testing.T, dir string, size int64) *child {
 	t.Helper()
-	c := &child{t: t, vol: holdfast.NewVolumeID()}
+	return startServer(t, dir, holdfast.NewVolumeID(), size, "-")
+}
+
+func startServer(t *testing.T, dir string, vol holdfast.VolumeID, size int64, file string) *child {
+	t.Helper()
+	c := &child{t: t, vol: vol}
 	c.cmd = exec.Command("/proc/self/exe")
-	c.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", childEnv, dir, c.vol, size))
+	c.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d %s", childEnv, dir, c.vol, size, file))
 	c.cmd.Stderr = os.Stderr
 	in, err := c.cmd.StdinPipe()
 	if err != nil {
@@ -101,7 +150,7 @@ func startChild(t *testing.T, dir string, size int64) *child {
 	}
 	c.in, c.out = in, bufio.NewScanner(out)
 	t.Cleanup(func() {
-		_ = c.cmd.Process.Kill()
+		_ = c.cmd.Process.Kill() // it may have ended
 		within(t, patience, "the killed server ends", func() { _ = c.cmd.Wait() })
 	})
 	c.path = strings.TrimPrefix(c.line("path "), "path ")

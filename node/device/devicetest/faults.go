@@ -107,8 +107,9 @@ func (s suite) testAbortDuringGrow(t *testing.T) {
 	}
 }
 
-// cleaned makes a successor in dir, which must remove the child's device.
-func (s suite) cleaned(t *testing.T, dir string, c *child) {
+// cleaned makes a successor in dir, which must remove the child's device; ended
+// is what the test then does with its own use of it.
+func (s suite) cleaned(t *testing.T, dir string, c *child, ended func()) {
 	t.Helper()
 	fe := s.frontEnd(t, dir)
 	within(t, patience, "cleaning up", func() {
@@ -120,6 +121,7 @@ func (s suite) cleaned(t *testing.T, dir string, c *child) {
 			t.Errorf("cleaned %v, wanted %s among them", vols, c.vol)
 		}
 	})
+	ended()
 	eventually(t, "the orphan is gone", func() bool { return !serves(c.path, c.vol) })
 	vols, err := fe.CleanOrphans(context.Background())
 	if err != nil || len(vols) != 0 {
@@ -150,16 +152,29 @@ func (s suite) testKilled(t *testing.T) {
 	}()
 	c.tell("held", "holding")
 	c.kill()
-	within(t, 5*time.Second, "I/O in flight when the server was killed", func() {
-		if err := <-result; err == nil {
-			t.Error("a write succeeded that the killed server never answered")
+	fails := func() {
+		within(t, 5*time.Second, "I/O in flight when the server was killed", func() {
+			if err := <-result; err == nil {
+				t.Error("a write succeeded that the killed server never answered")
+			}
+		})
+		if _, err := f.ReadAt(aligned(block, 0), 0); err == nil {
+			t.Error("a device without a server can be read")
 		}
-	})
-	if _, err := f.ReadAt(aligned(block, 0), 0); err == nil {
-		t.Error("a device without a server can be read")
+		f.Close()
 	}
-	f.Close()
-	s.cleaned(t, dir, c)
+	if s.outlives {
+		select {
+		case err := <-result:
+			t.Errorf("a write ended though a successor could have done it: %v", err)
+			result <- err
+		case <-time.After(time.Second):
+		}
+		s.cleaned(t, dir, c, fails)
+		return
+	}
+	fails()
+	s.cleaned(t, dir, c, func() {})
 }
 
 func (s suite) testKilledMounted(t *testing.T) {
@@ -176,9 +191,10 @@ func (s suite) testKilledMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.kill()
-	within(t, 10*time.Second, "fsync after the server was killed", func() {
-		// The first one may have been quick enough.
-		for {
+	failed := make(chan struct{})
+	go func() {
+		defer close(failed)
+		for { // the first one may have been quick enough
 			_, err := f.Write(aligned(mib, 4))
 			if err == nil {
 				err = f.Sync()
@@ -187,9 +203,17 @@ func (s suite) testKilledMounted(t *testing.T) {
 				return
 			}
 		}
-	})
-	f.Close()
-	s.cleaned(t, dir, c)
+	}()
+	fails := func() {
+		within(t, 10*time.Second, "fsync after the server was killed", func() { <-failed })
+		f.Close()
+	}
+	if s.outlives {
+		s.cleaned(t, dir, c, fails)
+	} else {
+		fails()
+		s.cleaned(t, dir, c, func() {})
+	}
 	if err := exec.Command("mountpoint", "-q", at).Run(); err == nil {
 		t.Error("the filesystem of a dead device is still mounted")
 	}
@@ -260,5 +284,5 @@ func (s suite) testNeighbours(t *testing.T) {
 		t.Errorf("%s of a dead neighbour was taken over", c.path)
 	}
 	moved.closed()
-	s.cleaned(t, dir, c)
+	s.cleaned(t, dir, c, func() {})
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/node/device"
 )
 
 func (r *rig) grow(size int64) {
@@ -60,6 +61,28 @@ func (r *rig) busyWriting(f *os.File, first, last int64) (stop func() int64) {
 		}
 	}()
 	return func() int64 { close(quit); <-done; return n.Load() }
+}
+
+// canGrow says whether devices can grow here: a front end whose kernel cannot
+// says so by a method CanGrow.
+func canGrow(fe device.FrontEnd) bool {
+	g, ok := fe.(interface{ CanGrow() bool })
+	return !ok || g.CanGrow()
+}
+
+// testGrowRefused is what is left of growing where the kernel cannot.
+func (s suite) testGrowRefused(t *testing.T) {
+	r := s.device(t, options(16*mib))
+	r.mem.Grow(32 * mib)
+	wantKind(t, r.dev.Grow(context.Background(), 32*mib), holdfast.Unsupported)
+	if err := r.dev.Grow(context.Background(), 16*mib); err != nil {
+		t.Errorf("growing to the present size: %v", err)
+	}
+	wantKind(t, r.dev.Grow(context.Background(), 8*mib), holdfast.Invalid)
+	if r.size() != 16*mib {
+		t.Error("the size has changed all the same")
+	}
+	r.write(r.open(unix.O_DIRECT), aligned(block, 1), 0)
 }
 
 func (s suite) testGrow(t *testing.T) {

@@ -35,8 +35,19 @@ type NewFrontEnd func(dir string) (device.FrontEnd, error)
 
 // Run runs the contract. The test binary's TestMain must call Child first.
 func Run(t *testing.T, newFrontEnd NewFrontEnd) {
+	suite{newFrontEnd: newFrontEnd}.run(t)
+}
+
+// RunSuccessor runs the contract for a front end whose devices outlive the
+// process without anybody's help, and that of device.Successor.
+func RunSuccessor(t *testing.T, newFrontEnd NewFrontEnd) {
+	s := suite{newFrontEnd: newFrontEnd, outlives: true}
+	s.run(t)
+	s.runSuccessor(t)
+}
+
+func (s suite) run(t *testing.T) {
 	need(t, "mkfs.xfs", "mkfs.ext4", "xfs_growfs", "fio", "blkdiscard", "fstrim", "mount", "umount", "dd")
-	s := suite{newFrontEnd: newFrontEnd}
 	for _, c := range []struct {
 		name string
 		test func(*testing.T)
@@ -53,8 +64,8 @@ func Run(t *testing.T, newFrontEnd NewFrontEnd) {
 		{"Depth", s.testDepth},
 		{"FioVerify", s.testFioVerify},
 		{"ReadOnly", s.testReadOnly},
-		{"Grow", s.testGrow},
-		{"GrowMounted", s.testGrowMounted},
+		{"Grow", s.growing(t, s.testGrow)},
+		{"GrowMounted", s.growing(t, s.testGrowMounted)},
 		{"XFS", func(t *testing.T) { s.testFilesystem(t, "xfs") }},
 		{"Ext4", func(t *testing.T) { s.testFilesystem(t, "ext4") }},
 		{"CloseMounted", s.testCloseMounted},
@@ -76,6 +87,14 @@ func Run(t *testing.T, newFrontEnd NewFrontEnd) {
 	}
 }
 
+// growing is the test where devices can grow, else the one that they refuse to.
+func (s suite) growing(t *testing.T, test func(*testing.T)) func(*testing.T) {
+	if canGrow(s.frontEnd(t, t.TempDir())) {
+		return test
+	}
+	return s.testGrowRefused
+}
+
 func need(t *testing.T, programs ...string) {
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
@@ -87,7 +106,10 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
-type suite struct{ newFrontEnd NewFrontEnd }
+type suite struct {
+	newFrontEnd NewFrontEnd
+	outlives    bool // devices wait for a successor
+}
 
 // rig is one device over a backend in memory.
 type rig struct {
