@@ -100,6 +100,17 @@ type Tombstones interface {
 	DropTombstone(ctx context.Context, id holdfast.ReplicaID) error
 }
 
+// Claims are names that have one owner each in the cluster, besides those of
+// volumes: snapshots' names. An owner is any text; the store does not look into it.
+type Claims interface {
+	// Claim is who owns a name; "" if nobody does.
+	Claim(ctx context.Context, name string) (owner string, err error)
+	// SwapClaim gives a name that from owns ("": that nobody owns) to another one
+	// ("": to nobody). On return it is durable. When somebody else owns it: Busy,
+	// with who does.
+	SwapClaim(ctx context.Context, name, from, to string) (owner string, err error)
+}
+
 // Leader elects one controller.
 type Leader interface {
 	// Campaign waits, also for a store that does not answer, until this
@@ -116,6 +127,7 @@ type Store interface {
 	Volumes
 	Nodes
 	Tombstones
+	Claims
 	Leader
 	// Cluster is the cluster's identity, made by the first caller.
 	Cluster(ctx context.Context) (holdfast.ClusterID, error)

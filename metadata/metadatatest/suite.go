@@ -55,6 +55,8 @@ func Run(t *testing.T, open func(t *testing.T) *Harness) {
 		{"Drop", testDrop},
 		{"Retire", testRetire},
 		{"Tombstones", testTombstones},
+		{"Claims", testClaims},
+		{"ClaimRace", testClaimRace},
 		{"Nodes", testNodes},
 		{"Join", testJoin},
 		{"JoinAgain", testJoinAgain},

@@ -43,6 +43,7 @@ const (
 	Nodes      = "nodes/"
 	Alive      = "alive/"
 	Tombstones = "tombstones/"
+	Claims     = "claims/"
 	LeaderKey  = "leader"
 	ClusterKey = "cluster"
 )
@@ -67,6 +68,9 @@ func AliveKey(id holdfast.NodeID) string { return Alive + url.PathEscape(string(
 
 // TombstoneKey is where a replica's tombstone is.
 func TombstoneKey(id holdfast.ReplicaID) string { return Tombstones + url.PathEscape(string(id)) }
+
+// ClaimKey is where the owner of a claimed name is.
+func ClaimKey(name string) string { return Claims + url.PathEscape(name) }
 
 // ID is the last, unescaped part of a key in a folder; the part as it stands
 // when it is not escaped properly.
