@@ -117,7 +117,7 @@ func (c *cluster) equal() error {
 	var first *host
 	for _, rep := range c.meta.rec.InSyncReplicas() {
 		h := c.host(rep.Node)
-		if !h.up || len(h.disk.suspects) > 0 || len(h.store.tasks) > 0 {
+		if !h.up || h.replicaID != rep.ID || len(h.disk.suspects) > 0 || len(h.store.tasks) > 0 {
 			continue
 		}
 		if first == nil {

@@ -67,6 +67,10 @@ func (c *cluster) noteDrops(old, next holdfast.Record) {
 	}
 }
 
+// resyncSlack is what a repair may touch besides a tenth more than was written: the
+// volumes here are much smaller than the mebibyte that real ones are allowed.
+const resyncSlack = 16 * holdfast.BlockSize
+
 // resync verifies, when a repair begins to copy, that it does not touch more than
 // what was changed while the replica was away and a little more. It can be said
 // where all changes are known by maps: no power was lost, and the sources were in
@@ -100,7 +104,7 @@ func (c *cluster) resync(d *device, id holdfast.ReplicaID) {
 	}
 	for _, p := range d.p.Status().Peers {
 		bytes := int64(len(written)) * holdfast.BlockSize
-		if p.Replica.ID == id && p.TotalBytes > bytes+bytes/10+c.cfg.ResyncSlack {
+		if p.Replica.ID == id && p.TotalBytes > bytes+bytes/10+resyncSlack {
 			panic(violation{tooMuchCopied, fmt.Sprintf("the repair of %s copies %d bytes, while %d were written", id, p.TotalBytes, bytes)})
 		}
 	}

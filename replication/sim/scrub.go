@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
@@ -107,6 +108,9 @@ func (s *scrubbing) flip(n int) time.Duration {
 
 func (s *scrubbing) flipOne() {
 	in := s.meta.rec.InSyncReplicas()
+	if slices.ContainsFunc(in, func(x holdfast.Replica) bool { return s.host(x.Node).replicaID != x.ID }) {
+		return // the metadata store was rolled back
+	}
 	i := s.cold[0] + s.w.rng.Int64N(s.cold[1]-s.cold[0])
 	block := func(d *disk) []value {
 		unit := int64(replication.HashBlock / cellSize)

@@ -33,8 +33,6 @@ type Config struct {
 	Scrubs    bool // it is scrubbed all the time, with flipped bits if it has three replicas
 	Limits    bool // the volume gets limits for how long its I/O waits, and loses them
 	Trace     bool
-	// ResyncSlack is what a repair may touch besides what was written.
-	ResyncSlack int64
 	// Kinds names the faults; empty: all.
 	Kinds []string
 	// Only names the choices that are not left out; nil: none is.
