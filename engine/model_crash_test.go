@@ -145,7 +145,7 @@ func (m *model) hashes(rep *modelReplica) {
 // arm lets the process die within the next operations of the disk, half of the
 // time at one that snapshots make.
 func (m *model) arm(most int) {
-	*m.fuse = fuse{left: m.rng.IntN(most), kill: m.disk.kill, torn: m.rng.Int64N(3) * blockSize}
+	*m.fuse = fuse{left: m.rng.IntN(most), kill: m.disk.stop, torn: m.rng.Int64N(3) * blockSize}
 	if rare := []string{".snapshot", "/meta.tmp", "/meta", "/owned", "/snapshots"}; m.rng.IntN(2) == 0 {
 		m.fuse.path, m.fuse.left = rare[m.rng.IntN(len(rare))], m.rng.IntN(most/5)
 	}

@@ -25,7 +25,9 @@ var (
 // modelDisk is a pool's disk that can lose power.
 type modelDisk interface {
 	fs() disk.FS
-	// kill is the death of the process, crash a power loss.
+	// stop ends the process in the middle of something, kill is what its end does,
+	// crash a power loss.
+	stop()
 	kill()
 	crash(rng *rand.Rand)
 }
@@ -33,6 +35,7 @@ type modelDisk interface {
 type memDisk struct{ mem *disk.Mem }
 
 func (d memDisk) fs() disk.FS          { return d.mem }
+func (d memDisk) stop()                { d.mem.Kill() }
 func (d memDisk) kill()                { d.mem.Kill() }
 func (d memDisk) crash(rng *rand.Rand) { d.mem.Crash(rng) }
 
