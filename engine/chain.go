@@ -63,6 +63,7 @@ type chain struct {
 	mu     sync.RWMutex
 	snaps  []*snapshot // oldest first, those being dropped included
 	claims claims
+	turns  turns
 	// target is the snapshot that a first write to a granule puts its content
 	// into; nil without snapshots. touched has the granules that need nothing any
 	// more. Both change under the replica's lock only.

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -224,14 +225,8 @@ func (m *model) run(crashes, steps int) {
 func TestModel(t *testing.T) {
 	for seed := *modelSeed; seed < *modelSeed+*modelRuns; seed++ {
 		m := newModel(t, memDisk{disk.NewMem(1 << 30)}, seed, 256)
-		defer func() {
-			if t.Failed() {
-				t.Logf("seed %d: go test ./engine -run '^TestModel$' -model.seed=%d -model.runs=1", seed, seed)
-			}
-		}()
-		if m.run(5, 60); t.Failed() {
-			return
-		}
+		m.again = fmt.Sprintf("go test ./engine -run '^TestModel$' -model.seed=%d -model.runs=1", seed)
+		m.run(5, 60)
 		wantNoLeftovers(t, m)
 	}
 }
@@ -250,8 +245,8 @@ func wantNoLeftovers(t *testing.T, m *model) {
 				files++
 			}
 		}
-		if files != len(rep.snaps) {
-			m.fatalf("%s: %d files of snapshots, must be %d", rep.id, files, len(rep.snaps))
+		if want := len(rep.r.Snapshots()) + len(rep.r.Dropping()); files != want {
+			m.fatalf("%s: %d files of snapshots, must be %d", rep.id, files, want)
 		}
 	}
 }

@@ -51,7 +51,8 @@ type model struct {
 	next  uint64
 	names int
 	trace []string
-	most  int64 // blocks of a replica
+	most  int64  // blocks of a replica
+	again string // the command that does the same
 }
 
 type modelReplica struct {
@@ -97,6 +98,7 @@ func (m *model) fatalf(format string, a ...any) {
 	for _, line := range m.trace[max(0, len(m.trace)-80):] {
 		m.t.Log(line)
 	}
+	m.t.Log("again: " + m.again)
 	m.t.Fatalf(format, a...)
 }
 

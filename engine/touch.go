@@ -75,9 +75,16 @@ func (c *chain) touch(off, n int64, trim bool) error {
 func (c *chain) touchClaimed(first, last int64, trim bool) error {
 	c.claims.take(first, last)
 	defer c.claims.release(first, last)
+	if c.settled(first, last) {
+		return nil // by who had the claim before
+	}
 	if err := c.pool.space.room(); err != nil {
 		return err
 	}
+	return c.turns.run(func() error { return c.touchNow(first, last, trim) })
+}
+
+func (c *chain) touchNow(first, last int64, trim bool) error {
 	if c.base != nil {
 		if err := c.own(first, last); err != nil {
 			return err
@@ -206,4 +213,52 @@ func (s *snapshot) holdEmpty(first, last int64) error {
 		}
 	}
 	return nil
+}
+
+// turns runs jobs one after the other, those that wait together without a pause.
+// Sharing blocks takes the file's lock alone and waits for the writes under way:
+// done between writes it would stop them each time, and many at once would only
+// spin for the lock.
+type turns struct {
+	mu      sync.Mutex
+	running bool
+	queue   []*job
+}
+
+type job struct {
+	do   func() error
+	err  error
+	wake chan bool // true: it is done; false: it is to lead the next ones
+}
+
+// run returns when do has run, on this goroutine or another.
+func (t *turns) run(do func() error) error {
+	j := &job{do: do, wake: make(chan bool, 1)}
+	t.mu.Lock()
+	t.queue = append(t.queue, j)
+	if t.running {
+		t.mu.Unlock()
+		if <-j.wake {
+			return j.err
+		}
+		t.mu.Lock()
+	}
+	t.running = true
+	batch := t.queue
+	t.queue = nil
+	t.mu.Unlock()
+	for _, b := range batch {
+		b.err = b.do()
+	}
+	for _, b := range batch {
+		if b != j {
+			b.wake <- true
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.running = len(t.queue) > 0; t.running {
+		t.queue[0].wake <- false
+	}
+	return j.err
 }
