@@ -221,10 +221,13 @@ func (m *model) change(rep *modelReplica, b int64, want []uint64, do func(e Entr
 func (m *model) write(rep *modelReplica) {
 	b, n := m.place(rep, 40)
 	m.next++
-	want := slices.Repeat([]uint64{m.next}, int(n))
+	want, fua := slices.Repeat([]uint64{m.next}, int(n)), m.rng.IntN(9) == 0
 	err := m.change(rep, b, want, func(e Entry) error {
-		return rep.r.WriteAt(e, fill(make([]byte, n*blockSize), m.next), b*blockSize, m.rng.IntN(9) == 0)
+		return rep.r.WriteAt(e, fill(make([]byte, n*blockSize), m.next), b*blockSize, fua)
 	})
+	for i := b; fua && err == nil && i < b+n; i++ {
+		rep.blocks[i].since = nil
+	}
 	m.logf("%s: write %d at %d+%d: %v", rep.id, m.next, b, n, err)
 	m.must("write", err)
 }
