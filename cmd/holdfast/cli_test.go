@@ -26,6 +26,8 @@ type server struct {
 	created  *holdfastv1.CreateVolumeRequest
 	expanded *holdfastv1.ExpandVolumeRequest
 	labelled *holdfastv1.UpdateVolumeLabelsRequest
+	policy   *holdfastv1.UpdateVolumePolicyRequest
+	scrubbed *holdfastv1.ScrubVolumeRequest
 	deleted  string
 	inspects int
 }

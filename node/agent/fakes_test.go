@@ -122,6 +122,8 @@ type fakeVolume struct {
 	ended   chan struct{}
 	err     error
 	stuck   error // Release fails with it
+	scrub   replication.ScrubStatus
+	endless bool // a scrub does not end by itself
 }
 
 func (v *fakeVolume) Submit(r *replication.Request) { r.Done(r, nil) }
@@ -204,7 +206,32 @@ func (v *fakeVolume) OnResize(f func(int64)) {
 	v.resized = f
 }
 
-func (v *fakeVolume) Status() replication.PrimaryStatus { return replication.PrimaryStatus{} }
+func (v *fakeVolume) Status() replication.PrimaryStatus {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return replication.PrimaryStatus{Scrub: v.scrub}
+}
+
+func (v *fakeVolume) Scrub(id string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.scrub = replication.ScrubStatus{ID: id, State: replication.ScrubDone, Blocks: 5, Mismatches: 2, Healed: 2}
+	if v.endless {
+		v.scrub.State = replication.ScrubRunning
+	}
+}
+
+func (v *fakeVolume) CancelScrub() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.scrub.State = replication.ScrubCancelled
+}
+
+func (v *fakeVolume) setEndless() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.endless = true
+}
 
 func (v *fakeVolume) grow(size int64) {
 	v.mu.Lock()
