@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-storage/holdfast/api"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/node/agent"
+	"github.com/holdfast-storage/holdfast/node/device/frontends"
 )
 
 // Default ports and paths.
@@ -55,6 +56,9 @@ type Config struct {
 	// not: pools and devices are mounted below it.
 	StateDir string `json:"stateDir,omitempty"`
 	RunDir   string `json:"runDir,omitempty"`
+	// FrontEnd is how volumes become block devices: auto (default), fuseloop, nbd
+	// or ublk.
+	FrontEnd string `json:"frontEnd,omitempty"`
 	// Keeper has the daemon run under a keeper, which holds its devices while it is
 	// killed or replaced. Default true.
 	Keeper bool  `json:"keeper"`
@@ -129,7 +133,7 @@ func DefaultConfig() Config {
 	host, _ := os.Hostname()
 	return Config{
 		Node: host, Address: "127.0.0.1", DataPort: DefaultDataPort, NodePort: DefaultNodePort,
-		API: []string{api.DefaultTCP, api.DefaultUnix}, CSI: DefaultCSI, StateDir: DefaultStateDir, RunDir: DefaultRunDir, Keeper: true,
+		API: []string{api.DefaultTCP, api.DefaultUnix}, CSI: DefaultCSI, StateDir: DefaultStateDir, RunDir: DefaultRunDir, FrontEnd: "auto", Keeper: true,
 		Times: Times{Lease: Duration(defaultLeaseTTL), ReplaceAfter: Duration(10 * time.Minute), RetryPools: Duration(30 * time.Second)},
 		Log:   Log{Level: "info", Format: "text"},
 	}
@@ -185,6 +189,9 @@ func (c Config) Validate() error {
 		if _, _, err := rpc.SplitTarget(a); err != nil {
 			return err
 		}
+	}
+	if names := frontends.Names(); c.FrontEnd != "" && !slices.Contains(names, c.FrontEnd) {
+		return bad("frontEnd is %q; choose one of %s", c.FrontEnd, strings.Join(names, ", "))
 	}
 	for name, dir := range map[string]string{"stateDir": c.StateDir, "runDir": c.RunDir} {
 		if !filepath.IsAbs(dir) {

@@ -296,7 +296,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Agent.LeaseTTL, nc.Agent.RetryPools = time.Duration(cfg.Times.Lease), time.Duration(cfg.Times.RetryPools)
 	nc.Agent.ScrubEvery = time.Duration(cfg.Replication.ScrubEvery)
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
-	nc.StateDir, nc.RunDir = cfg.StateDir, cfg.RunDir
+	nc.StateDir, nc.RunDir, nc.FrontEnd = cfg.StateDir, cfg.RunDir, cfg.FrontEnd
 	nc.Keeper = d.o.keeper()
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
 	nc.Primary, nc.RegisterAPI = cfg.Replication.primary(), d.found.register

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"google.golang.org/grpc"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/holdfast-storage/holdfast/metadata"
 	"github.com/holdfast-storage/holdfast/node/agent"
 	nodecsi "github.com/holdfast-storage/holdfast/node/csi"
+	"github.com/holdfast-storage/holdfast/node/device/frontends"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 	"github.com/holdfast-storage/holdfast/replication"
 )
@@ -27,6 +30,10 @@ type Config struct {
 	StateDir string
 	// RunDir holds mounts of pools and devices; one per daemon.
 	RunDir string
+
+	// FrontEnd is how volumes become block devices: one of frontends.Names.
+	// Default auto.
+	FrontEnd string
 
 	DataListen string // host:port of the replica server; port 0 takes a free one
 	APIListen  string // host:port of the gRPC services for other nodes
@@ -57,7 +64,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Agent:    agent.DefaultConfig(),
-		StateDir: "/var/lib/holdfast", RunDir: "/run/holdfast",
+		StateDir: "/var/lib/holdfast", RunDir: "/run/holdfast", FrontEnd: frontends.Auto,
 		DataListen: ":9810", APIListen: ":9812",
 	}
 }
@@ -79,6 +86,9 @@ func (c Config) Validate() error {
 		if !filepath.IsAbs(dir) {
 			return bad("the %s %q is not an absolute path", name, dir)
 		}
+	}
+	if c.FrontEnd != "" && !slices.Contains(frontends.Names(), c.FrontEnd) {
+		return bad("the front end %q does not exist; choose one of %s", c.FrontEnd, strings.Join(frontends.Names(), ", "))
 	}
 	for name, listen := range map[string]string{"data": c.DataListen, "API": c.APIListen} {
 		host, _, err := net.SplitHostPort(listen)

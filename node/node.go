@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,6 +12,7 @@ import (
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/node/agent"
 	"github.com/holdfast-storage/holdfast/node/dataplane"
+	"github.com/holdfast-storage/holdfast/node/device/frontends"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 )
 
@@ -37,14 +37,12 @@ func (HandOver) Error() string { return "the node is handed over to the next dae
 // killed, but has a thread in the kernel that waits for one of its own devices,
 // and frees it from that in the end. It says whether there is none any more.
 func FreeDying(runDir string, k fuseloop.Keeper) bool {
-	f, err := fuseloop.New(fuseloop.Config{Root: devicesDir(runDir), Keeper: k})
+	f, err := fuseloop.New(fuseloop.Config{Root: frontends.Root(runDir, frontends.FuseLoop), Keeper: k})
 	if err != nil {
 		return false
 	}
 	return f.Close() == nil
 }
-
-func devicesDir(runDir string) string { return filepath.Join(runDir, "devices") }
 
 // Node is one node's daemon: New, then Run, once.
 type Node struct {
@@ -53,7 +51,7 @@ type Node struct {
 	ready   chan struct{}
 	agent   *agent.Agent
 	plane   *dataplane.Plane
-	front   *fuseloop.FrontEnd
+	front   *frontends.Set
 	lock    *os.File // of the instance
 }
 
@@ -109,7 +107,7 @@ func (n *Node) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.front, err = fuseloop.New(fuseloop.Config{Root: devicesDir(n.cfg.RunDir), Keeper: n.cfg.Keeper, Log: n.cfg.Log})
+	n.front, err = frontends.New(frontends.Config{Wanted: n.cfg.FrontEnd, RunDir: n.cfg.RunDir, Keeper: n.cfg.Keeper, Log: n.cfg.Log})
 	if err != nil {
 		return err
 	}

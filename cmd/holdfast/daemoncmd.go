@@ -41,6 +41,7 @@ What else can be set, all with good defaults:
   replication       silentAfter, reconnectFor, repairRate
   times             lease (a silent node is dead), replaceAfter (its replicas are made elsewhere)
   api, dataPort, nodePort, autoPools, stateDir, runDir, log
+  frontEnd          how volumes become block devices: auto, fuseloop, nbd, ublk
   keeper            false: the daemon runs alone, and its devices end with it
 
 The process that is started is the keeper: it starts the daemon, holds its devices
@@ -50,6 +51,7 @@ starts the next one. SIGTERM and SIGINT end both.`
 // daemonFlags override the configuration file.
 type daemonFlags struct {
 	config, id, address, stateDir, csi string
+	frontEnd                           string
 	rack, zone, region                 string
 	pools, api, etcd                   []string
 	embedded                           bool
@@ -82,6 +84,7 @@ func (c *cli) daemonCommand() *cobra.Command {
 	fl.StringArrayVar(&f.pools, "pool", nil, "disk, or image file: PATH[,format][,size=SIZE]; may be repeated")
 	fl.StringSliceVar(&f.api, "api", nil, "addresses of the users' API")
 	fl.StringVar(&f.csi, "csi", "", "socket of the CSI driver (default "+daemon.DefaultCSI+")")
+	fl.StringVar(&f.frontEnd, "frontend", "", "how volumes become block devices: auto (default), fuseloop, nbd or ublk")
 	fl.StringSliceVar(&f.etcd, "etcd", nil, "endpoints of an etcd cluster, http://host:2379")
 	fl.BoolVar(&f.embedded, "embedded-etcd", false, "run etcd, one member, inside this daemon")
 	return cmd
@@ -99,7 +102,8 @@ func (f daemonFlags) load() (daemon.Config, error) {
 	for _, o := range []struct {
 		flag string
 		to   *string
-	}{{f.id, &cfg.Node}, {f.address, &cfg.Address}, {f.stateDir, &cfg.StateDir}, {f.rack, &cfg.Domain.Rack}, {f.zone, &cfg.Domain.Zone}, {f.region, &cfg.Domain.Region}, {f.csi, &cfg.CSI}} {
+	}{{f.id, &cfg.Node}, {f.address, &cfg.Address}, {f.stateDir, &cfg.StateDir}, {f.rack, &cfg.Domain.Rack}, {f.zone, &cfg.Domain.Zone}, {f.region, &cfg.Domain.Region}, {f.csi, &cfg.CSI},
+		{f.frontEnd, &cfg.FrontEnd}} {
 		if o.flag != "" {
 			*o.to = o.flag
 		}

@@ -7,7 +7,7 @@
 // with the same root directory adopts the device or removes it. What was in
 // flight is sent again up to two retryAfter after the adoption (the kernel looks
 // at it only so often). Flushes, FUA writes, trims and growth pass through;
-// write-zeroes where the kernel has it (6.10 and later), else it writes zeros.
+// write-zeroes where the kernel has it (6.12 and later), else it writes zeros.
 //
 // It does not keep a device removable in one case: from about 6.12 on the kernel
 // freezes the device to change its size, and a process that is killed while a
