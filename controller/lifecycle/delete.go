@@ -11,7 +11,7 @@ import (
 // Delete removes a volume and its data, for good. One that does not exist is
 // fine. When it returns, the record is gone and tombstones name the replicas;
 // nodes remove these as soon as they can. Errors: InUse while it is attached to a
-// live node, which is named.
+// live node, which is named, and while it has snapshots.
 func (s *Service) Delete(ctx context.Context, volume string) error {
 	op := "delete volume " + volume
 	rec, err := s.Get(ctx, volume)
@@ -71,6 +71,9 @@ func (s *Service) markDeleting(ctx context.Context, rec holdfast.Record) (holdfa
 		if alive {
 			return rec, holdfast.E("", holdfast.InUse, fmt.Sprintf("it is attached to node %s; unmount and detach it there first", holder))
 		}
+	}
+	if n := visibleSnapshots(rec); n > 0 {
+		return rec, holdfast.E("", holdfast.InUse, fmt.Sprintf("it has %d snapshots, which would go with it; delete them first", n))
 	}
 	next := rec.Clone()
 	next.Phase, next.Primary = holdfast.PhaseDeleting, nil
