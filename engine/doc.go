@@ -10,7 +10,8 @@
 //	replicas/.gone-<replica>  being removed; removal is completed when found
 //	replicas/<replica>/
 //	    meta                  volume, replica, suspects, age of the change maps,
-//	                          snapshots, origin of a clone (sealed)
+//	                          snapshots, origin of a clone, progress
+//	                          of a repair (sealed)
 //	    data                  the volume's blocks, a sparse file of the volume's size
 //	    record                newest record shown (sealed)
 //	    promise               epoch and grant promised (sealed)

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -87,7 +88,8 @@ func (r *Replica) Mark(epoch holdfast.Epoch, extents []holdfast.Extent) error {
 	return r.failUnlessFull(op, m.mark(widen(extents, blockSize)))
 }
 
-// Settle says that the replica is in sync: suspects are forgotten, and the
+// Settle says that the replica is in sync: suspects and the progress of a repair
+// are forgotten, and the
 // entries in the tail of grants other than this one, and the change maps of
 // epochs before pruneBefore (0 keeps all). Durable on return. Intents stay.
 func (r *Replica) Settle(grant, pruneBefore holdfast.Epoch) error {
@@ -95,7 +97,7 @@ func (r *Replica) Settle(grant, pruneBefore holdfast.Epoch) error {
 	r.durable.Lock()
 	defer r.durable.Unlock()
 	m := r.meta
-	m.Suspects = nil
+	m.Suspects, m.Progress = nil, nil
 	m.MapSince = max(m.MapSince, pruneBefore)
 	if err := r.settleMeta(m); err != nil {
 		return err
@@ -107,6 +109,39 @@ func (r *Replica) Settle(grant, pruneBefore holdfast.Epoch) error {
 	}
 	r.tail.settle(grant)
 	return r.fail(op, r.changes.prune(m.MapSince))
+}
+
+// SetProgress makes every operation that returned before it durable, and then g,
+// in place of the progress before; Settle forgets it. Suspects before the end of
+// its first part are forgotten: the repair has compared them. Kinds: NoSpace,
+// Corrupt.
+func (r *Replica) SetProgress(g Progress) error {
+	const op = "keep the repair's progress"
+	if err := r.flushAll(); err != nil {
+		return err
+	}
+	r.durable.Lock()
+	defer r.durable.Unlock()
+	m := r.meta
+	m.Progress = &Progress{Since: g.Since, Parts: slices.Clone(g.Parts)}
+	if len(g.Parts) > 0 {
+		m.Suspects = slices.DeleteFunc(slices.Clone(m.Suspects), func(x holdfast.Extent) bool { return x.End() <= g.Parts[0].End })
+	}
+	return holdfast.Wrap(op, r.settleMeta(m))
+}
+
+// flushAll flushes, and clears the intents that can go: after a power loss only
+// what was written since is suspect.
+func (r *Replica) flushAll() error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err := r.usable("flush"); err != nil {
+		return err
+	}
+	if err := r.flusher.do(r.flush); err != nil {
+		return err
+	}
+	return r.clean(0)
 }
 
 // settleMeta replaces meta, if it differs; r.durable is held.

@@ -20,6 +20,9 @@ type Entry struct {
 	Grant     holdfast.Epoch
 	Seq       uint64
 	Committed uint64
+	// Copied: what is written is applied on every in-sync replica already (a repair
+	// copied it), so that the tail need not name it.
+	Copied bool
 }
 
 // Promise is the durable word of a replica: it serves the primary of this grant
@@ -43,6 +46,21 @@ type State struct {
 	// Boot identifies the boot of the host and the mounting of the pool: while it
 	// is the same, nothing that was written can have been lost.
 	Boot string
+	// Progress is how far a repair of this replica had come, see SetProgress.
+	Progress Progress
+}
+
+// Progress says that up to the end of its last part the replica has what a repair
+// gave it, as of the parts' epochs.
+type Progress struct {
+	Since holdfast.Epoch `json:"since"` // which repair: the epoch since which the replica lacks writes
+	Parts []ProgressPart `json:"parts,omitempty"`
+}
+
+// ProgressPart is a range of bytes, from the end of the part before.
+type ProgressPart struct {
+	End  int64          `json:"end"`
+	AsOf holdfast.Epoch `json:"asOf"`
 }
 
 // Hash is the SHA-256 of one HashBlock, cut to 128 bits.

@@ -18,6 +18,7 @@ type meta struct {
 	MapSince holdfast.Epoch     `json:"mapSince"`
 	Suspects []holdfast.Extent  `json:"suspects,omitempty"`
 	Opens    uint64             `json:"opens"` // how often it was opened
+	Progress *Progress          `json:"progress,omitempty"`
 	// Version 2 is written for a replica that has what follows, which a release
 	// that does not know it would damage.
 	Snapshots []snapshotMeta `json:"snapshots,omitempty"` // oldest first
@@ -232,8 +233,12 @@ func (r *Replica) State() State {
 	}
 	r.state.Lock()
 	defer r.state.Unlock()
-	return State{Promise: r.promise, Record: r.record.Clone(), SizeBytes: size, Tail: xs,
+	s := State{Promise: r.promise, Record: r.record.Clone(), SizeBytes: size, Tail: xs,
 		Suspects: slices.Clone(r.meta.Suspects), MapSince: r.meta.MapSince, Boot: r.boot}
+	if g := r.meta.Progress; g != nil {
+		s.Progress = Progress{Since: g.Since, Parts: slices.Clone(g.Parts)}
+	}
+	return s
 }
 
 // Err is why the replica has failed; nil if it has not.

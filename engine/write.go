@@ -93,8 +93,14 @@ func (r *Replica) apply(e Entry, c change, fua bool) error {
 	first, last := regionsOf(off, n)
 	r.intents.enter(first, last)
 	defer r.intents.leave(first, last, &r.flusher.begun)
-	// The order is the promise: tail, intent, data, change map.
-	slot := r.tail.add(e, off, n)
+	// The order is the promise: tail, intent, data, change map. What a repair
+	// copies is copied again when the process dies under it: see SetProgress.
+	slot := -1
+	if e.Copied {
+		r.tail.trim(e.Grant, e.Committed)
+	} else {
+		slot = r.tail.add(e, off, n)
+	}
 	if err := r.intents.ensure(first, last); err != nil {
 		return r.fail("write intents", err)
 	}

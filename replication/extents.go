@@ -60,6 +60,17 @@ func (s extentSet) minus(o extentSet) extentSet {
 	return out
 }
 
+// both gives what is in s and in o.
+func (s extentSet) both(o extentSet) extentSet { return s.minus(s.minus(o)) }
+
+// from cuts off what is before a place.
+func (s extentSet) from(at int64) extentSet { return s.minus(extentSet{{Offset: 0, Length: at}}) }
+
+// until cuts off what is after a place.
+func (s extentSet) until(at int64) extentSet {
+	return s.both(extentSet{{Offset: 0, Length: at}})
+}
+
 // widen rounds every extent outwards to a multiple of unit, within [0, limit).
 func (s extentSet) widen(unit, limit int64) extentSet {
 	out := make([]holdfast.Extent, 0, len(s))
@@ -112,4 +123,17 @@ func (s *extentSet) take(limit int64) (holdfast.Extent, bool) {
 func blockRange(off, n int64) holdfast.Extent {
 	start := off / holdfast.BlockSize * holdfast.BlockSize
 	return holdfast.Extent{Offset: start, Length: holdfast.RoundUp(off+n) - start}
+}
+
+// page cuts a listing to what fits into one message, from offset on.
+func page(xs []holdfast.Extent, offset int64) ([]holdfast.Extent, bool) {
+	i := 0
+	for i < len(xs) && xs[i].End() <= offset {
+		i++
+	}
+	xs = xs[i:]
+	if len(xs) > MaxExtents {
+		return xs[:MaxExtents], true
+	}
+	return xs, false
 }

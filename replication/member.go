@@ -142,6 +142,7 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 			rep.State = holdfast.Rebuilding
 			wanted = true
 		}
+		members = members || p.wantsEpoch(t.repair, next.Epoch)
 	}
 	if members {
 		next.Epoch++

@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"slices"
+
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/buf"
 )
@@ -26,7 +28,8 @@ const (
 	MsgSettle    MsgType = 13 // Since: the replica is in sync; forget tail, suspects and older change maps
 	MsgRecord    MsgType = 14 // Record: a newer one of the same epoch, to be kept (invariant 10)
 	MsgQuiet     MsgType = 15 // nothing: this primary answers no reads any more
-	MsgTypeEnd   MsgType = 16
+	MsgProgress  MsgType = 16 // Progress of this replica's repair, to be kept durably with all that is applied
+	MsgTypeEnd   MsgType = 17
 )
 
 // Status is the outcome in an answer.
@@ -59,6 +62,10 @@ type Message struct {
 	Type   MsgType
 	Answer bool
 	FUA    bool // MsgWrite, MsgTrim: durable before the answer
+	// Copied: MsgRead, MsgWrite, MsgTrim, MsgHash of a repair. What is written so is
+	// applied on every in-sync replica already: it needs no place in the tail. Only
+	// sent to replicas that report Progress.
+	Copied bool
 	// More: in an answer with Extents, the listing was cut at MaxExtents: ask
 	// again from the end of the last one.
 	More      bool
@@ -76,6 +83,7 @@ type Message struct {
 	Hello     *Hello
 	Welcome   *Welcome
 	Record    *holdfast.Record
+	Progress  *Progress
 }
 
 // Hello opens a session: the primary of Grant asks the replica to promise
@@ -101,4 +109,47 @@ type Welcome struct {
 	// another grant whose primary answers reads: it may still do so until the
 	// read window has passed since then.
 	QuietNanos int64 `json:"quietNanos"`
+	// Progress is how far a repair of this replica had come; without Parts if
+	// there is none. Releases that do not keep any leave it out, and are not asked
+	// to.
+	Progress *Progress `json:"progress,omitempty"`
+}
+
+// MaxParts bounds a Progress.
+const MaxParts = 16
+
+// Progress is what a replica under repair durably knows of it: up to the end of
+// the last part it holds what the in-sync replicas hold, but for what its tail
+// and its suspects name, and for what was written in the parts' epochs or later.
+type Progress struct {
+	// Since is the epoch since which the replica lacks writes, as in the record:
+	// of another one the progress says nothing.
+	Since holdfast.Epoch `json:"since"`
+	// Parts are in order of their offsets, each from the end of the one before.
+	Parts []ProgressPart `json:"parts,omitempty"`
+}
+
+// ProgressPart is a range of a volume.
+type ProgressPart struct {
+	End  int64          `json:"end"`  // in bytes from the volume's begin
+	AsOf holdfast.Epoch `json:"asOf"` // changes of this epoch and later ones are lacking
+}
+
+// Sound says whether the parts follow each other and are of epochs that can be:
+// what does not came from a bug or a damaged disk.
+func (g *Progress) Sound() bool {
+	at := int64(0)
+	for _, x := range g.Parts {
+		if x.End <= at || x.End%holdfast.BlockSize != 0 || x.AsOf < g.Since || x.AsOf == 0 {
+			return false
+		}
+		at = x.End
+	}
+	return len(g.Parts) <= MaxParts
+}
+
+// Clone is a deep copy.
+func (g Progress) Clone() Progress {
+	g.Parts = slices.Clone(g.Parts)
+	return g
 }

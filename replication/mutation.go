@@ -37,6 +37,8 @@ const (
 	Mutate7NoTeaching
 	Mutate7NoTailMarks
 	Mutate7DroppedSource
+	Mutate7ResumeForgets
+	Mutate7ProgressTooFar
 	Mutate9CarryOn
 	Mutate9DropLast
 	Mutate10KeepOldRecord

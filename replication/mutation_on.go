@@ -47,6 +47,8 @@ func Mutations() []MutationInfo {
 		{Mutate7NoTeaching, "7", "NoTeaching", "a repaired replica does not learn what others lack"},
 		{Mutate7NoTailMarks, "7", "NoTailMarks", "reconciled tails are not marked for those away"},
 		{Mutate7DroppedSource, "7", "DroppedSource", "a repair goes on from a source that was dropped"},
+		{Mutate7ResumeForgets, "7", "ResumeForgets", "a resumed repair forgets what changed since"},
+		{Mutate7ProgressTooFar, "7", "ProgressTooFar", "the progress of a repair counts pieces that are under way"},
 		{Mutate9CarryOn, "9", "CarryOn", "a live primary goes on with a replica that lost power"},
 		{Mutate9DropLast, "9", "DropLast", "the last in-sync replica is replaced by a stale one"},
 		{Mutate10KeepOldRecord, "10", "KeepOldRecord", "a replica promises an epoch without keeping its record"},

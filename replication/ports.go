@@ -42,6 +42,22 @@ type Records interface {
 	Read()
 }
 
+// RepairGate is what the primaries of one node share, so that their repairs
+// together keep to the node's limits. A nil one bounds nothing.
+type RepairGate interface {
+	// Turn says whether the repair of a replica may copy much: "" from when it is
+	// its turn until Done, otherwise what it waits for; it asks again then.
+	Turn(id holdfast.ReplicaID) string
+	// Done ends a turn, or the waiting for it.
+	Done(id holdfast.ReplicaID)
+	// Take takes n bytes from what the node may copy and compare now. When there
+	// are none it says false, and calls again, once, as an event of the machine,
+	// when there are.
+	Take(n int64, again func()) bool
+	// Wrote tells how long one of the application's writes took.
+	Wrote(bytes int64, took time.Duration)
+}
+
 // Events tells the owner what happened. Fields may be nil. They are called from
 // inside the machine: they may note and schedule, never call back.
 type Events struct {
@@ -79,6 +95,8 @@ type StoreState struct {
 	Tail []holdfast.Extent
 	// Suspects lists the regions that may have lost writes in a power loss.
 	Suspects []holdfast.Extent
+	// Progress is how far a repair of this replica had come.
+	Progress Progress
 	// MapSince is the oldest epoch from which the change maps are complete;
 	// asking for changes since an earlier one fails with kind NotFound.
 	MapSince holdfast.Epoch
@@ -126,6 +144,10 @@ const (
 	TaskSettle
 	// TaskCommit only tells Committed of Grant, without a write. Not durable.
 	TaskCommit
+	// TaskProgress makes every task done before it was submitted durable, and then
+	// Progress, in place of the one before. Suspects before the end of its first
+	// part are forgotten: this repair has compared them. TaskSettle forgets it.
+	TaskProgress
 )
 
 // HashBlock is the unit of comparison where only coarse knowledge is left.
@@ -135,6 +157,7 @@ const HashBlock = 64 << 10
 type Task struct {
 	Kind      TaskKind
 	FUA       bool
+	Copied    bool // of a repair: see Message.Copied
 	Epoch     holdfast.Epoch
 	Grant     holdfast.Epoch // with Seq, names the write in the tail
 	Seq       uint64
@@ -146,6 +169,7 @@ type Task struct {
 	Extents   []holdfast.Extent
 	Promise   Promise
 	Record    *holdfast.Record // to be kept, not changed
+	Progress  *Progress        // likewise
 	Hashes    []Hash
 
 	// Err is the answer: nil; NoSpace when the pool is full and nothing was

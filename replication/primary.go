@@ -38,6 +38,13 @@ type Config struct {
 	// not bound it.
 	RepairRate  int64
 	RepairDepth int // chunks copied at once
+	// RepairChunk is how much is locked and copied at once, in bytes; smaller
+	// pieces are copied together up to as much. Default RepairChunk.
+	RepairChunk int64
+	// SmallRepair is up to how many bytes a repair goes ahead of its turn.
+	SmallRepair int64
+	// ProgressEvery is how often the progress of a repair is made durable.
+	ProgressEvery time.Duration
 	// ScrubRate bounds what a scrub of this volume reads of each replica, in bytes
 	// a second; 0 does not bound it.
 	ScrubRate int64
@@ -53,7 +60,8 @@ type Config struct {
 	SlowHoldOff    time.Duration
 }
 
-// RepairChunk is how much of a volume is locked and copied at once, in bytes.
+// RepairChunk is how much of a volume is read or written by one message of a
+// repair, in bytes.
 const RepairChunk = 256 << 10
 
 // DefaultConfig has the default times.
@@ -64,6 +72,7 @@ func DefaultConfig() Config {
 		NoSpaceRetry: 500 * time.Millisecond, SwapRetry: 300 * time.Millisecond,
 		RepairRate: 200 << 20, RepairDepth: 2, ScrubRate: 32 << 20,
 		SlowPolicy: holdfast.SlowReport, SlowFactor: 5, SlowDifference: 20 * time.Millisecond, SlowFor: 30 * time.Second, SlowHoldOff: 5 * time.Minute,
+		RepairChunk: RepairChunk, SmallRepair: 64 << 20, ProgressEvery: 5 * time.Second,
 	}
 }
 
@@ -96,6 +105,13 @@ func (c *Config) fill() {
 	if c.RepairDepth == 0 {
 		c.RepairDepth = d.RepairDepth
 	}
+	if c.RepairChunk == 0 {
+		c.RepairChunk = d.RepairChunk
+	}
+	if c.SmallRepair == 0 {
+		c.SmallRepair = d.SmallRepair
+	}
+	set(&c.ProgressEvery, d.ProgressEvery)
 }
 
 // Ports are the interfaces through which a primary acts.
@@ -104,6 +120,7 @@ type Ports struct {
 	Dialer  Dialer
 	Records Records
 	Events  Events
+	Repairs RepairGate // may be nil
 }
 
 // phase is where a primary is in its life.
@@ -164,8 +181,8 @@ func NewPrimary(cfg Config, ports Ports) *Primary {
 	cfg.fill()
 	p := &Primary{cfg: cfg, ports: ports, rec: cfg.Record.Clone(), epoch: cfg.Record.Epoch,
 		grant: cfg.Record.Primary.Grant, size: cfg.Record.SizeBytes}
-	p.repairs.rate = cfg.RepairRate
-	p.scrubs.pace.rate = cfg.ScrubRate
+	p.repairs.rate, p.repairs.chunk = cfg.RepairRate, cfg.RepairChunk
+	p.scrubs.pace.rate, p.scrubs.pace.chunk = cfg.ScrubRate, RepairChunk
 	return p
 }
 

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -19,7 +20,7 @@ const (
 
 // repair brings one replica back in sync: live writes go to it from the start,
 // and a copier takes what it lacks piece by piece. What it lacks only shrinks,
-// so the repair ends however much is written meanwhile.
+// so the repair ends however much is written meanwhile, at any rate above zero.
 type repair struct {
 	t      *peer
 	source *peer
@@ -27,10 +28,15 @@ type repair struct {
 	isLive bool
 	dead   bool // stopped; callbacks only let go of what they hold
 
-	copies   extentSet // to be copied
-	compares extentSet // to be compared, and copied where it differs
-	active   int       // pieces under way
-	barrier  uint64    // requests up to this one must be answered before the flush
+	todo    backlog
+	chunks  []*chunk // under way
+	pending *chunk   // cut, and waiting for the node's budget
+	flying  int64    // bytes under way
+	barrier uint64   // requests up to this one must be answered before the flush
+	turn    bool     // it asked the gate for its turn, and has it
+	asked   bool     // it asked
+	waits   string   // what it waits for
+	save    progress
 
 	total, left, copied int64
 	began               time.Duration
@@ -42,6 +48,7 @@ func (t *peer) live() bool { return t.repair != nil && t.repair.isLive }
 // pacer bounds the repair traffic of a volume.
 type pacer struct {
 	rate   int64 // bytes a second; 0: no bound
+	chunk  int64 // two of them may always go at once
 	tokens float64
 	last   time.Duration
 }
@@ -52,7 +59,7 @@ func (b *pacer) refill(now time.Duration) {
 	if b.rate == 0 {
 		return
 	}
-	limit := max(float64(b.rate)/10, 2*RepairChunk)
+	limit := max(float64(b.rate)/10, 2*float64(b.chunk))
 	b.tokens = min(limit, b.tokens+float64(b.rate)*(now-b.last).Seconds())
 	b.last = now
 }
@@ -75,6 +82,7 @@ func (p *Primary) tickRepairs(now time.Duration) {
 		case t.repair == nil && now >= t.repairAt && !t.required && !p.heldOff(t, now):
 			p.startRepair(t)
 		case t.repair != nil && t.repair.stage == repairCopying:
+			p.saveProgress(t.repair, now)
 			p.pump(t.repair)
 		}
 	}
@@ -117,228 +125,6 @@ func (p *Primary) repairSource() *peer {
 	return best
 }
 
-// goLive sends live writes to the target from now on. Those under way that it
-// does not get are part of what it lacks, as are its own tail and suspects and
-// those of the source (invariant 7).
-func (p *Primary) goLive(r *repair) {
-	r.isLive = true
-	var flying []holdfast.Extent
-	for _, w := range p.inflight {
-		flying = append(flying, w.ext) // begun before, whatever an earlier session got
-	}
-	known := union(flying, r.t.welcome.Tail)
-	suspects := union(r.t.welcome.Suspects, r.source.welcome.Suspects)
-	switch {
-	case mutant(Mutate7NoOwnTail):
-		known = flying
-	case mutant(Mutate7NoSuspects):
-		suspects = nil
-	case mutant(Mutate7NoSourceSuspects):
-		suspects = union(r.t.welcome.Suspects)
-	case mutant(Mutate7NoFlying):
-		known = r.t.welcome.Tail
-	}
-	if r.t.rep.Since == 0 {
-		p.mapAllocated(r, known, suspects)
-		return
-	}
-	p.list(r.source, &Message{Type: MsgChanged, Since: r.t.rep.Since}, func(changed extentSet, st Status) {
-		switch {
-		case r.dead:
-		case st == StatusNoMap:
-			p.mapAllocated(r, known, suspects)
-		case st != StatusOK:
-			p.failRepair(r, "the source's change maps could not be read")
-		default:
-			p.mapped(r, union(known, changed), suspects)
-		}
-	})
-}
-
-// mapAllocated is for a replica of which it is not known what it lacks: all that
-// is allocated on either side is compared, or copied if the target is empty.
-func (p *Primary) mapAllocated(r *repair, known, suspects extentSet) {
-	whole := func() *Message { return &Message{Type: MsgAllocated, Length: p.rec.SizeBytes} }
-	p.list(r.source, whole(), func(ours extentSet, st Status) {
-		if r.dead || st != StatusOK {
-			p.failRepair(r, "the source's allocation could not be read")
-			return
-		}
-		p.list(r.t, whole(), func(theirs extentSet, st Status) {
-			switch {
-			case r.dead || st != StatusOK:
-				p.failRepair(r, "its allocation could not be read")
-			case len(theirs) == 0:
-				p.mapped(r, union(known, ours), suspects)
-			default:
-				p.mapped(r, known, union(suspects, ours, theirs))
-			}
-		})
-	})
-}
-
-// mapped begins to copy.
-func (p *Primary) mapped(r *repair, copies, compares extentSet) {
-	r.copies = clip(copies, p.rec.SizeBytes)
-	r.compares = compares.widen(HashBlock, p.rec.SizeBytes).minus(r.copies).widen(HashBlock, p.rec.SizeBytes)
-	r.total = r.copies.bytes() + r.compares.bytes()
-	r.left = r.total
-	r.stage = repairCopying
-	p.changed("repairing replica %s on node %s: %d bytes to copy, %d to compare", r.t.rep.ID, r.t.rep.Node, r.copies.bytes(), r.compares.bytes())
-	p.plan() // the record says Rebuilding
-	p.pump(r)
-}
-
-// pump takes as many pieces as depth and rate allow; when none is left, the
-// target's answer is required from then on.
-func (p *Primary) pump(r *repair) {
-	for !r.dead && r.stage == repairCopying && r.active < p.cfg.RepairDepth && (p.repairs.rate == 0 || p.repairs.tokens > 0) {
-		piece, ok := r.copies.take(RepairChunk)
-		compare := !ok
-		if compare {
-			if piece, ok = r.compares.take(RepairChunk); !ok {
-				break
-			}
-		}
-		p.repairs.tokens -= float64(piece.Length)
-		r.active++
-		c := &chunk{r: r, ext: piece, compare: compare}
-		c.hold = hold{ext: piece, exclusive: true, repair: true, granted: func() { p.runChunk(c) }}
-		if p.locks.acquire(&c.hold) {
-			p.runChunk(c)
-		}
-	}
-	if !r.dead && r.stage == repairCopying && r.active == 0 && len(r.copies) == 0 && len(r.compares) == 0 {
-		p.requireTarget(r)
-	}
-}
-
-// chunk is one piece being compared or copied.
-type chunk struct {
-	r       *repair
-	ext     holdfast.Extent
-	compare bool
-	hold    hold
-	ours    []Hash
-	theirs  []Hash
-	todo    extentSet
-}
-
-// runChunk works on a piece whose range is locked.
-func (p *Primary) runChunk(c *chunk) {
-	switch {
-	case c.r.dead || p.phase == ended:
-		p.endChunk(c, true)
-	case c.compare:
-		p.compareChunk(c)
-	default:
-		c.todo = extentSet{c.ext}
-		p.copyChunk(c)
-	}
-}
-
-// compareChunk asks both sides for hashes and copies the blocks that differ.
-func (p *Primary) compareChunk(c *chunk) {
-	left, good := 2, true
-	got := func(into *[]Hash) func(*Message) {
-		return func(m *Message) {
-			if m == nil || m.Status != StatusOK {
-				good = false
-			} else {
-				*into = m.Hashes
-			}
-			if left--; left > 0 {
-				return
-			}
-			if !good || len(c.ours) != len(c.theirs) {
-				p.endChunk(c, false)
-				return
-			}
-			c.differing()
-			p.copyChunk(c)
-		}
-	}
-	p.ask(c.r.source, &Message{Type: MsgHash, Offset: c.ext.Offset, Length: c.ext.Length}, got(&c.ours))
-	p.ask(c.r.t, &Message{Type: MsgHash, Offset: c.ext.Offset, Length: c.ext.Length}, got(&c.theirs))
-}
-
-// differing puts the blocks whose hashes differ on the list.
-func (c *chunk) differing() {
-	for i := range c.ours {
-		if c.ours[i] == c.theirs[i] {
-			continue
-		}
-		off := c.ext.Offset + int64(i)*HashBlock
-		n := min(HashBlock, c.ext.End()-off)
-		c.todo = union(c.todo, []holdfast.Extent{{Offset: off, Length: n}})
-	}
-}
-
-// copyChunk copies what is on the chunk's list, one range at a time.
-func (p *Primary) copyChunk(c *chunk) {
-	piece, more := c.todo.take(RepairChunk)
-	if !more || c.r.dead {
-		p.endChunk(c, true)
-		return
-	}
-	p.ask(c.r.source, &Message{Type: MsgRead, Offset: piece.Offset, Length: piece.Length}, func(m *Message) {
-		switch {
-		case m == nil || m.Status != StatusOK || m.Buf == nil:
-			if m != nil && m.Status == StatusFailed {
-				p.diskFailed(c.r.source)
-			}
-			p.endChunk(c, false)
-		case c.r.dead:
-			p.endChunk(c, true)
-		default:
-			p.writeChunk(c, piece, m)
-		}
-	})
-}
-
-// writeChunk puts what the source has on the target: zeros as a hole, so that
-// what was trimmed while it was away takes no space there either.
-func (p *Primary) writeChunk(c *chunk, piece holdfast.Extent, m *Message) {
-	w := &Message{Type: MsgWrite, Offset: piece.Offset, Length: piece.Length, Buf: m.Buf.Retain()}
-	if allZero(m.Buf.B) {
-		w.Buf.Release()
-		w = &Message{Type: MsgTrim, Offset: piece.Offset, Length: piece.Length}
-	}
-	p.ask(c.r.t, w, func(m *Message) {
-		switch {
-		case m == nil:
-			p.endChunk(c, false)
-		case m.Status == StatusOK:
-			c.r.copied += piece.Length
-			p.counters.RepairBytes += uint64(piece.Length)
-			p.copyChunk(c)
-		case m.Status == StatusNoSpace:
-			p.endChunk(c, false)
-			p.lose(c.r.t, "its pool is full")
-		default:
-			p.endChunk(c, false)
-			p.lose(c.r.t, "its disk has failed")
-		}
-	})
-}
-
-// endChunk gives the range free. A piece that failed fails the repair, which
-// begins again later: what it has copied it need not copy twice only if the
-// epoch's maps say so.
-func (p *Primary) endChunk(c *chunk, ok bool) {
-	r := c.r
-	r.active--
-	r.left -= c.ext.Length
-	p.locks.release(&c.hold)
-	switch {
-	case r.dead:
-	case !ok:
-		p.failRepair(r, "a piece could not be copied")
-	default:
-		p.pump(r)
-	}
-}
-
 // requireTarget makes every write wait for the target from now on, also those
 // under way that were sent to it, then waits until it has answered all older
 // ones: only then a flush covers them.
@@ -354,16 +140,27 @@ func (p *Primary) requireTarget(r *repair) {
 	p.repairProgress(r.t)
 }
 
+// answered says whether a peer has answered every write up to a request.
+func (t *peer) answered(barrier uint64) bool {
+	for id, k := range t.pending {
+		if k.w != nil && id <= barrier {
+			return false
+		}
+	}
+	return true
+}
+
 // repairProgress is called when the target has answered a write.
 func (p *Primary) repairProgress(t *peer) {
 	r := t.repair
-	if r == nil || r.stage != repairDraining {
+	if r == nil {
 		return
 	}
-	for id, k := range t.pending {
-		if k.w != nil && id <= r.barrier {
-			return
-		}
+	if r.stage == repairCopying {
+		p.sendProgress(r)
+	}
+	if r.stage != repairDraining || !t.answered(r.barrier) {
+		return
 	}
 	r.stage = repairMarking
 	if mutant(Mutate4PromoteUnflushed) {
@@ -417,7 +214,8 @@ func (p *Primary) teachTarget(r *repair) {
 	})
 }
 
-// failRepair ends a repair that cannot go on now; it begins again later.
+// failRepair ends a repair that cannot go on now; it begins again later, from
+// its last durable progress.
 func (p *Primary) failRepair(r *repair, why string) {
 	if r.dead {
 		return
@@ -435,6 +233,7 @@ func (p *Primary) stopRepair(t *peer) {
 		t.repair = nil
 		t.lastTotal, t.lastCopied = r.total, r.copied
 		r.dead = true
+		p.endTurn(r)
 		t.repairAt = p.now() + p.cfg.RepairRetry
 		if !t.inSync() && (!p.member.open() || mutant(Mutate2ForgetUnknown)) && p.phase != ended {
 			p.unrequire(t)
@@ -453,18 +252,56 @@ func (p *Primary) stopRepairsFrom(source *peer) {
 	}
 }
 
-// allZero says whether a buffer holds zeros only.
-func allZero(b []byte) bool {
-	for len(b) >= 8 {
-		if b[0]|b[1]|b[2]|b[3]|b[4]|b[5]|b[6]|b[7] != 0 {
-			return false
-		}
-		b = b[8:]
+// mustWait says what keeps a repair from copying now; "" if nothing does.
+func (p *Primary) mustWait(r *repair) string {
+	if better := p.better(r); better != nil {
+		p.endTurn(r)
+		return fmt.Sprintf("the repair on node %s, which has less left to copy", better.t.rep.Node)
 	}
-	for _, x := range b {
-		if x != 0 {
-			return false
+	if p.ports.Repairs == nil || r.turn || r.left <= p.cfg.SmallRepair {
+		return ""
+	}
+	r.asked = true
+	why := p.ports.Repairs.Turn(r.t.rep.ID)
+	r.turn = why == ""
+	return why
+}
+
+// endTurn lets the next repair of this node have its turn.
+func (p *Primary) endTurn(r *repair) {
+	if r.asked {
+		p.ports.Repairs.Done(r.t.rep.ID)
+		r.asked, r.turn = false, false
+	}
+}
+
+// better is a repair with less left than r where there are more than are wanted,
+// as when a replica returns while its replacement is being built: whichever is
+// in sync first makes the other one surplus. At least one always goes on.
+func (p *Primary) better(r *repair) *repair {
+	wanted := p.rec.Spec.Replicas
+	for _, t := range p.peers {
+		if t.inSync() && !t.rep.Leaving {
+			wanted--
 		}
 	}
-	return true
+	wanted = max(wanted, 1)
+	var best *repair
+	seen := false
+	for _, t := range p.peers {
+		o := t.repair
+		if o == r {
+			seen = true
+		}
+		if o == nil || o == r || o.stage < repairCopying || o.left > r.left || o.left == r.left && seen {
+			continue
+		}
+		if wanted--; best == nil || o.left < best.left {
+			best = o
+		}
+	}
+	if wanted > 0 {
+		return nil
+	}
+	return best
 }

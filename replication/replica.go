@@ -241,7 +241,7 @@ func (r *Replica) open(g *greeting) {
 	st := r.store.State()
 	r.size = st.SizeBytes
 	w := &Welcome{Boot: st.Boot, SizeBytes: st.SizeBytes, MapSince: st.MapSince, Tail: union(st.Tail).coarsen(maxListed, r.size),
-		Suspects: union(st.Suspects).coarsen(maxListed, r.size), QuietNanos: int64(now - r.otherAnswered)}
+		Suspects: union(st.Suspects).coarsen(maxListed, r.size), QuietNanos: int64(now - r.otherAnswered), Progress: &st.Progress}
 	r.answer(r.session, &Message{Type: MsgHello, ID: g.m.ID, Welcome: w})
 }
 
@@ -295,6 +295,8 @@ func (r *Replica) sensible(m *Message) bool {
 		return m.Length > 0 && m.Length%holdfast.BlockSize == 0
 	case MsgRecord:
 		return m.Record != nil
+	case MsgProgress:
+		return m.Progress != nil && m.Progress.Sound()
 	case MsgPing, MsgQuiet, MsgFlush, MsgChanged, MsgMark, MsgSettle:
 		return true
 	}
@@ -304,7 +306,7 @@ func (r *Replica) sensible(m *Message) bool {
 // task translates a message; nil for those that are not for the store.
 func (r *Replica) task(s *session, m *Message) *Task {
 	t := &Task{Epoch: s.epoch, Grant: s.grant, Seq: m.Seq, Committed: m.Committed, FUA: m.FUA,
-		Offset: m.Offset, Length: m.Length, Since: m.Since, Extents: m.Extents, Buf: m.Buf}
+		Offset: m.Offset, Length: m.Length, Since: m.Since, Extents: m.Extents, Buf: m.Buf, Copied: m.Copied}
 	switch m.Type {
 	case MsgWrite:
 		t.Kind, r.committed = TaskWrite, max(r.committed, m.Committed)
@@ -329,6 +331,8 @@ func (r *Replica) task(s *session, m *Message) *Task {
 		t.Kind = TaskGrow
 	case MsgSettle:
 		t.Kind = TaskSettle
+	case MsgProgress:
+		t.Kind, t.Progress = TaskProgress, m.Progress
 	default:
 		return nil
 	}
@@ -461,19 +465,6 @@ func (r *Replica) done(j job, t *Task) {
 	if r.session == j.session {
 		r.answer(j.session, a)
 	}
-}
-
-// page cuts a listing to what fits into one message, from offset on.
-func page(xs []holdfast.Extent, offset int64) ([]holdfast.Extent, bool) {
-	i := 0
-	for i < len(xs) && xs[i].End() <= offset {
-		i++
-	}
-	xs = xs[i:]
-	if len(xs) > MaxExtents {
-		return xs[:MaxExtents], true
-	}
-	return xs, false
 }
 
 // answer sends an answer in the session's name and notes when.

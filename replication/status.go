@@ -171,6 +171,8 @@ func (p *Primary) repairWaits(t *peer, now time.Duration) string {
 		return "a while to pass, as it was slow; it is taken back when it is needed"
 	case t.repair == nil && now < t.repairAt && t.refusal != "":
 		return "the next attempt: " + t.refusal
+	case t.repair != nil && t.repair.waits != "":
+		return t.repair.waits
 	case t.repair != nil && t.repair.stage == repairReady:
 		return "the metadata store, to say that it is in sync"
 	}

@@ -21,11 +21,27 @@ func (b engineBacking) Close() error { return b.r.Close() }
 func (b engineBacking) State() replication.StoreState {
 	s := b.r.State()
 	return replication.StoreState{Promise: replication.Promise(s.Promise), Record: s.Record, SizeBytes: s.SizeBytes,
-		Tail: s.Tail, Suspects: s.Suspects, MapSince: s.MapSince, Boot: s.Boot}
+		Tail: s.Tail, Suspects: s.Suspects, MapSince: s.MapSince, Boot: s.Boot, Progress: machineProgress(s.Progress)}
+}
+
+func machineProgress(g engine.Progress) replication.Progress {
+	out := replication.Progress{Since: g.Since}
+	for _, x := range g.Parts {
+		out.Parts = append(out.Parts, replication.ProgressPart(x))
+	}
+	return out
+}
+
+func engineProgress(g replication.Progress) engine.Progress {
+	out := engine.Progress{Since: g.Since}
+	for _, x := range g.Parts {
+		out.Parts = append(out.Parts, engine.ProgressPart(x))
+	}
+	return out
 }
 
 func (b engineBacking) Do(t *replication.Task) {
-	r, e := b.r, engine.Entry{Epoch: t.Epoch, Grant: t.Grant, Seq: t.Seq, Committed: t.Committed}
+	r, e := b.r, engine.Entry{Epoch: t.Epoch, Grant: t.Grant, Seq: t.Seq, Committed: t.Committed, Copied: t.Copied}
 	switch t.Kind {
 	case replication.TaskRead:
 		t.Err = r.ReadAt(t.Buf.B, t.Offset)
@@ -51,6 +67,8 @@ func (b engineBacking) Do(t *replication.Task) {
 		t.Err = r.Settle(t.Grant, t.Since)
 	case replication.TaskCommit:
 		r.Commit(t.Grant, t.Committed)
+	case replication.TaskProgress:
+		t.Err = r.SetProgress(engineProgress(*t.Progress))
 	default:
 		t.Err = holdfast.E("store task", holdfast.Unsupported, "this release does not know the task")
 	}

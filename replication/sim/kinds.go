@@ -24,7 +24,7 @@ func groups() map[string][]string {
 		"resize":    {"grow", "limit"},
 		"replace":   {"replace"},
 		"move":      {"move", "detach", "clear"},
-		"scenes":    {"expire", "undo", "relay", "last", "double", "hush"},
+		"scenes":    {"expire", "undo", "relay", "last", "double", "hush", "interrupt"},
 	}
 }
 

@@ -30,6 +30,8 @@ func (c *cluster) scene(kind string) {
 		c.forgetGrowth()
 	case "rollback":
 		c.rollback()
+	case "interrupt":
+		c.interrupt()
 	}
 }
 
@@ -325,4 +327,51 @@ func (c *cluster) double() {
 	c.soon(5*time.Millisecond, func() { c.down(in[1], false, 3*time.Second) })
 	c.soon(5*time.Millisecond+w.between(500*time.Microsecond, 4*time.Millisecond), func() { c.down(in[2], false, 7*time.Second) })
 	w.after(2500*time.Millisecond, func() { c.survivor = nil })
+}
+
+// interrupt has a replica come back, and breaks its repair off when some progress
+// is durable: the replica dies, with its power or without, or the primary does.
+func (c *cluster) interrupt() {
+	h, w, in := c.holder(), c.w, c.members()
+	if h == nil || len(in) < 2 {
+		return
+	}
+	t := in[0]
+	if t == h {
+		t = in[1]
+	}
+	c.down(t, w.chance(0.5), 4*time.Second)
+	tries, breaks := 0, 1+w.rng.IntN(3)
+	var watch func()
+	watch = func() {
+		if tries++; tries > 300 {
+			return
+		}
+		if t.disk != nil && t.up && len(t.disk.progress.Parts) > 0 && c.meta.rec.On(t.id) != nil && c.meta.rec.On(t.id).State == holdfast.Rebuilding {
+			breaks--
+			c.soon(w.between(0, 300*time.Millisecond), func() { c.breakOff(t) })
+			if breaks == 0 {
+				return
+			}
+			c.soon(3*time.Second, watch)
+			return
+		}
+		c.soon(50*time.Millisecond, watch)
+	}
+	c.soon(4*time.Second, watch)
+}
+
+// breakOff ends the repair of a host's replica, while writes go on.
+func (c *cluster) breakOff(t *host) {
+	h, w := c.holder(), c.w
+	c.storm(60 * time.Millisecond)
+	switch how := w.rng.IntN(4); {
+	case how < 2 && t.up:
+		c.down(t, how == 0, w.between(100*time.Millisecond, 2*time.Second))
+	case how == 2 && h != nil:
+		c.down(h, w.chance(0.3), w.between(100*time.Millisecond, 2*time.Second))
+	case h != nil && h != t:
+		h.cutTo[t], t.cutTo[h] = true, true
+		w.after(w.between(100*time.Millisecond, 3*time.Second), func() { delete(h.cutTo, t); delete(t.cutTo, h) })
+	}
 }

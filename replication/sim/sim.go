@@ -63,7 +63,20 @@ func Default(seed uint64) Config {
 		cfg.Protocol.SlowPolicy, cfg.Protocol.SlowFactor, cfg.Protocol.SlowDifference = holdfast.SlowDrop, 3, 5*time.Millisecond
 		cfg.Protocol.SlowFor, cfg.Protocol.SlowHoldOff = time.Duration(1+more.IntN(3))*time.Second, time.Second
 	}
+	cfg.repairs()
 	return cfg
+}
+
+// repairs draws how repairs go: also so slowly, and in so small pieces, that they
+// are interrupted in the middle.
+func (c *Config) repairs() {
+	rng := rand.New(rand.NewPCG(c.Seed, 8))
+	c.Protocol.RepairChunk = holdfast.BlockSize << rng.IntN(7)
+	c.Protocol.ProgressEvery = 50*time.Millisecond + time.Duration(rng.Int64N(int64(time.Second)))
+	if rng.IntN(3) > 0 {
+		c.Protocol.RepairRate = 16<<10 + rng.Int64N(64<<10)
+		c.Protocol.RepairChunk = holdfast.BlockSize << rng.IntN(4)
+	}
 }
 
 // Result is what a run did.

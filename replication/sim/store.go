@@ -40,6 +40,8 @@ type disk struct {
 	failed    bool
 	full      bool
 	unflushed map[int64]bool // regions written since the last flush
+	progress  replication.Progress
+	copying   map[*replication.Task]bool // repair copies begun and not applied: not in the tail
 
 	failsUntil time.Duration // accesses end with errors, some of them
 
@@ -57,7 +59,8 @@ type tailEntry struct {
 func newDisk(size int64) *disk {
 	n := size / cellSize
 	return &disk{size: size, live: make([]value, n), safe: make([]value, n), dirty: make([]bool, n),
-		maps: map[holdfast.Epoch]*bitmap{}, intents: map[int64]bool{}, suspects: map[int64]bool{}, unflushed: map[int64]bool{}, boot: 1}
+		maps: map[holdfast.Epoch]*bitmap{}, intents: map[int64]bool{}, suspects: map[int64]bool{}, unflushed: map[int64]bool{}, boot: 1,
+		copying: map[*replication.Task]bool{}}
 }
 
 // store runs tasks on a disk for one life of a process.
@@ -75,7 +78,7 @@ type running struct{ t *replication.Task }
 
 func (s *store) State() replication.StoreState {
 	d := s.d
-	st := replication.StoreState{Promise: d.promise, Record: d.record, SizeBytes: d.size, MapSince: d.mapSince, Boot: s.boot}
+	st := replication.StoreState{Promise: d.promise, Record: d.record, SizeBytes: d.size, MapSince: d.mapSince, Boot: s.boot, Progress: d.progress.Clone()}
 	for _, e := range d.tail {
 		st.Tail = append(st.Tail, e.ext)
 	}
@@ -159,6 +162,7 @@ func (s *store) kill() {
 		}
 	}
 	s.tasks = nil
+	clear(s.d.copying)
 }
 
 // powerLoss forgets what was not durable: each unflushed block on its own.
@@ -190,7 +194,11 @@ func (d *disk) powerLoss(w *world) {
 }
 
 func (d *disk) begin(t *replication.Task) {
-	d.tail = append(d.tail, tailEntry{t.Grant, t.Seq, holdfast.Extent{Offset: t.Offset, Length: t.Length}})
+	if t.Copied {
+		d.copying[t] = true
+	} else {
+		d.tail = append(d.tail, tailEntry{t.Grant, t.Seq, holdfast.Extent{Offset: t.Offset, Length: t.Length}})
+	}
 	for b := t.Offset / cellSize; b < (t.Offset+t.Length)/cellSize; b++ {
 		d.intents[b/regionCells] = true
 		d.unflushed[b/regionCells] = true
@@ -246,6 +254,7 @@ func (d *disk) write(t *replication.Task, first, last int64, part func() bool) {
 		return
 	}
 	d.oneWriter(t.Grant)
+	delete(d.copying, t)
 	m := d.mapOf(t.Epoch)
 	done := true
 	for b := first; b < last; b++ {
@@ -282,6 +291,11 @@ func (d *disk) flush() {
 	needed := map[int64]bool{}
 	for _, e := range d.tail {
 		for b := e.ext.Offset / cellSize; b < e.ext.End()/cellSize; b++ {
+			needed[b/regionCells] = true
+		}
+	}
+	for t := range d.copying {
+		for b := t.Offset / cellSize; b < (t.Offset+t.Length)/cellSize; b++ {
 			needed[b/regionCells] = true
 		}
 	}
@@ -340,7 +354,7 @@ func (d *disk) control(t *replication.Task, first, last int64) {
 				delete(d.intents, r)
 			}
 		}
-		d.suspects = map[int64]bool{}
+		d.suspects, d.progress = map[int64]bool{}, replication.Progress{}
 		for _, e := range sortedKeys(d.maps) {
 			if e < t.Since {
 				delete(d.maps, e)
@@ -349,6 +363,22 @@ func (d *disk) control(t *replication.Task, first, last int64) {
 		d.mapSince = max(d.mapSince, t.Since)
 	case replication.TaskCommit:
 		d.commit(t.Grant, t.Committed)
+	case replication.TaskProgress:
+		d.keepProgress(t.Progress)
+	}
+}
+
+// keepProgress flushes, and forgets suspects that the repair has compared.
+func (d *disk) keepProgress(g *replication.Progress) {
+	d.flush()
+	d.progress = g.Clone()
+	for r := range d.suspects {
+		if len(g.Parts) > 0 && min((r+1)*regionCells*cellSize, d.size) <= g.Parts[0].End {
+			delete(d.suspects, r)
+			if !d.unflushed[r] {
+				delete(d.intents, r)
+			}
+		}
 	}
 }
 

@@ -67,6 +67,7 @@ func parseHeader(h []byte) (*replication.Message, body, error) {
 		Answer:    h[5]&flagAnswer != 0,
 		FUA:       h[5]&flagFUA != 0,
 		More:      h[5]&flagMore != 0,
+		Copied:    h[5]&flagCopied != 0,
 		Status:    replication.Status(h[6]),
 		ID:        le.Uint64(h[8:]),
 		Epoch:     holdfast.Epoch(le.Uint64(h[16:])),
@@ -157,6 +158,9 @@ func parseBody(raw []byte, m *replication.Message, kind body) (err error) {
 	case bodyRecord:
 		m.Record = new(holdfast.Record)
 		return parseJSON(raw, m.Record)
+	case bodyProgress:
+		m.Progress = new(replication.Progress)
+		return parseJSON(raw, m.Progress)
 	case bodyEpoch:
 		return parseEpoch(raw, m)
 	}

@@ -17,7 +17,7 @@
 //	     0    3  magic "HFD"
 //	     3    1  version, see below
 //	     4    1  type, replication.MsgType
-//	     5    1  flags: 1 answer, 2 FUA, 4 more; the others are 0
+//	     5    1  flags: 1 answer, 2 FUA, 4 more, 8 copied; the others are 0
 //	     6    1  status, replication.Status; 0 in a request
 //	     7    1  0
 //	     8    8  id
@@ -42,6 +42,7 @@
 //	Hello request                  JSON of replication.Hello
 //	Hello answer                   JSON of replication.Welcome
 //	Record request                 JSON of holdfast.Record
+//	Progress request               JSON of replication.Progress
 //	Epoch request                  u32 length of the JSON, the JSON of
 //	                               holdfast.Record, extents
 //	all others                     none
@@ -50,6 +51,11 @@
 // and its length, 8 bytes each; the offset is not negative, the length is
 // positive. Unknown members of JSON are ignored, so that a newer release can add
 // some.
+//
+// A message type or flag that a release does not know is an error of kind
+// Corrupt that ends the connection, so nothing of the kind is sent to a peer that
+// has not shown that it knows it: Progress and the copied flag only go to a
+// replica whose Welcome has a progress.
 //
 // # Versions
 //

@@ -74,6 +74,9 @@ func flagsOf(m *replication.Message) byte {
 	if m.More {
 		f |= flagMore
 	}
+	if m.Copied {
+		f |= flagCopied
+	}
 	return f
 }
 
@@ -105,6 +108,8 @@ func checkBody(m *replication.Message, kind body) error {
 		return invalid(m, "hello or welcome is missing, or stands where none belongs")
 	case (m.Record != nil) != (kind == bodyRecord || kind == bodyEpoch):
 		return invalid(m, "the record is missing, or stands where none belongs")
+	case (m.Progress != nil) != (kind == bodyProgress):
+		return invalid(m, "the progress is missing, or stands where none belongs")
 	case len(m.Extents) > replication.MaxExtents:
 		return invalid(m, "it has %d extents; at most %d are possible", len(m.Extents), replication.MaxExtents)
 	}
@@ -131,6 +136,8 @@ func appendBody(dst []byte, m *replication.Message, kind body) ([]byte, error) {
 		return appendJSON(dst, m, m.Welcome)
 	case bodyRecord:
 		return appendJSON(dst, m, m.Record)
+	case bodyProgress:
+		return appendJSON(dst, m, m.Progress)
 	case bodyEpoch:
 		at := len(dst)
 		dst, err := appendJSON(append(dst, 0, 0, 0, 0), m, m.Record)

@@ -42,7 +42,7 @@ func drawMessage(t *rapid.T) *replication.Message {
 	m.ID, m.Seq, m.Committed = u64.Draw(t, "id"), u64.Draw(t, "seq"), u64.Draw(t, "committed")
 	m.Epoch, m.Since = holdfast.Epoch(u64.Draw(t, "epoch")), holdfast.Epoch(u64.Draw(t, "since"))
 	m.Offset, m.Length = rapid.Int64Min(0).Draw(t, "offset"), rapid.Int64Min(0).Draw(t, "length")
-	m.FUA, m.More = rapid.Bool().Draw(t, "fua"), rapid.Bool().Draw(t, "more")
+	m.FUA, m.More, m.Copied = rapid.Bool().Draw(t, "fua"), rapid.Bool().Draw(t, "more"), rapid.Bool().Draw(t, "copied")
 	if m.Extents != nil {
 		m.Extents = rapid.SliceOf(rapid.Custom(func(t *rapid.T) holdfast.Extent {
 			return holdfast.Extent{Offset: rapid.Int64Range(0, 1<<62).Draw(t, "at"), Length: rapid.Int64Range(1, 1<<61).Draw(t, "n")}

@@ -26,7 +26,8 @@ const (
 	flagAnswer = 1 << iota
 	flagFUA
 	flagMore
-	flagsKnown = flagAnswer | flagFUA | flagMore
+	flagCopied
+	flagsKnown = flagAnswer | flagFUA | flagMore | flagCopied
 )
 
 var (
@@ -47,6 +48,7 @@ const (
 	bodyWelcome
 	bodyRecord
 	bodyEpoch
+	bodyProgress
 )
 
 // bodyOf says what the payload of such a message is.
@@ -63,6 +65,8 @@ func bodyOf(t replication.MsgType, answer bool, s replication.Status) body {
 			return bodyExtents
 		case replication.MsgRecord:
 			return bodyRecord
+		case replication.MsgProgress:
+			return bodyProgress
 		}
 		return bodyNone
 	}
@@ -91,7 +95,7 @@ func (b body) bounds() (least, most int) {
 		return 0, replication.MaxExtents * extentSize
 	case bodyHashes:
 		return 0, replication.MaxHashes * hashSize
-	case bodyHello, bodyWelcome, bodyRecord:
+	case bodyHello, bodyWelcome, bodyRecord, bodyProgress:
 		return 2, MaxJSON
 	case bodyEpoch:
 		return 4 + 2, 4 + MaxJSON + replication.MaxExtents*extentSize

@@ -32,6 +32,7 @@ var typeNames = map[replication.MsgType]string{
 	replication.MsgRead: "read", replication.MsgChanged: "changed", replication.MsgAllocated: "allocated",
 	replication.MsgHash: "hash", replication.MsgMark: "mark", replication.MsgGrow: "grow",
 	replication.MsgSettle: "settle", replication.MsgRecord: "record", replication.MsgQuiet: "quiet",
+	replication.MsgProgress: "progress",
 }
 
 // frame encodes m into one slice.
@@ -66,6 +67,10 @@ func someRecord() *holdfast.Record {
 			{ID: "bbbb", Node: "n2", Pool: "p2", State: holdfast.Stale, Since: 7}}}
 }
 
+func someProgress() *replication.Progress {
+	return &replication.Progress{Since: 5, Parts: []replication.ProgressPart{{End: 1 << 20, AsOf: 8}, {End: 1 << 24, AsOf: 6}}}
+}
+
 // full is a message of a type with everything that it can carry.
 func full(t replication.MsgType, answer bool) *replication.Message {
 	m := &replication.Message{Type: t, Answer: answer, ID: 0x0102030405060708, Epoch: 9, Seq: 42, Committed: 41, Since: 7, Offset: 8192, Length: 4096}
@@ -74,11 +79,15 @@ func full(t replication.MsgType, answer bool) *replication.Message {
 	case t == replication.MsgHello && !answer:
 		m.Hello = &replication.Hello{Cluster: "c1", Volume: "v1", Replica: "bbbb", Node: "n1", Grant: 9, Record: *someRecord()}
 	case t == replication.MsgHello:
-		m.Welcome = &replication.Welcome{Boot: "boot-1", SizeBytes: 1 << 30, MapSince: 3, Tail: extents, Suspects: extents[:1], QuietNanos: 5e9}
+		m.Welcome = &replication.Welcome{Boot: "boot-1", SizeBytes: 1 << 30, MapSince: 3, Tail: extents, Suspects: extents[:1], QuietNanos: 5e9, Progress: someProgress()}
 	case t == replication.MsgEpoch && !answer:
 		m.Record, m.Extents = someRecord(), extents
 	case t == replication.MsgRecord && !answer:
 		m.Record = someRecord()
+	case t == replication.MsgProgress && !answer:
+		m.Progress = someProgress()
+	case t == replication.MsgTrim && !answer:
+		m.Copied = true
 	case t == replication.MsgWrite && !answer:
 		m.Buf, m.FUA, m.Length = dataBuf(64), true, 64
 	case t == replication.MsgRead && answer:
