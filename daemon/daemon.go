@@ -300,6 +300,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Keeper = d.o.keeper()
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
 	nc.Primary, nc.RegisterAPI = cfg.Replication.primary(), d.found.register
+	nc.RepairRate, nc.Repairs = cfg.Replication.nodeRate(), cfg.Replication.Repairs
 	if cfg.CSI == "" {
 		return nc, nil
 	}

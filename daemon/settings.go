@@ -70,6 +70,12 @@ type Replication struct {
 	// RepairRate bounds the repair of one volume, in bytes a second. Default
 	// 200MiB; 0 does not bound it.
 	RepairRate *Size `json:"repairRate,omitempty"`
+	// NodeRepairRate bounds the repairs of all volumes served by this node
+	// together, in bytes a second; they use less when the application's writes
+	// suffer. Default 200MiB; 0 does not bound it. Repairs is how many large ones
+	// go on at once. Default 4.
+	NodeRepairRate *Size `json:"nodeRepairRate,omitempty"`
+	Repairs        int   `json:"repairs,omitempty"`
 	// ScrubEvery is how long after its last scrub a volume's replicas are compared
 	// again, one volume at a time on each node: 168h, for instance. Default 0:
 	// only when asked for.
@@ -83,6 +89,14 @@ type Replication struct {
 	SlowFactor   float64             `json:"slowFactor,omitempty"`
 	SlowFor      Duration            `json:"slowFor,omitzero"`
 	SlowHoldOff  Duration            `json:"slowHoldOff,omitzero"`
+}
+
+// nodeRate bounds the repairs of a node, in bytes a second.
+func (r Replication) nodeRate() int64 {
+	if r.NodeRepairRate != nil {
+		return int64(*r.NodeRepairRate)
+	}
+	return 200 << 20
 }
 
 // primary is the primaries' configuration. The read window is not among the

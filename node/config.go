@@ -58,6 +58,10 @@ type Config struct {
 
 	RPC     rpc.Config
 	Primary replication.Config // times and rates of primaries; zero values are defaults
+	// RepairRate bounds all repairs of volumes served here together, in bytes a
+	// second (0: not bounded); Repairs how many large ones go on at once.
+	RepairRate int64
+	Repairs    int
 }
 
 // DefaultConfig is a configuration with everything but identity and store.

@@ -39,7 +39,7 @@ func (n *Node) newPlane(cluster holdfast.ClusterID) (*dataplane.Plane, error) {
 			return node.DataAddr, err
 		},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return c.RPC.DialData(ctx, addr) },
-		Log:  c.Log, Primary: c.Primary,
+		Log:  c.Log, Primary: c.Primary, RepairRate: c.RepairRate, Repairs: c.Repairs,
 		Changed: n.changes.put, Quiet: quiet,
 	})
 }

@@ -36,6 +36,12 @@ type Config struct {
 	// filled in for each volume.
 	Primary replication.Config
 
+	// RepairRate bounds what the repairs of all volumes served here copy together,
+	// in bytes a second; 0 does not bound it. Repairs is how many large ones go on
+	// at once. Default 4.
+	RepairRate int64
+	Repairs    int
+
 	Workers       int           // tasks at once per replica. Default 8: best when measured
 	WorkerIdle    time.Duration // after which a worker without work ends. Default 2 s
 	DialTimeout   time.Duration // address lookup and connection. Default 1 s
@@ -69,6 +75,9 @@ func (c Config) withDefaults() Config {
 	set(&c.HelloTimeout, 5*time.Second)
 	set(&c.RecordTimeout, 3*time.Second)
 	set(&c.TickEvery, 50*time.Millisecond)
+	if c.Repairs <= 0 {
+		c.Repairs = 4
+	}
 	if c.Workers <= 0 {
 		c.Workers = 8
 	}

@@ -25,6 +25,7 @@ type Plane struct {
 	work sync.WaitGroup // every goroutine
 
 	buffers readBuffers
+	repairs *repairs
 
 	mu        sync.Mutex // a leaf: see the package comment
 	closed    bool
@@ -49,6 +50,7 @@ func New(cfg Config) (*Plane, error) {
 		primaries: map[*Volume]struct{}{}, opening: map[holdfast.VolumeID]*opening{},
 		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, addrs: map[holdfast.NodeID]knownAddr{},
 	}
+	p.repairs = newRepairs(p)
 	p.life, p.end = context.WithCancel(context.Background())
 	p.spawn(p.tick)
 	p.spawn(p.watch)

@@ -45,7 +45,7 @@ func (v *volume) start(g granted) *Volume {
 		quiet()
 	}
 	h.machine = replication.NewPrimary(cfg, replication.Ports{
-		Clock: p.clock, Dialer: dialer{h}, Records: records{h},
+		Clock: p.clock, Dialer: dialer{h}, Records: records{h}, Repairs: gate{p.repairs, v},
 		Events: replication.Events{
 			Serving: func() { quiet(); close(h.serving) },
 			Ended:   h.onEnded,
