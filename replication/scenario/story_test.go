@@ -171,6 +171,10 @@ func (s *story) cluster(a []string) error {
 			cfg.Protocol.SilentAfter = time.Duration(n) * time.Second
 		case "window":
 			cfg.Protocol.ReadWindow = time.Duration(n) * time.Second
+		case "piece":
+			cfg.Protocol.RepairChunk = n * holdfast.BlockSize
+		case "progress":
+			cfg.Protocol.ProgressEvery = time.Duration(n) * time.Millisecond
 		case "repair":
 			cfg.Protocol.RepairRate = n
 		default:
