@@ -108,7 +108,7 @@ func (r *Replica) hasSnapshot(id holdfast.SnapshotID, cut string) (bool, error) 
 	if err := r.pool.space.room(); err != nil {
 		return false, err
 	}
-	return false, r.pool.snapshots.room(1)
+	return false, r.pool.snapshots.room(granuleSize)
 }
 
 // makeSnapshot makes the file of a snapshot, durably; it belongs to nobody before
