@@ -187,7 +187,7 @@ func (r *Replica) Independent(ctx context.Context, step int) (more bool, err err
 		return false, nil
 	}
 	if next < b.owned.n {
-		if next-b.done >= doneStep {
+		if next-b.done >= r.doneStep {
 			return true, r.failUnlessFull(op, r.noteDone(next))
 		}
 		return true, nil

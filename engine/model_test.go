@@ -151,7 +151,7 @@ func (m *model) open(rep *modelReplica) {
 	r, err := m.pool.Open(rep.id)
 	if m.must("open", err) {
 		rep.r = r
-		r.idleFlushes = 1 + m.rng.Uint64N(3)
+		r.idleFlushes, r.doneStep = 1+m.rng.Uint64N(3), 1+m.rng.Int64N(5)
 	}
 }
 

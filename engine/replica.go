@@ -53,6 +53,7 @@ type Replica struct {
 	changes     *changes
 	flusher     flusher
 	idleFlushes uint64 // see the constant; tests use less
+	doneStep    int64  // likewise
 	failed      atomic.Pointer[failure]
 	// floor is the lowest grant whose writes are taken; raised under mu, so that
 	// no write of an older one is under way afterwards.
@@ -71,7 +72,7 @@ type failure struct{ err error }
 
 // openReplica opens the files and decides what may have been lost.
 func openReplica(p *Pool, id holdfast.ReplicaID) (*Replica, error) {
-	r := &Replica{pool: p, id: id, dir: replicaPath(id), idleFlushes: idleFlushes}
+	r := &Replica{pool: p, id: id, dir: replicaPath(id), idleFlushes: idleFlushes, doneStep: doneStep}
 	r.flusher.cond.L = &r.flusher.mu
 	if err := r.readSealedFiles(); err != nil {
 		return nil, err

@@ -221,6 +221,8 @@ func TestSnapshotFull(t *testing.T) {
 	}
 	s := &scene{t: t, r: created(t, p, 40<<20)}
 	s.write(1, 0, 40<<20)
+	before, err := mem.Usage()
+	s.must(err)
 	s.take("a")
 	refused := 0
 	for off := int64(0); off < 40<<20; off += 4096 {
@@ -239,6 +241,9 @@ func TestSnapshotFull(t *testing.T) {
 	wantKind(t, "take beyond the limit", s.r.TakeSnapshot("b", "c"), holdfast.NoSpace)
 	wantSound(t, p)
 	s.drop("a")
+	if after, err := mem.Usage(); err != nil || after.FreeBytes < before.FreeBytes-64<<10 {
+		t.Fatalf("%d bytes are free, were %d before the snapshot: %v", after.FreeBytes, before.FreeBytes, err)
+	}
 	s.write(3, 0, 40<<20)
 	s.take("b")
 	s.value("b", 39<<20, 3)
