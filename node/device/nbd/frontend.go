@@ -284,12 +284,13 @@ func (f *FrontEnd) cleanDevice(vol holdfast.VolumeID, index int) error {
 	if err := n.Ensure(); err != nil {
 		return holdfast.WrapKind("look at "+n.Path, holdfast.Other, err)
 	}
+	// First the device: unmounting would wait for I/O that nobody answers.
+	if err := f.kernel.disconnect(index); err != nil {
+		return holdfast.WrapKind("disconnect "+n.Path, holdfast.Other, err)
+	}
 	points, err := n.DetachMounts()
 	if err != nil {
 		return err
-	}
-	if err := f.kernel.disconnect(index); err != nil {
-		return holdfast.WrapKind("disconnect "+n.Path, holdfast.Other, err)
 	}
 	f.log.Warn("removed a device whose server is gone", "volume", vol, "device", n.Path, "mounts", points)
 	return nil

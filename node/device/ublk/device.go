@@ -314,8 +314,8 @@ func (d *Device) remove() error {
 // dismantle takes away the kernel's device and the server. Under serial, or
 // before anybody has d.
 func (d *Device) dismantle() error {
-	if _, err := control(cmdStop, d.devID, 0, nil); err != nil && !errors.Is(err, unix.ENODEV) {
-		return holdfast.WrapKind("stop the device", holdfast.Unavailable, err)
+	if err := stopDevice(d.devID); err != nil {
+		return err
 	}
 	if d.q != nil {
 		<-d.q.ended // the driver has taken back every tag

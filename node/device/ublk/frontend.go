@@ -288,13 +288,18 @@ func (f *FrontEnd) clean(vol holdfast.VolumeID) (bool, error) {
 		return false, err
 	}
 	n := blockdev.Node{Path: fmt.Sprintf("/dev/ublkb%d", i.devID)}
+	started := n.Ensure() == nil
+	// First the device: unmounting would wait for I/O that nobody answers.
+	if err := stopDevice(i.devID); err != nil {
+		return true, err
+	}
 	var points []string
-	if n.Ensure() == nil { // it was started
+	if started {
 		if points, err = n.DetachMounts(); err != nil {
 			return true, err
 		}
 	}
-	if err := removeDevice(i.devID); err != nil {
+	if err := deleteDevice(i.devID); err != nil {
 		return true, err
 	}
 	f.log.Warn("removed a device whose server is gone", "volume", vol, "device", n.Path, "mounts", points)
@@ -309,15 +314,16 @@ func (f *FrontEnd) forget(vol holdfast.VolumeID) error {
 	return nil
 }
 
-// removeDevice stops a device and takes it away; its number is free when the
-// last user has closed it. No device is fine.
-func removeDevice(devID uint32) error {
+// stopDevice ends all I/O of a device. No device is fine.
+func stopDevice(devID uint32) error {
 	if _, err := control(cmdStop, devID, 0, nil); err != nil && !errors.Is(err, unix.ENODEV) {
 		return holdfast.WrapKind("stop the device", holdfast.Unavailable, err)
 	}
-	return deleteDevice(devID)
+	return nil
 }
 
+// deleteDevice takes a stopped device away; its number is free when the last
+// user has closed it. No device is fine.
 func deleteDevice(devID uint32) error {
 	if _, err := control(cmdDeleteAsync, devID, 0, nil); err != nil && !errors.Is(err, unix.ENODEV) {
 		return holdfast.WrapKind("delete the device", holdfast.Unavailable, err)
