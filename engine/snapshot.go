@@ -80,10 +80,6 @@ func (r *Replica) TakeSnapshot(id holdfast.SnapshotID, cut string) error {
 	if err != nil {
 		return r.failUnlessFull(op, err)
 	}
-	// Most of what is to be flushed, while others may read.
-	if err := r.Flush(); err != nil {
-		return errors.Join(err, r.unmake(s))
-	}
 	return r.install(op, s)
 }
 
