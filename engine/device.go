@@ -44,6 +44,9 @@ type OpenOptions struct {
 	BootID    string          // of the host
 	// ReserveBytes is the space kept free for metadata; 0 for the default.
 	ReserveBytes int64
+	// SnapshotPercent is how much of the pool the snapshots of open replicas may
+	// refer to; 0 for no limit but the reserve.
+	SnapshotPercent int
 }
 
 // target is a device while it is being looked at, locked against others who do
@@ -377,7 +380,7 @@ func (m *mounted) open(o OpenOptions) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := OpenFS(FSOptions{FS: fs, Cluster: o.Cluster, Node: o.Node, BootID: o.BootID, ReserveBytes: o.ReserveBytes, Device: o.Device})
+	p, err := OpenFS(FSOptions{FS: fs, Cluster: o.Cluster, Node: o.Node, BootID: o.BootID, ReserveBytes: o.ReserveBytes, SnapshotPercent: o.SnapshotPercent, Device: o.Device})
 	if err != nil {
 		return nil, err
 	}
