@@ -2,6 +2,7 @@ package engine
 
 import (
 	"crypto/sha256"
+	"runtime/debug"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/buf"
@@ -9,7 +10,8 @@ import (
 
 // Changed lists the blocks written or marked in epochs from since on, sorted and
 // merged. Kind NotFound when the maps do not reach back so far.
-func (r *Replica) Changed(since holdfast.Epoch) ([]holdfast.Extent, error) {
+func (r *Replica) Changed(since holdfast.Epoch) (_ []holdfast.Extent, err error) {
+	defer r.guard("list changes", &err, debug.SetPanicOnFault(true))
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if err := r.usable("list changes"); err != nil {

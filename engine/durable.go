@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"reflect"
+	"runtime/debug"
 	"slices"
 
 	"github.com/holdfast-storage/holdfast"
@@ -69,8 +70,9 @@ func (r *Replica) keepRecord(record holdfast.Record) error {
 
 // Mark adds extents to the change map of an epoch, durably. Parts of blocks
 // count as whole ones. Kinds: OutOfRange, NoSpace, Corrupt.
-func (r *Replica) Mark(epoch holdfast.Epoch, extents []holdfast.Extent) error {
+func (r *Replica) Mark(epoch holdfast.Epoch, extents []holdfast.Extent) (err error) {
 	const op = "mark changes"
+	defer r.guard(op, &err, debug.SetPanicOnFault(true))
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if err := r.usable(op); err != nil {
@@ -92,8 +94,9 @@ func (r *Replica) Mark(epoch holdfast.Epoch, extents []holdfast.Extent) error {
 // are forgotten, and the
 // entries in the tail of grants other than this one, and the change maps of
 // epochs before pruneBefore (0 keeps all). Durable on return. Intents stay.
-func (r *Replica) Settle(grant, pruneBefore holdfast.Epoch) error {
+func (r *Replica) Settle(grant, pruneBefore holdfast.Epoch) (err error) {
 	const op = "settle"
+	defer r.guard(op, &err, debug.SetPanicOnFault(true))
 	r.durable.Lock()
 	defer r.durable.Unlock()
 	m := r.meta

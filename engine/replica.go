@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"path"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -77,11 +78,36 @@ func openReplica(p *Pool, id holdfast.ReplicaID) (*Replica, error) {
 	if err := r.readSealedFiles(); err != nil {
 		return nil, err
 	}
-	err := r.openFiles()
+	err := r.openGuarded()
 	if err != nil {
 		return nil, errors.Join(err, r.closeFiles())
 	}
 	return r, nil
+}
+
+func (r *Replica) openGuarded() (err error) {
+	defer r.guard("open", &err, debug.SetPanicOnFault(true))
+	return r.openFiles()
+}
+
+// guard is deferred by everything that uses mapped files, with what
+// debug.SetPanicOnFault(true) gave: a page that the disk does not give or take any
+// more is a fault of the processor, which would end the process with all the
+// volumes that it serves. Here it fails this replica.
+func (r *Replica) guard(op string, err *error, before bool) {
+	debug.SetPanicOnFault(before)
+	p := recover()
+	if p == nil {
+		return
+	}
+	fault, ok := p.(interface {
+		error
+		Addr() uintptr // only a fault has it
+	})
+	if !ok {
+		panic(p)
+	}
+	*err = r.fail(op+": use a mapped file", fault)
 }
 
 func (r *Replica) file(name string) string { return path.Join(r.dir, name) }

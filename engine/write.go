@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -59,6 +60,8 @@ func (r *Replica) Trim(e Entry, off, n int64, fua bool) error {
 // Commit tells that all writes of grant up to seq are applied on every in-sync
 // replica, as Entry.Committed does.
 func (r *Replica) Commit(grant holdfast.Epoch, seq uint64) {
+	var err error // a fault has failed the replica, as the next write will say
+	defer r.guard("commit", &err, debug.SetPanicOnFault(true))
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if !r.closed {
@@ -76,7 +79,8 @@ type change struct {
 }
 
 // apply is every kind of write.
-func (r *Replica) apply(e Entry, c change, fua bool) error {
+func (r *Replica) apply(e Entry, c change, fua bool) (err error) {
+	defer r.guard("write", &err, debug.SetPanicOnFault(true))
 	off, n := c.off, c.n
 	r.mu.RLock()
 	defer r.mu.RUnlock()

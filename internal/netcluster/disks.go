@@ -23,37 +23,39 @@ const (
 )
 
 // StallDisk makes every write to a mounted filesystem wait, as a disk does that does
-// not answer, until ThawDisk. Reads go on.
-func StallDisk(mount string) error { return ioctlMount("stall "+mount, mount, ioctlFreeze, 0) }
+// not answer, until ThawDisk. Reads go on. One that is broken stays so.
+func StallDisk(mount string) error {
+	return unlessBroken(ioctlMount("stall "+mount, mount, ioctlFreeze, 0))
+}
 
-// ThawDisk ends StallDisk; one that does not stall, or is broken, is fine.
-func ThawDisk(mount string) error {
-	err := ioctlMount("thaw "+mount, mount, ioctlThaw, 0)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) {
+// unlessBroken ignores that a disk gives I/O errors.
+func unlessBroken(err error) error {
+	if errors.Is(err, unix.EIO) {
 		return nil
 	}
 	return err
 }
 
+// ThawDisk ends StallDisk; one that does not stall, or is broken, is fine.
+func ThawDisk(mount string) error {
+	err := ioctlMount("thaw "+mount, mount, ioctlThaw, 0)
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return unlessBroken(err)
+}
+
 // BreakDisk makes a mounted XFS answer with I/O errors until it is mounted anew. What
 // was written stays, also what was not synced. One that is broken is fine.
 func BreakDisk(mount string) error {
-	err := ioctlMount("break "+mount, mount, ioctlGoingDown, goingDownLogFlush)
-	if errors.Is(err, unix.EIO) {
-		return nil
-	}
-	return err
+	return unlessBroken(ioctlMount("break "+mount, mount, ioctlGoingDown, goingDownLogFlush))
 }
 
 // UnplugDisk makes a mounted XFS forget what was not synced, as a power loss does, and
 // answer with I/O errors until it is mounted anew. Data written over blocks that
 // were allocated and synced before stays. One that is broken is fine.
 func UnplugDisk(mount string) error {
-	err := ioctlMount("take the power of "+mount, mount, ioctlGoingDown, goingDownNoLogFlush)
-	if errors.Is(err, unix.EIO) {
-		return nil
-	}
-	return err
+	return unlessBroken(ioctlMount("take the power of "+mount, mount, ioctlGoingDown, goingDownNoLogFlush))
 }
 
 func ioctlMount(op, mount string, request uintptr, arg uint32) error {
