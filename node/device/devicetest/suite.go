@@ -47,6 +47,12 @@ func RunSuccessor(t *testing.T, newFrontEnd NewFrontEnd) {
 }
 
 func (s suite) run(t *testing.T) {
+	if growsExt4(t) {
+		t.Run("GrowMountedExt4", func(t *testing.T) {
+			leaks(t)
+			s.growing(t, func(t *testing.T) { s.testGrowMounted(t, "ext4") })(t)
+		})
+	}
 	need(t, "mkfs.xfs", "mkfs.ext4", "xfs_growfs", "fio", "blkdiscard", "fstrim", "mount", "umount", "dd")
 	for _, c := range []struct {
 		name string
@@ -65,7 +71,7 @@ func (s suite) run(t *testing.T) {
 		{"FioVerify", s.testFioVerify},
 		{"ReadOnly", s.testReadOnly},
 		{"Grow", s.growing(t, s.testGrow)},
-		{"GrowMounted", s.growing(t, s.testGrowMounted)},
+		{"GrowMounted", s.growing(t, func(t *testing.T) { s.testGrowMounted(t, "xfs") })},
 		{"XFS", func(t *testing.T) { s.testFilesystem(t, "xfs") }},
 		{"Ext4", func(t *testing.T) { s.testFilesystem(t, "ext4") }},
 		{"CloseMounted", s.testCloseMounted},
