@@ -33,6 +33,8 @@ test: ## Run all tests, then slices of the simulation and of chaos (root)
 	scripts/prerequisites.sh test chaos
 	$(GO_TEST) ./...
 	$(GO_TEST) ./replication/sim -run '^TestSeeds$$' -sim.seed=1000 -sim.runs=200
+	$(GO_TEST) ./replication ./node/agent -tags mutations -run '^(TestOrders|TestRemovals)NoticeMutations$$'
+	$(GO_TEST) ./replication/sim -tags mutations -run '^TestMutations$$' -sim.mutation=AcceptOlder,ReadRebuilding,FlushNothing,NoReconcile,KeepOldRecord,Unseen
 	$(MAKE) --no-print-directory chaos DURATION=2m ARGS='-wait 20m'
 
 .PHONY: race
@@ -59,7 +61,8 @@ chaos: ## Real daemons, random faults, everything verified: make chaos DURATION=
 	$(BIN)/chaos -duration $(DURATION) -seed $(SEED) $(ARGS)
 
 .PHONY: sim-mutations
-sim-mutations: ## Break each rule of the protocol on purpose: the simulation must notice
+sim-mutations: ## Break each rule of the protocol on purpose: it must be noticed (ten minutes)
+	$(GO_TEST) ./replication ./node/agent -count=1 -v -tags mutations -run '^(TestOrders|TestRemovals)NoticeMutations$$'
 	$(GO_TEST) ./replication/sim -count=1 -v -tags mutations -run '^TestMutations$$'
 
 .PHONY: bench
@@ -84,7 +87,7 @@ format: ## Complain about files that gofmt would change
 .PHONY: vet
 vet: ## go vet
 	go vet ./...
-	go vet -tags mutations ./replication/...
+	go vet -tags mutations ./replication/... ./node/agent
 	go vet -tags vm ./test-vm
 
 $(LINT):

@@ -42,7 +42,7 @@ func Mutations() []MutationInfo {
 		{Mutate7NoMarks, "7", "NoMarks", "what a dropped replica has not answered is not marked"},
 		{Mutate7NoOwnTail, "7", "NoOwnTail", "a returning replica's own tail is not repaired"},
 		{Mutate7NoSuspects, "7", "NoSuspects", "nobody's suspects are compared"},
-		{Mutate7NoSourceSuspects, "7", "NoSourceSuspects", "the source's own suspects are not compared"},
+		{Mutate7NoSourceSuspects, "7", "NoSourceSuspects", "the source's own suspects are neither compared nor marked"},
 		{Mutate7NoFlying, "7", "NoFlying", "writes under way when a repair begins are forgotten"},
 		{Mutate7NoTeaching, "7", "NoTeaching", "a repaired replica does not learn what others lack"},
 		{Mutate7NoTailMarks, "7", "NoTailMarks", "reconciled tails are not marked for those away"},

@@ -164,7 +164,11 @@ func (p *Primary) reconcile() {
 		}
 	}
 	tails = clip(tails, p.rec.SizeBytes)
-	mark := p.unlessRestarted(func() { p.markTails(in, union(tails, source.welcome.Suspects)) })
+	marks := union(tails, source.welcome.Suspects)
+	if mutant(Mutate7NoSourceSuspects) {
+		marks = tails
+	}
+	mark := p.unlessRestarted(func() { p.markTails(in, marks) })
 	// What is undone here must stay undone: a write that nobody acknowledged may
 	// be durable on the replica that loses it now, and come back with the next
 	// power loss, after it was read as if it had never been.

@@ -85,7 +85,9 @@ func (c Campaign) Do() Summary {
 
 func (c Campaign) config(seed uint64) Config {
 	cfg := Default(seed)
-	cfg.Kinds = c.Kinds
+	if len(c.Kinds) > 0 && len(c.Kinds) < len(Faults()) {
+		cfg.Kinds = c.Kinds
+	}
 	if c.Change != nil {
 		c.Change(&cfg)
 	}

@@ -85,7 +85,7 @@ func (c *cluster) retire(rec holdfast.Record) {
 		if !rep.Leaving || rep.State == holdfast.InSync {
 			continue
 		}
-		c.w.after(c.w.between(0, 20*time.Millisecond), func() {
+		c.w.after(max(c.keepUntil-c.w.now, 0)+c.w.between(0, 20*time.Millisecond), func() {
 			c.change("retire "+string(rep.ID), func(r *holdfast.Record) bool {
 				for i, x := range r.Replicas {
 					if x.ID == rep.ID && x.Leaving && x.State != holdfast.InSync {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 )
@@ -24,7 +25,7 @@ func groups() map[string][]string {
 		"resize":    {"grow", "limit"},
 		"replace":   {"replace"},
 		"move":      {"move", "detach", "clear"},
-		"scenes":    {"expire", "undo", "relay", "last", "double", "hush", "interrupt"},
+		"scenes":    {"expire", "undo", "relay", "last", "double", "hush", "interrupt", "alone", "source"},
 	}
 }
 
@@ -41,6 +42,21 @@ func Faults() []string {
 	}
 	slices.Sort(all)
 	return all
+}
+
+// few are some kinds of faults, and all that happen on an occasion: a few kinds,
+// often, meet in other ways than all of them together.
+func few(rng *rand.Rand) []string {
+	var kinds, passives []string
+	for _, k := range Faults() {
+		if passive(k) {
+			passives = append(passives, k)
+		} else {
+			kinds = append(kinds, k)
+		}
+	}
+	rng.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
+	return append(kinds[:3+rng.IntN(6)], passives...)
 }
 
 // FaultSet names the kinds of a list of sets or kinds, separated by commas; "" and

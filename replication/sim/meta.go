@@ -59,7 +59,7 @@ func (m *meta) swap(h *host, want holdfast.Record, done func(holdfast.Record, er
 			}
 			return
 		}
-		if promotes(m.rec, want) && m.trouble(n, 1, 0.1, func() { m.worst(want) }) ||
+		if promotes(m.rec, want) && m.trouble(n, 1, 0.2, func() { m.worst(want) }) ||
 			m.trouble(n, 2, 0.02, func() { m.apply(want) }) { // the answer is lost
 			m.c.hit("swap", "outcome unknown, done")
 			m.w.after(time.Second, func() { answer(holdfast.Record{}, lost) })
@@ -91,6 +91,7 @@ func (m *meta) worst(want holdfast.Record) {
 			x := m.host(r.Node)
 			m.w.after(m.w.between(0, 500*time.Millisecond), func() {
 				m.c.down(x, false, m.w.between(10*time.Millisecond, 3*time.Second))
+				m.c.cold(100 * time.Millisecond)
 			})
 		}
 	}

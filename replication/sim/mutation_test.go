@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,7 +18,7 @@ import (
 )
 
 var (
-	only  = flag.String("sim.mutation", "", "try the ones with this in their name only")
+	only  = flag.String("sim.mutation", "", "try these only: names, separated by commas")
 	child = flag.Uint("sim.mutant", 0, "for TestMutations itself: try this one, in this process")
 )
 
@@ -39,7 +40,7 @@ func TestMutations(t *testing.T) {
 	var group sync.WaitGroup
 	slots := make(chan bool, runtime.NumCPU())
 	for _, m := range all {
-		if !strings.Contains(m.Rule+m.Name, *only) {
+		if *only != "" && !slices.Contains(strings.Split(*only, ","), m.Name) {
 			continue
 		}
 		group.Go(func() {

@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -22,6 +24,10 @@ func (c *cluster) scene(kind string) {
 		c.double()
 	case "last":
 		c.last()
+	case "alone":
+		c.alone()
+	case "source":
+		c.source()
 	case "hush":
 		c.hush()
 	case "forget":
@@ -77,31 +83,43 @@ func (c *cluster) soon(d time.Duration, f func()) {
 // expire lets the lease of a primary run out that still hears its replicas, then
 // cuts it off in the moment in which another one is granted the volume.
 func (c *cluster) expire() {
-	h, w := c.holder(), c.w
-	if h == nil {
+	w, in := c.w, c.members()
+	if c.holder() == nil || len(in) < 2 || c.attaching {
 		return
 	}
-	if rep := c.meta.rec.On(h.id); rep == nil || rep.State != holdfast.InSync {
-		return // it has nothing to read from once it is cut off
+	// It needs something to read from once it is cut off.
+	if h := c.holder(); !slices.Contains(in, h) {
+		c.moveTo(in[0], true)
 	}
-	h.noMeta = true
-	w.after(14*time.Second, func() { h.noMeta = false })
-	c.soon(leaseTTL+w.between(100*time.Millisecond, 1200*time.Millisecond), func() {
-		if c.attaching {
-			return
-		}
-		for _, o := range c.members() {
-			if o != h {
-				c.moveTo(o, false)
-				break
-			}
-		}
-		c.soon(w.between(0, 10*time.Millisecond), func() { c.isolate(h, 7*time.Second) })
-		c.onServe = func() {
-			c.onServe = nil
-			c.storm(time.Second)
-		}
+	c.when(5*time.Second, func() bool { return slices.Contains(c.members(), c.holder()) }, func() {
+		h := c.holder()
+		h.noMeta = true
+		w.after(14*time.Second, func() { h.noMeta = false })
+		c.soon(leaseTTL+w.between(0, 200*time.Millisecond), func() { c.succeed(h) })
 	})
+}
+
+// succeed grants the volume to another member than h, which is cut off.
+func (c *cluster) succeed(h *host) {
+	w := c.w
+	if c.attaching {
+		return
+	}
+	for _, o := range c.members() {
+		if o != h {
+			c.moveTo(o, false)
+			break
+		}
+	}
+	at := time.Duration(0)
+	if w.chance(0.4) {
+		at = w.between(0, 10*time.Millisecond)
+	}
+	c.soon(at, func() { c.isolate(h, 7*time.Second) })
+	c.onServe = func() {
+		c.onServe = nil
+		c.storm(time.Second)
+	}
 }
 
 // undo makes a write durable on one replica that no other has, kills the primary,
@@ -154,19 +172,52 @@ func (c *cluster) undo() {
 	}
 }
 
-// relay has one replica come back while a second is away, and makes it the
-// second's only source.
+// relay has one replica come back, after a power loss, while a second is away,
+// and makes it the second's only source.
 func (c *cluster) relay() {
 	in := c.members()
 	if len(in) < 3 {
 		return
 	}
-	c.down(in[2], false, 9*time.Second)
-	c.soon(1500*time.Millisecond, func() { c.down(in[1], true, 700*time.Millisecond) })
-	c.soon(8*time.Second, func() {
-		if x := c.meta.rec.On(in[1].id); x != nil && x.State == holdfast.InSync {
-			c.down(in[0], false, 6*time.Second)
-		}
+	c.lodge()
+	first, middle, last := in[0], in[1], in[2]
+	if c.holder() == middle || c.holder() == last {
+		return
+	}
+	c.down(last, false, 20*time.Second)
+	c.when(8*time.Second, func() bool { return !c.inSync(last) }, func() {
+		c.cold(30 * time.Millisecond)
+		c.soon(35*time.Millisecond, func() { c.down(middle, true, 100*time.Millisecond) })
+		c.soon(700*time.Millisecond, func() {
+			c.when(8*time.Second, func() bool { return c.inSync(middle) }, func() {
+				c.down(first, false, 8*time.Second)
+				c.when(8*time.Second, func() bool { return !c.inSync(first) }, func() { c.restart(last) })
+			})
+		})
+	})
+}
+
+// alone leaves one in-sync replica, which loses power after it wrote what another
+// one lacks.
+func (c *cluster) alone() {
+	in := c.members()
+	if len(in) < 2 {
+		return
+	}
+	c.lodge()
+	for _, x := range in[1:] {
+		c.down(x, false, 20*time.Second)
+	}
+	c.when(15*time.Second, func() bool { return len(c.members()) == 1 }, func() {
+		c.cold(30 * time.Millisecond)
+		c.soon(35*time.Millisecond, func() {
+			c.down(in[0], true, 100*time.Millisecond)
+			c.soon(time.Second, func() {
+				for _, x := range in[1:] {
+					c.restart(x)
+				}
+			})
+		})
 	})
 }
 
@@ -174,22 +225,113 @@ func (c *cluster) relay() {
 // which is there and has not got everything yet.
 func (c *cluster) last() {
 	w, in := c.w, c.members()
-	if len(in) < 2 {
+	if len(in) < 3 {
 		return
 	}
+	c.lodge()
 	stale := in[0]
+	c.down(stale, false, 20*time.Second)
+	c.when(8*time.Second, func() bool { return !c.inSync(stale) }, func() {
+		c.storm(100 * time.Millisecond)
+		c.soon(time.Second, func() {
+			c.restart(stale)
+			stale.lateUntil = w.now + 6*time.Second
+		})
+		c.when(5*time.Second, func() bool { return c.state(stale) == holdfast.Rebuilding }, func() {
+			c.cold(50 * time.Millisecond)
+			c.soon(40*time.Millisecond, func() {
+				for i, x := range c.members() {
+					if x != c.holder() {
+						c.down(x, true, time.Duration(i)*300*time.Millisecond+50*time.Millisecond)
+					}
+				}
+			})
+		})
+	})
+}
+
+// source has the replica leave from which another one is being repaired.
+func (c *cluster) source() {
+	in, w := c.members(), c.w
+	if len(in) < 3 || c.free() == nil {
+		return
+	}
+	target := in[0]
+	if target == c.holder() {
+		target = in[1]
+	}
+	c.down(target, false, 20*time.Second)
+	c.when(8*time.Second, func() bool { return !c.inSync(target) }, func() {
+		c.storm(300 * time.Millisecond)
+		c.soon(500*time.Millisecond, func() {
+			c.restart(target)
+			target.jitterUntil = w.now + 3*time.Second
+		})
+		c.when(5*time.Second, func() bool { return c.state(target) == holdfast.Rebuilding }, func() {
+			c.keepUntil = w.now + 2*time.Second
+			c.storm(300 * time.Millisecond)
+			c.leaveOldest()
+		})
+	})
+}
+
+// leaveOldest has the replica leave that is in sync for longest.
+func (c *cluster) leaveOldest() {
+	free := c.free()
+	c.change("leave", func(r *holdfast.Record) bool {
+		var oldest *holdfast.Replica
+		for i := range r.Replicas {
+			if x := &r.Replicas[i]; x.State == holdfast.InSync && !x.Leaving && (oldest == nil || x.Since < oldest.Since) {
+				oldest = x
+			}
+		}
+		if free == nil || oldest == nil || len(r.Replicas) > r.Spec.Replicas {
+			return false
+		}
+		oldest.Leaving = true
+		c.replicas++
+		rep := holdfast.Replica{ID: holdfast.ReplicaID(fmt.Sprintf("r%d", c.replicas)), Node: free.id, Pool: "p", State: holdfast.New}
+		free.add(rep.ID, r.SizeBytes)
+		r.Replicas = append(r.Replicas, rep)
+		return true
+	})
+}
+
+// lodge moves the volume to a host without a replica, if there is one, so that it
+// outlives what happens to replicas.
+func (c *cluster) lodge() {
 	if h, o := c.holder(), c.free(); h != nil && h.disk != nil && o != nil && !c.attaching {
 		c.moveTo(o, true)
 	}
-	c.down(stale, false, 3*time.Second)
-	c.soon(3001*time.Millisecond, func() { stale.lateUntil = w.now + 4*time.Second })
-	c.soon(w.between(3500*time.Millisecond, 6*time.Second), func() {
-		for i, x := range c.members() {
-			if x != c.holder() {
-				c.down(x, true, time.Duration(i)*300*time.Millisecond+100*time.Millisecond)
-			}
-		}
-	})
+}
+
+// state is that of a host's replica in the record.
+func (c *cluster) state(h *host) holdfast.ReplicaState {
+	if x := c.meta.rec.On(h.id); x != nil && x.ID == h.replicaID {
+		return x.State
+	}
+	return ""
+}
+
+func (c *cluster) inSync(h *host) bool { return c.state(h) == holdfast.InSync }
+
+// when does a scene's next fault as soon as something is so, unless that takes
+// longer than d, or the faults have ended.
+func (c *cluster) when(d time.Duration, is func() bool, f func()) {
+	switch {
+	case c.meta.calm || d < 0:
+	case is():
+		f()
+	default:
+		c.w.after(10*time.Millisecond, func() { c.when(d-10*time.Millisecond, is, f) })
+	}
+}
+
+// cold is a storm for a block that is otherwise hardly written, so that what goes
+// wrong there stays.
+func (c *cluster) cold(span time.Duration) {
+	c.storm(span)
+	c.spot = c.w.rng.Int64N(c.cfg.Blocks)
 }
 
 // hush drops a replica while nothing is under way, and has all requests and new

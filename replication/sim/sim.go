@@ -64,6 +64,9 @@ func Default(seed uint64) Config {
 		cfg.Protocol.SlowFor, cfg.Protocol.SlowHoldOff = time.Duration(1+more.IntN(3))*time.Second, time.Second
 	}
 	cfg.repairs()
+	if more.IntN(3) > 0 {
+		cfg.Kinds = few(more)
+	}
 	return cfg
 }
 
@@ -112,6 +115,7 @@ type cluster struct {
 	stormUntil time.Duration // many requests at once, mostly for one block
 	spot       int64         // that block
 	damaged    bool          // replicas differ on purpose
+	keepUntil  time.Duration // replicas that leave are not taken away before
 	restoring  bool          // the metadata store was rolled back: no other faults
 	losses     int           // power losses so far
 	bounded    int           // operations before this one belong to earlier primaries
