@@ -149,7 +149,7 @@ func (d *device) place() *op {
 	first, n := w.rng.Int64N(min(blocks, d.c.cfg.HotBlocks)), int64(1)
 	if d.c.stormUntil > w.now && d.c.spot < blocks && w.chance(0.8) {
 		first = d.c.spot
-	} else if w.chance(0.1) {
+	} else if !d.c.hotOnly && w.chance(0.1) {
 		first = w.rng.Int64N(blocks)
 	} else if w.chance(0.03) {
 		first = blocks - 1 - w.rng.Int64N(4)

@@ -99,6 +99,12 @@ func (c *cluster) rollback() {
 func (c *cluster) rollBackTo(old holdfast.Record) {
 	w := c.w
 	now, attached := c.meta.rec.Clone(), c.attached
+	for _, x := range now.InSyncReplicas() {
+		if h := c.host(x.Node); h.disk == nil || h.disk.record.Epoch != now.Epoch {
+			c.restoring, c.meta.calm = false, false
+			return // one that was not shown it yet might believe the snapshot, and would have to be removed by hand
+		}
+	}
 	old.Revision = now.Revision + 1000
 	c.meta.rec = old
 	c.rolledBack = true

@@ -87,6 +87,7 @@ func wrong(m replication.Mutation, seed uint64) bool {
 	if m != replication.MutateScrubMinority && m != replication.MutateScrubNoMarks && m != replication.MutateScrubNoLock {
 		return Run(cfg).Err != nil
 	}
+	cfg.Kinds = nil
 	if RunScrub(cfg, false).Err != nil {
 		return true
 	}

@@ -331,7 +331,9 @@ func (c *cluster) when(d time.Duration, is func() bool, f func()) {
 // wrong there stays.
 func (c *cluster) cold(span time.Duration) {
 	c.storm(span)
-	c.spot = c.w.rng.Int64N(c.cfg.Blocks)
+	if !c.hotOnly {
+		c.spot = c.w.rng.Int64N(c.cfg.Blocks)
+	}
 }
 
 // hush drops a replica while nothing is under way, and has all requests and new
@@ -356,7 +358,8 @@ func (c *cluster) forgetGrowth() {
 	c.grow()
 	at := c.w.between(300*time.Millisecond, 3*time.Second)
 	c.soon(at, func() {
-		c.spot, c.stormUntil = c.meta.rec.SizeBytes/holdfast.BlockSize-1, c.w.now+200*time.Millisecond
+		c.storm(200 * time.Millisecond)
+		c.spot = c.meta.rec.SizeBytes/holdfast.BlockSize - 1
 	})
 	c.soon(at+250*time.Millisecond, c.forget)
 }
@@ -437,6 +440,9 @@ func (c *cluster) storm(span time.Duration) {
 	w := c.w
 	going := c.stormUntil > w.now
 	c.spot, c.stormUntil = w.rng.Int64N(c.cfg.HotBlocks), max(c.stormUntil, w.now+span)
+	if !c.hotOnly && w.chance(0.5) {
+		c.spot = w.rng.Int64N(c.cfg.Blocks) // hardly written otherwise: what goes wrong there stays
+	}
 	if going {
 		return
 	}

@@ -40,6 +40,7 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 			res.Result = s.result(panicError(r))
 		}
 	}()
+	s.hotOnly = true
 	s.build()
 	s.cold = [2]int64{(cfg.HotBlocks + 4) * blockCells, (cfg.Blocks - 8) * blockCells}
 	for _, h := range s.meta.hosts {

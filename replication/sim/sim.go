@@ -115,6 +115,7 @@ type cluster struct {
 	stormUntil time.Duration // many requests at once, mostly for one block
 	spot       int64         // that block
 	damaged    bool          // replicas differ on purpose
+	hotOnly    bool          // most of the volume is not to be used
 	keepUntil  time.Duration // replicas that leave are not taken away before
 	restoring  bool          // the metadata store was rolled back: no other faults
 	losses     int           // power losses so far
