@@ -81,23 +81,32 @@ func (c *cluster) install(rec holdfast.Record) {
 }
 
 // rollback restores an old snapshot of the metadata store while all nodes are
-// well, and lets another primary try. Either the replicas know nothing newer, or
-// they refuse: then the newest state is restored, and replicas that were not in
+// well, and lets another primary try. One that was dropped since the snapshot
+// comes back in that moment: it knows of nothing newer. Either nobody does, or the
+// others refuse: then the newest state is restored, and replicas that were not in
 // sync are made anew, since they may have believed the snapshot.
 func (c *cluster) rollback() {
-	w, old := c.w, c.meta.rec.Clone()
-	c.soon(w.between(time.Second, 9*time.Second), func() {
-		if w.now+10*time.Second > c.cfg.Faults || c.restoring || c.hindered() {
+	w, old, in := c.w, c.meta.rec.Clone(), c.members()
+	var gone *host
+	if len(in) > 1 && in[0] != c.holder() && w.chance(0.7) {
+		gone = in[0]
+		c.down(gone, false, 30*time.Second)
+	}
+	c.soon(w.between(3*time.Second, 9*time.Second), func() {
+		if w.now+10*time.Second > c.cfg.Faults || c.restoring || c.hindered() || gone != nil && c.inSync(gone) {
 			return
 		}
 		c.restoring, c.meta.calm = true, true
-		c.endTroubles()
-		w.after(1500*time.Millisecond, func() { c.rollBackTo(old) })
+		c.endTroubles(gone)
+		w.after(1500*time.Millisecond, func() { c.rollBackTo(old, gone) })
 	})
 }
 
-func (c *cluster) rollBackTo(old holdfast.Record) {
+func (c *cluster) rollBackTo(old holdfast.Record, gone *host) {
 	w := c.w
+	if gone != nil {
+		c.restart(gone)
+	}
 	now, attached := c.meta.rec.Clone(), c.attached
 	for _, x := range now.InSyncReplicas() {
 		if h := c.host(x.Node); h.disk == nil || h.disk.record.Epoch != now.Epoch {
@@ -145,14 +154,16 @@ func (c *cluster) hindered() bool {
 	return false
 }
 
-// endTroubles makes everybody well.
-func (c *cluster) endTroubles() {
+// endTroubles makes everybody well but one.
+func (c *cluster) endTroubles(gone *host) {
 	c.meta.out = false
 	for _, h := range c.meta.hosts {
 		h.noMeta, h.cutTo, h.lateUntil, h.jitterUntil = false, map[*host]bool{}, 0, 0
 		if h.disk != nil {
 			h.disk.full, h.disk.failsUntil = false, 0
 		}
-		c.restart(h)
+		if h != gone {
+			c.restart(h)
+		}
 	}
 }

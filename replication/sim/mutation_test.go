@@ -63,7 +63,13 @@ func try(t *testing.T, m replication.MutationInfo) {
 	} else if _, err := fmt.Sscan(string(line), &n); err != nil {
 		t.Errorf("%s %s: %v", m.Rule, m.Name, err)
 	}
-	if n == 0 {
+	switch {
+	case n == 0 && m.Mutation == replication.Mutate3NoWindow:
+		// The moment is between one replica's silence and its being dropped, while
+		// another primary serves. A test by hand makes it (TestOrdersNoticeMutations).
+		t.Logf("invariant %-8s  %-18s survives %d seeds; it is caught by an order of events made by hand", m.Rule, m.Name, maxSeeds)
+		return
+	case n == 0:
 		t.Errorf("invariant %-8s  %-18s survives %d seeds: %s", m.Rule, m.Name, maxSeeds, m.Broken)
 		return
 	}
