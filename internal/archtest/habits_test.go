@@ -11,6 +11,7 @@ import (
 
 // packageState may be variables of a package that change, or inits, and why.
 var packageState = map[string]string{
+	"node/agent.Mutant":    "it exists under a build tag alone, where the simulation breaks one rule at a time on purpose",
 	"replication.Mutant":   "it exists under a build tag alone, where the simulation breaks one rule at a time on purpose",
 	"engine/disk.zeroPage": "zeros to compare with and to copy from; an array has no other way to be written down",
 }
