@@ -84,10 +84,6 @@ func Order(wanted string, v Version) ([]string, error) {
 	switch {
 	case wanted != Auto:
 		order = []string{wanted}
-	case v.Before(6, 9):
-		// Without FUSE_NOTIFY_RESEND what is in flight when the daemon is killed
-		// is lost with fuseloop; nbd keeps it.
-		order = []string{NBD, FuseLoop}
 	default:
 		order = []string{FuseLoop}
 	}
