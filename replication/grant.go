@@ -18,7 +18,8 @@ type GrantRequest struct {
 // It is refused with InUse, naming the holder, while another live node's client
 // primary holds the volume, and while this asks for maintenance only and anybody
 // live holds it. Whoever asks must make sure that no other process of its own
-// node still serves the volume.
+// node still serves the volume. A client is refused with Busy while a snapshot is
+// restored.
 func Grant(rec holdfast.Record, g GrantRequest) (holdfast.Record, error) {
 	op := "grant volume " + rec.Name
 	if rec.Phase != holdfast.PhaseReady {
@@ -26,6 +27,9 @@ func Grant(rec holdfast.Record, g GrantRequest) (holdfast.Record, error) {
 	}
 	if len(rec.InSyncReplicas()) == 0 {
 		return rec, holdfast.E(op, holdfast.Corrupt, "no replica is in sync: nothing can be served without guessing")
+	}
+	if rec.Restore != nil && g.Kind == holdfast.ClientPrimary {
+		return rec, holdfast.E(op, holdfast.Busy, fmt.Sprintf("snapshot %s is being restored; it can be attached when that is done", rec.Restore.Snapshot))
 	}
 	if h := rec.Primary; h != nil && h.Node != g.Self && g.HolderAlive && !g.Force {
 		if h.Kind == holdfast.ClientPrimary || g.Kind == holdfast.MaintenancePrimary {

@@ -135,7 +135,7 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 			continue
 		}
 		switch {
-		case t.repair.stage == repairReady && !rep.Leaving && !t.epochPending && t.size >= next.SizeBytes && p.working() && p.member.losing == 0:
+		case t.repair.stage == repairReady && !rep.Leaving && !t.epochPending && t.size >= next.SizeBytes && p.working() && p.member.losing == 0 && p.mayJoin(t):
 			rep.State, rep.Since = holdfast.InSync, next.Epoch+1
 			members = true
 		case rep.State == holdfast.Stale || rep.State == holdfast.New:
@@ -146,6 +146,9 @@ func (p *Primary) desired() (holdfast.Record, bool) {
 	}
 	if members {
 		next.Epoch++
+	}
+	if p.desiredSnapshots(&next) {
+		wanted = true
 	}
 	if size := p.grown(&next); size > next.SizeBytes {
 		next.SizeBytes = size
@@ -308,6 +311,7 @@ func (p *Primary) adopt(rec holdfast.Record) {
 	if rec.SizeBytes > before.SizeBytes && p.ports.Events.Resized != nil {
 		p.ports.Events.Resized(rec.SizeBytes)
 	}
+	p.adoptSnapshots()
 	p.forgetCandidates()
 	p.dropUnfit()
 	if p.member.gone != 0 {
@@ -322,6 +326,7 @@ func (p *Primary) adopt(rec holdfast.Record) {
 	if rec.Epoch == before.Epoch {
 		p.settleHeld() // minInSync may be lower now
 	}
+	p.stepSnapshots()
 	p.admit()
 }
 
@@ -378,15 +383,15 @@ func (p *Primary) leave() {
 	}
 }
 
-// growPeers makes the in-sync replicas, and those that get live writes, as large
-// as the volume shall be.
+// growPeers makes the in-sync replicas, and those under repair, as large as the
+// volume shall be.
 func (p *Primary) growPeers() {
 	if p.phase < serving {
 		return
 	}
 	target := max(p.target(), p.rec.SizeBytes)
 	for _, t := range p.peers {
-		if !t.inSync() && !t.live() || !t.up || t.size >= target || t.growing || p.now() < t.growAt {
+		if !t.inSync() && t.repair == nil || !t.up || t.size >= target || t.growing || p.now() < t.growAt {
 			continue
 		}
 		t.growing = true

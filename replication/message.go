@@ -29,7 +29,15 @@ const (
 	MsgRecord    MsgType = 14 // Record: a newer one of the same epoch, to be kept (invariant 10)
 	MsgQuiet     MsgType = 15 // nothing: this primary answers no reads any more
 	MsgProgress  MsgType = 16 // Progress of this replica's repair, to be kept durably with all that is applied
-	MsgTypeEnd   MsgType = 17
+	// About snapshots. All requests have Snapshot.
+	MsgSnapshot      MsgType = 17 // take it: what was applied becomes durable, then its content is fixed, durably
+	MsgDropSnapshot  MsgType = 18 // a bounded step of dropping it; answer More: not the last one
+	MsgRestore       MsgType = 19 // Seq, Offset, Length: a write whose data is the snapshot's
+	MsgDiff          MsgType = 20 // Offset, Length: what may differ between From and ID; answer Extents
+	MsgSnapRead      MsgType = 21 // as Read, of the snapshot; so are the next two
+	MsgSnapAllocated MsgType = 22
+	MsgSnapHash      MsgType = 23
+	MsgTypeEnd       MsgType = 24
 )
 
 // Status is the outcome in an answer.
@@ -47,7 +55,9 @@ const (
 	// StatusRolledBack: the record that came with a Hello contradicts the one
 	// this replica was shown before: the metadata store was rolled back since.
 	StatusRolledBack Status = 7
-	StatusEnd        Status = 8
+	StatusBusy       Status = 8 // MsgDropSnapshot: something, a clone, depends on it
+	StatusNoSnapshot Status = 9 // there is no such snapshot here
+	StatusEnd        Status = 10
 )
 
 // Limits of a message, checked by the wire's decoder.
@@ -84,6 +94,22 @@ type Message struct {
 	Welcome   *Welcome
 	Record    *holdfast.Record
 	Progress  *Progress
+	Snapshot  *SnapshotArg
+}
+
+// SnapshotArg says which snapshot a message or task is about.
+type SnapshotArg struct {
+	ID holdfast.SnapshotID `json:"id,omitempty"` // "" stands for what is live, where that makes sense
+	// Cut names the attempt, of MsgSnapshot and MsgDropSnapshot.
+	Cut string `json:"cut,omitempty"`
+	// From is the older side of MsgDiff.
+	From holdfast.SnapshotID `json:"from,omitempty"`
+}
+
+// SnapshotRef is a snapshot that a replica has.
+type SnapshotRef struct {
+	ID  holdfast.SnapshotID `json:"id"`
+	Cut string              `json:"cut"`
 }
 
 // Hello opens a session: the primary of Grant asks the replica to promise
@@ -109,6 +135,8 @@ type Welcome struct {
 	// another grant whose primary answers reads: it may still do so until the
 	// read window has passed since then.
 	QuietNanos int64 `json:"quietNanos"`
+	// Snapshots are those that the replica has, oldest first.
+	Snapshots []SnapshotRef `json:"snapshots,omitempty"`
 	// Progress is how far a repair of this replica had come; without Parts if
 	// there is none. Releases that do not keep any leave it out, and are not asked
 	// to.

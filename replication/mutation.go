@@ -48,5 +48,11 @@ const (
 	MutateScrubMinority
 	MutateScrubNoMarks
 	MutateScrubNoLock
+	MutateSnapCutInFlight
+	MutateSnapCommitEarly
+	MutateSnapKeepLeftovers
+	MutateSnapLiveTooEarly
+	MutateSnapStayLive
+	MutateSnapPromote
 	MutationEnd
 )

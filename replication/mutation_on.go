@@ -58,5 +58,11 @@ func Mutations() []MutationInfo {
 		{MutateScrubMinority, "scrub", "Minority", "the majority's copies are taken for damaged"},
 		{MutateScrubNoMarks, "scrub", "NoMarks", "damaged blocks are not marked for the repair"},
 		{MutateScrubNoLock, "scrub", "NoLock", "what differs is judged without the range lock"},
+		{MutateSnapCutInFlight, "snapshot", "CutInFlight", "a snapshot is cut without waiting for writes under way"},
+		{MutateSnapCommitEarly, "snapshot", "CommitEarly", "it is committed when the first replica has it"},
+		{MutateSnapKeepLeftovers, "snapshot", "KeepLeftovers", "what attempts that came to nothing have left is not dropped"},
+		{MutateSnapLiveTooEarly, "snapshot", "LiveTooEarly", "live writes are sent to a replica that lacks snapshots"},
+		{MutateSnapStayLive, "snapshot", "StayLive", "a repair that is live goes on getting live writes after a snapshot"},
+		{MutateSnapPromote, "snapshot", "Promote", "a replica becomes in sync without the snapshots that it lacks"},
 	}
 }

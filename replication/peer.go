@@ -54,6 +54,11 @@ type peer struct {
 	// are, and one that is about to become it.
 	required bool
 	repair   *repair
+
+	snaps    []SnapshotRef // that it has, oldest first
+	dropping bool          // it was asked to drop one
+	dropAt   time.Duration // not asked again before this time
+	cutting  bool          // it was asked to take one
 }
 
 // call is a request that waits for its answer.
@@ -179,7 +184,7 @@ func (p *Primary) send(t *peer, m *Message, k call) {
 	m.ID, m.Epoch, m.Committed = t.nextID, p.epoch, p.committed()
 	k.at = p.now()
 	switch m.Type {
-	case MsgRead, MsgWrite, MsgTrim, MsgFlush, MsgHash:
+	case MsgRead, MsgWrite, MsgTrim, MsgFlush, MsgHash, MsgSnapshot, MsgRestore, MsgSnapRead, MsgSnapHash:
 		k.data = true
 	case MsgAllocated:
 		k.data = p.phase == reconciling // a small range; a whole volume's takes its time
@@ -322,6 +327,8 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	rebooted := t.welcome != nil && t.welcome.Boot != m.Welcome.Boot
 	t.up, t.welcome, t.size = true, m.Welcome, m.Welcome.SizeBytes
 	t.refusal, t.downSince, t.broke, t.greetedAt = "", 0, false, p.now()
+	t.snaps, t.dropping, t.cutting = slices.Clone(m.Welcome.Snapshots), false, false
+	p.noteLostSnapshots()
 	switch {
 	case p.phase == reconciling && t.inSync():
 		p.restartTakeover() // with what it says now
@@ -347,6 +354,7 @@ func (p *Primary) rejoin(t *peer, rebooted bool) {
 		p.disqualify(t)
 	}
 	if t.unfit {
+		p.disqualify(t)
 		return
 	}
 	p.member.losing &^= p.member.undecided(t)
@@ -357,6 +365,7 @@ func (p *Primary) rejoin(t *peer, rebooted bool) {
 		}
 	}
 	p.flush.resend(p, t)
+	p.resendCut(t)
 	p.retryReads()
 }
 

@@ -103,6 +103,8 @@ type StoreState struct {
 	// Boot identifies the boot of the host: it is another one after a power loss
 	// or a reboot, and the same after the daemon alone was killed.
 	Boot string
+	// Snapshots are those that can be read, oldest first.
+	Snapshots []SnapshotRef
 }
 
 // Promise is the durable word of a replica: it serves the primary of this grant
@@ -148,6 +150,20 @@ const (
 	// Progress, in place of the one before. Suspects before the end of its first
 	// part are forgotten: this repair has compared them. TaskSettle forgets it.
 	TaskProgress
+	// TaskSnapshot makes everything done before durable, then the present content
+	// a snapshot, durably. No write is under way. Again for the same Cut is fine.
+	TaskSnapshot
+	// TaskDropSnapshot does a bounded step of dropping Snapshot with its Cut; the
+	// first makes it invisible, durably. More: not the last one. One that is not
+	// there is dropped. Busy: something depends on it.
+	TaskDropSnapshot
+	// TaskRestore is a write of [Offset, Offset+Length), like TaskWrite in all
+	// respects, whose data is Snapshot's there.
+	TaskRestore
+	// TaskDiff answers with Extents: a superset, within [Offset, +Length), of what
+	// differs between Snapshot.From and Snapshot.ID, the newer one, or what is
+	// live if that is "".
+	TaskDiff
 )
 
 // HashBlock is the unit of comparison where only coarse knowledge is left.
@@ -171,10 +187,15 @@ type Task struct {
 	Record    *holdfast.Record // to be kept, not changed
 	Progress  *Progress        // likewise
 	Hashes    []Hash
+	// Snapshot says which one, for the tasks about snapshots. TaskRead,
+	// TaskAllocated and TaskHash are of what is live without an ID.
+	Snapshot SnapshotArg
+	More     bool // the answer of TaskDropSnapshot
 
 	// Err is the answer: nil; NoSpace when the pool is full and nothing was
-	// written (the same task may be submitted again); anything else fails the
-	// replica.
+	// written (the same task may be submitted again); for tasks about snapshots
+	// also NotFound, Busy and Unsupported, with nothing done; anything else fails
+	// the replica.
 	Err error
 
 	job job // the machine's own

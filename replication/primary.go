@@ -34,6 +34,7 @@ type Config struct {
 	IOTimeout    time.Duration // a living replica that keeps one write for so long is dropped
 	NoSpaceRetry time.Duration // between attempts to write to a full pool
 	SwapRetry    time.Duration // between attempts to reach the metadata store
+	SnapshotHold time.Duration // writes are held for so long at most for a snapshot
 	// RepairRate bounds repair traffic of this volume in bytes a second; 0 does
 	// not bound it.
 	RepairRate  int64
@@ -69,7 +70,7 @@ func DefaultConfig() Config {
 	return Config{
 		SilentAfter: 2 * time.Second, ReconnectFor: 500 * time.Millisecond, AbsentAfter: 400 * time.Millisecond, ReadWindow: 2 * time.Second, PingEvery: 400 * time.Millisecond,
 		RedialEvery: 150 * time.Millisecond, RepairRetry: time.Second, IOTimeout: 10 * time.Second,
-		NoSpaceRetry: 500 * time.Millisecond, SwapRetry: 300 * time.Millisecond,
+		NoSpaceRetry: 500 * time.Millisecond, SwapRetry: 300 * time.Millisecond, SnapshotHold: 2 * time.Second,
 		RepairRate: 200 << 20, RepairDepth: 2, ScrubRate: 32 << 20,
 		SlowPolicy: holdfast.SlowReport, SlowFactor: 5, SlowDifference: 20 * time.Millisecond, SlowFor: 30 * time.Second, SlowHoldOff: 5 * time.Minute,
 		RepairChunk: RepairChunk, SmallRepair: 64 << 20, ProgressEvery: 5 * time.Second,
@@ -102,6 +103,7 @@ func (c *Config) fill() {
 	if c.SlowFactor == 0 {
 		c.SlowFactor = d.SlowFactor
 	}
+	set(&c.SnapshotHold, d.SnapshotHold)
 	if c.RepairDepth == 0 {
 		c.RepairDepth = d.RepairDepth
 	}
@@ -165,6 +167,7 @@ type Primary struct {
 	repairs  pacer
 	scrubs   scrubs
 	limit    limiter
+	snaps    snapshots
 	silent   bool // the replicas were told that we answer no reads any more
 
 	startedAt time.Duration
@@ -247,8 +250,9 @@ func (p *Primary) held(r *Request) bool {
 		return true
 	}
 	// Writes and flushes do not begin while a replica is being dropped, nor
-	// while fewer replicas than minInSync are in sync.
-	return r.Op != OpRead && (p.member.losing != 0 || !p.mayAck())
+	// while fewer replicas than minInSync are in sync, nor while a snapshot is
+	// being taken.
+	return r.Op != OpRead && (p.member.losing != 0 || p.snaps.hold != nil || !p.mayAck())
 }
 
 // begin starts a request.
@@ -305,6 +309,7 @@ func (p *Primary) Tick() {
 	p.tickRepairs(now)
 	p.tickScrub(now)
 	p.tickSlow(now)
+	p.tickSnapshots(now)
 	p.admit()
 	p.retryReads()
 	p.tickLimit()
@@ -333,6 +338,7 @@ func (p *Primary) Release() {
 		return
 	}
 	p.phase = releasing
+	p.endHold(p.holdError(holdfast.Unavailable, "it is being detached"))
 	p.failBacklog(holdfast.E("I/O on volume "+p.rec.Name, holdfast.Unavailable, "the volume is being detached"))
 	p.finishRelease()
 }
@@ -379,6 +385,7 @@ func (p *Primary) end(err error) {
 		return
 	}
 	p.phase, p.err = ended, err
+	p.endHold(p.holdError(holdfast.Unavailable, "it is not served here any more"))
 	for _, t := range p.peers {
 		p.hangUp(t)
 	}

@@ -20,7 +20,8 @@ type rangeLock struct {
 type hold struct {
 	ext       holdfast.Extent
 	exclusive bool
-	repair    bool // not for a request
+	repair    bool   // not for a request
+	write     *write // it is for
 	granted   func()
 	// fail, if set, ends the request that waits since at, in the primary's waking
 	// time, and lets go of the place.

@@ -38,6 +38,7 @@ type repair struct {
 	waits   string   // what it waits for
 	save    progress
 
+	st                  staged
 	total, left, copied int64
 	began               time.Duration
 }
@@ -79,7 +80,7 @@ func (p *Primary) tickRepairs(now time.Duration) {
 	for _, t := range p.peers {
 		switch {
 		case t.inSync() || !t.up || t.rep.Leaving:
-		case t.repair == nil && now >= t.repairAt && !t.required && !p.heldOff(t, now):
+		case t.repair == nil && now >= t.repairAt && !t.required && !p.heldOff(t, now) && p.startable(t):
 			p.startRepair(t)
 		case t.repair != nil && t.repair.stage == repairCopying:
 			p.saveProgress(t.repair, now)
@@ -105,7 +106,7 @@ func (p *Primary) startRepair(t *peer) {
 			p.failRepair(r, "it could not grow")
 		default:
 			t.size = max(t.size, size)
-			p.goLive(r)
+			p.nextStage(r)
 		}
 	})
 }

@@ -43,11 +43,11 @@ func (c *chunk) cost() int64 {
 // pump takes as many pieces as depth and rates allow; when none is left, the
 // target's answer is required from then on.
 func (p *Primary) pump(r *repair) {
-	if r.dead || r.stage != repairCopying {
+	if r.dead || r.stage != repairCopying || p.snaps.hold != nil || !r.fits() {
 		return
 	}
 	if r.pending == nil && r.todo.first(0) == nil {
-		if len(r.chunks) == 0 {
+		if len(r.chunks) == 0 && !p.stageDone(r) {
 			r.waits = ""
 			p.requireTarget(r)
 		}
@@ -56,7 +56,7 @@ func (p *Primary) pump(r *repair) {
 	if r.waits = p.mustWait(r); r.waits != "" {
 		return
 	}
-	for !r.dead && r.stage == repairCopying && len(r.chunks) < maxPieces && r.flying < int64(p.cfg.RepairDepth)*p.cfg.RepairChunk && p.nextChunk(r) {
+	for !r.dead && r.stage == repairCopying && p.snaps.hold == nil && len(r.chunks) < maxPieces && r.flying < int64(p.cfg.RepairDepth)*p.cfg.RepairChunk && p.nextChunk(r) {
 	}
 }
 
@@ -123,7 +123,11 @@ func (p *Primary) runChunk(c *chunk) {
 func (p *Primary) probeChunk(c *chunk) {
 	piece := extentSet{c.ext}
 	allocated := func(t *peer, then func(extentSet)) {
-		p.list(t, &Message{Type: MsgAllocated, Offset: c.ext.Offset, Length: c.ext.Length}, func(x extentSet, st Status) {
+		m := &Message{Type: MsgAllocated, Offset: c.ext.Offset, Length: c.ext.Length}
+		if t == c.r.source {
+			m = c.r.fromSource(m)
+		}
+		p.list(t, m, func(x extentSet, st Status) {
 			if st != StatusOK || c.r.dead {
 				p.endChunk(c, c.r.dead)
 				return
@@ -192,7 +196,11 @@ func (p *Primary) compareChunk(c *chunk) {
 		}
 	}
 	hash := func(t *peer, into *[]Hash) {
-		p.ask(t, p.copied(t, &Message{Type: MsgHash, Offset: c.ext.Offset, Length: c.ext.Length}), got(into))
+		m := p.copied(t, &Message{Type: MsgHash, Offset: c.ext.Offset, Length: c.ext.Length})
+		if t == c.r.source {
+			m = c.r.fromSource(m)
+		}
+		p.ask(t, m, got(into))
 	}
 	hash(c.r.source, &c.ours)
 	hash(c.r.t, &c.theirs)
@@ -217,7 +225,7 @@ func (p *Primary) copyChunk(c *chunk) {
 		p.endChunk(c, true)
 		return
 	}
-	p.ask(c.r.source, p.copied(c.r.source, &Message{Type: MsgRead, Offset: piece.Offset, Length: piece.Length}), func(m *Message) {
+	p.ask(c.r.source, c.r.fromSource(p.copied(c.r.source, &Message{Type: MsgRead, Offset: piece.Offset, Length: piece.Length})), func(m *Message) {
 		switch {
 		case m == nil || m.Status != StatusOK || m.Buf == nil:
 			if m != nil && m.Status == StatusFailed {

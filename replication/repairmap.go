@@ -55,6 +55,11 @@ type lacking struct {
 func (p *Primary) goLive(r *repair) {
 	r.isLive = true
 	r.save.liveEpoch = p.epoch
+	if r.st.exact != nil {
+		p.mapNext(r, "", p.rec.SizeBytes, p.flying())
+		r.st.exact = nil
+		return
+	}
 	l := &lacking{r: r, copies: union(p.flying(), r.t.welcome.Tail)}
 	l.suspects = union(r.t.welcome.Suspects, r.source.welcome.Suspects)
 	switch {

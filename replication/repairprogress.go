@@ -51,7 +51,8 @@ func (p *Primary) wantsEpoch(r *repair, epoch holdfast.Epoch) bool {
 func (p *Primary) saveProgress(r *repair, now time.Duration) {
 	s := &r.save
 	switch {
-	case r.t.welcome.Progress == nil || s.asOf != 0 || now < s.next:
+	case r.t.welcome.Progress == nil || s.asOf != 0 || now < s.next || !r.isLive || r.st.snap != nil:
+		// what a stage copies is not what the in-sync replicas hold
 	case s.done == r.left || r.cursor(p.rec.SizeBytes) == 0:
 		s.next = now + p.cfg.ProgressEvery
 	case p.epoch <= s.liveEpoch:
@@ -67,6 +68,9 @@ func (p *Primary) saveProgress(r *repair, now time.Duration) {
 // sendProgress saves it once all writes of earlier epochs are answered.
 func (p *Primary) sendProgress(r *repair) {
 	s := &r.save
+	if !r.isLive && !s.sent {
+		s.asOf = 0
+	}
 	if s.asOf == 0 || s.sent || !r.t.answered(s.barrier) {
 		return
 	}

@@ -47,6 +47,7 @@ type session struct {
 	quiet bool // its primary answers no reads
 	// held are messages that came while a new epoch is being made durable.
 	promising bool
+	taking    bool // a snapshot is being taken: only pings and reads are served
 	held      []*Message
 }
 
@@ -127,7 +128,7 @@ func (r *Replica) OnMessage(c Conn, m *Message) {
 	switch {
 	case s == nil || s.conn != c:
 		r.refuse(c, m, StatusFenced)
-	case s.promising:
+	case s.promising || s.taking && m.Type != MsgPing && m.Type != MsgRead:
 		s.held = append(s.held, m)
 	default:
 		r.serve(s, m)
@@ -241,7 +242,7 @@ func (r *Replica) open(g *greeting) {
 	st := r.store.State()
 	r.size = st.SizeBytes
 	w := &Welcome{Boot: st.Boot, SizeBytes: st.SizeBytes, MapSince: st.MapSince, Tail: union(st.Tail).coarsen(maxListed, r.size),
-		Suspects: union(st.Suspects).coarsen(maxListed, r.size), QuietNanos: int64(now - r.otherAnswered), Progress: &st.Progress}
+		Suspects: union(st.Suspects).coarsen(maxListed, r.size), QuietNanos: int64(now - r.otherAnswered), Progress: &st.Progress, Snapshots: st.Snapshots}
 	r.answer(r.session, &Message{Type: MsgHello, ID: g.m.ID, Welcome: w})
 }
 
@@ -275,6 +276,9 @@ func (r *Replica) serve(s *session, m *Message) {
 		r.answer(s, &Message{Type: m.Type, ID: m.ID})
 		return
 	}
+	if t.Kind == TaskSnapshot {
+		s.taking = true
+	}
 	r.submit(t, job{session: s, m: m})
 }
 
@@ -300,19 +304,24 @@ func (r *Replica) sensible(m *Message) bool {
 	case MsgPing, MsgQuiet, MsgFlush, MsgChanged, MsgMark, MsgSettle:
 		return true
 	}
-	return false
+	return r.sensibleSnapshot(m, inside)
 }
 
 // task translates a message; nil for those that are not for the store.
 func (r *Replica) task(s *session, m *Message) *Task {
 	t := &Task{Epoch: s.epoch, Grant: s.grant, Seq: m.Seq, Committed: m.Committed, FUA: m.FUA,
 		Offset: m.Offset, Length: m.Length, Since: m.Since, Extents: m.Extents, Buf: m.Buf, Copied: m.Copied}
+	if m.Snapshot != nil {
+		t.Snapshot = *m.Snapshot
+	}
 	switch m.Type {
 	case MsgWrite:
 		t.Kind, r.committed = TaskWrite, max(r.committed, m.Committed)
 	case MsgTrim:
 		t.Kind, r.committed = TaskTrim, max(r.committed, m.Committed)
-	case MsgRead:
+	case MsgRestore:
+		t.Kind, r.committed = TaskRestore, max(r.committed, m.Committed)
+	case MsgRead, MsgSnapRead:
 		t.Kind = TaskRead
 		if m.Buf == nil { // a primary in the same process hands in its own
 			t.Buf = buf.Get(int(m.Length))
@@ -321,10 +330,16 @@ func (r *Replica) task(s *session, m *Message) *Task {
 		t.Kind = TaskFlush
 	case MsgChanged:
 		t.Kind = TaskChanged
-	case MsgAllocated:
+	case MsgAllocated, MsgSnapAllocated:
 		t.Kind = TaskAllocated
-	case MsgHash:
+	case MsgHash, MsgSnapHash:
 		t.Kind = TaskHash
+	case MsgSnapshot:
+		t.Kind = TaskSnapshot
+	case MsgDropSnapshot:
+		t.Kind = TaskDropSnapshot
+	case MsgDiff:
+		t.Kind = TaskDiff
 	case MsgMark:
 		t.Kind, t.Extents = TaskMark, r.within(m.Extents)
 	case MsgGrow:
@@ -395,15 +410,7 @@ func (r *Replica) entered(s *session, m *Message, epoch holdfast.Epoch, err erro
 		s.epoch = epoch
 		r.answer(s, &Message{Type: m.Type, ID: m.ID})
 	}
-	held := s.held
-	s.held = nil
-	for i, h := range held {
-		if r.session != s || s.promising {
-			s.held = append(s.held, held[i:]...)
-			return
-		}
-		r.serve(s, h)
-	}
+	r.goOn(s)
 }
 
 // submit hands a task to the store.
@@ -447,6 +454,8 @@ func (r *Replica) done(j job, t *Task) {
 	case t.Err == nil:
 	case t.Kind == TaskChanged && holdfast.KindOf(t.Err) == holdfast.NotFound:
 		a.Status = StatusNoMap
+	case aboutSnapshot(j.m.Type) && snapshotRefusal(t.Err) != StatusOK:
+		a.Status = snapshotRefusal(t.Err)
 	default:
 		a.Status = r.undone(t.Err)
 	}
@@ -457,13 +466,22 @@ func (r *Replica) done(j job, t *Task) {
 		t.Buf.Release()
 	case t.Kind == TaskGrow && t.Err == nil:
 		r.size = max(r.size, t.Length)
-	case t.Kind == TaskChanged || t.Kind == TaskAllocated:
+	case t.Kind == TaskDropSnapshot:
+		a.More = t.More
+	case t.Kind == TaskChanged || t.Kind == TaskAllocated || t.Kind == TaskDiff:
 		a.Extents, a.More = page(t.Extents, j.m.Offset)
 	case t.Kind == TaskHash:
 		a.Hashes = t.Hashes
 	}
-	if r.session == j.session {
-		r.answer(j.session, a)
+	if r.session != j.session {
+		return
+	}
+	r.answer(j.session, a)
+	if t.Kind == TaskSnapshot {
+		j.session.taking = false
+		if !j.session.promising {
+			r.goOn(j.session)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package replication
 import (
 	"time"
 
+	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/buf"
 )
 
@@ -15,6 +16,7 @@ const (
 	OpWrite
 	OpTrim  // discard and write-zeroes: the range reads as zeros afterwards
 	OpFlush // everything completed before it becomes durable on every in-sync replica
+	opRestore
 )
 
 // Request is one I/O of a device. Its maker fills the exported fields and does
@@ -35,5 +37,6 @@ type Request struct {
 	// over: a write may then have happened or not).
 	Done func(r *Request, err error)
 
-	at time.Duration // when it was submitted, in the primary's waking time
+	at   time.Duration       // when it was submitted, in the primary's waking time
+	snap holdfast.SnapshotID // of opRestore
 }

@@ -35,11 +35,12 @@ type PrimaryStatus struct {
 	// still in flight.
 	FailedWrites int
 	// Growing is what the volume's growth waits for, and Grows for how long.
-	Growing  string
-	Grows    time.Duration
-	Counters Counters
-	Scrub    ScrubStatus // the present or last one
-	Peers    []PeerStatus
+	Growing   string
+	Grows     time.Duration
+	Counters  Counters
+	Scrub     ScrubStatus // the present or last one
+	Snapshots string      // why the last attempt to take one came to nothing; "" if it did not
+	Peers     []PeerStatus
 }
 
 // PeerStatus is one replica as its primary sees it.
@@ -62,7 +63,7 @@ type PeerStatus struct {
 // Status reports. It is cheap, but copies the record.
 func (p *Primary) Status() PrimaryStatus {
 	s := PrimaryStatus{State: p.phase.String(), Err: p.err, Record: p.rec.Clone(), Epoch: p.epoch, SizeBytes: p.size,
-		InFlight: len(p.inflight) + p.readers.n + len(p.backlog), FailedWrites: p.limit.left, Counters: p.counters, Scrub: p.scrubStatus()}
+		InFlight: len(p.inflight) + p.readers.n + len(p.backlog), FailedWrites: p.limit.left, Counters: p.counters, Scrub: p.scrubStatus(), Snapshots: p.snaps.why}
 	s.WaitingFor, s.Waiting = p.waits.told(p.now())
 	s.Growing, s.Grows = p.growth.told(p.now())
 	for _, t := range p.peers {
@@ -189,6 +190,8 @@ func (p *Primary) waitReason() string {
 		return "the metadata store, to change the membership"
 	case p.member.losing != 0:
 		return "the membership to change"
+	case p.snaps.hold != nil:
+		return "a snapshot to be taken"
 	case len(p.rec.InSyncReplicas()) < p.rec.Spec.MinInSync:
 		return fmt.Sprintf("%d replicas to be in sync (minInSync)", p.rec.Spec.MinInSync)
 	case len(p.inflight) == 0 && len(p.readers.parked) == 0 && p.flush.idle():

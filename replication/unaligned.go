@@ -87,7 +87,7 @@ func (p *Primary) modify(r *Request) {
 		p.startWrite(w)
 	}
 	read.ext, read.inner = ext, true
-	w.hold = hold{ext: ext, exclusive: true, granted: func() { p.startRead(read) }}
+	w.hold = hold{ext: ext, exclusive: true, write: w, granted: func() { p.startRead(read) }}
 	if p.locks.acquire(&w.hold) {
 		p.startRead(read)
 		return

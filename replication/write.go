@@ -13,6 +13,7 @@ type write struct {
 	hold hold
 	trim bool
 	fua  bool
+	snap holdfast.SnapshotID // its data is this snapshot's
 	ext  holdfast.Extent
 	buf  *buf.Buf
 	seq  uint64
@@ -35,8 +36,8 @@ func (p *Primary) beginWrite(r *Request) {
 		p.beginUnaligned(r)
 		return
 	}
-	w := &write{req: r, trim: r.Op == OpTrim, fua: r.FUA, ext: holdfast.Extent{Offset: r.Offset, Length: r.Length}}
-	if !w.trim {
+	w := &write{req: r, trim: r.Op == OpTrim, fua: r.FUA, snap: r.snap, ext: holdfast.Extent{Offset: r.Offset, Length: r.Length}}
+	if r.Op == OpWrite {
 		w.buf = r.Buf.Retain()
 	}
 	p.lockWrite(w)
@@ -44,7 +45,7 @@ func (p *Primary) beginWrite(r *Request) {
 
 // lockWrite starts w once its range is free (invariant 5).
 func (p *Primary) lockWrite(w *write) {
-	w.hold = hold{ext: w.ext, exclusive: true}
+	w.hold = hold{ext: w.ext, exclusive: true, write: w}
 	if p.locks.acquire(&w.hold) {
 		p.startWrite(w)
 		return
@@ -83,9 +84,12 @@ func (p *Primary) sendWrite(t *peer, w *write) {
 		return
 	}
 	m := &Message{Type: MsgWrite, Seq: w.seq, Offset: w.ext.Offset, Length: w.ext.Length, FUA: w.fua}
-	if w.trim {
+	switch {
+	case w.trim:
 		m.Type = MsgTrim
-	} else {
+	case w.snap != "":
+		m.Type, m.Snapshot = MsgRestore, &SnapshotArg{ID: w.snap}
+	default:
 		m.Buf = w.buf.Retain()
 	}
 	w.full &^= t.bit
@@ -204,6 +208,9 @@ func (p *Primary) finishWrite(w *write, err error) {
 
 func (p *Primary) countWrite(w *write) {
 	c, took := &p.counters, p.awake()-w.req.at
+	if w.snap != "" {
+		return
+	}
 	if w.trim {
 		c.Trims++
 		c.TrimBytes += uint64(w.ext.Length)
@@ -249,6 +256,7 @@ func (p *Primary) clearWaiting(bits uint32) {
 		p.settleWrite(w)
 	}
 	p.flush.clear(p, bits)
+	p.clearCut(bits)
 }
 
 // tickWrites asks full pools again and drops replicas that live but do not get

@@ -21,6 +21,11 @@
 //	busy 20s (writes to blocks 32 to 47 meanwhile, not waited for)
 //	io-timeout 5s   slow-replicas off|report|drop   says WORDS..
 //	grow BLOCKS   min-in-sync K   label TEXT   leave N   add N   remove N
+//	take|want|ready|still-wanted|delete|gone SNAPSHOT    want SNAPSHOT GROUP
+//	restore SNAPSHOT   maintain N   restored N
+//	hold TOKEN [1s] [refused]   cut-group TOKEN SNAPSHOT [refused]   unhold TOKEN [refused]
+//	holds N SNAPSHOT BLOCK = LABEL|0|A|B..   lacks N SNAPSHOT   shares N N   snapshots-well
+//	differs SNAPSHOT OLDER BLOCK [not]
 //	wait 5s    serving N    not-serving N 10s
 //	in-sync N.. (exactly, within 30 s)    still in-sync N.. (now)    healthy
 //	sized BLOCKS (record and device, within 30 s)

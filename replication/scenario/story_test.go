@@ -57,6 +57,10 @@ func TestStoriesFail(t *testing.T) {
 		"cluster\nattach n0\nkill n1\nstill in-sync n0\nthe end",
 		"cluster\nattach n0\nisolate n0\nwait 5s\nread 0 = 0",
 		"cluster\nattach n0\nended n0",
+		"cluster\nattach n0\nwrite A 0\ntake s\nholds n1 s 0 = 0",
+		"cluster\nattach n0\ntake s\ndelete s\ngone s\nholds n1 s 0 = 0",
+		"cluster\nattach n0\nhold t\nunhold u",
+		"cluster\nattach n0\ntake s\nwant q\nstill-wanted s",
 		"cluster\nattach n0\nwrite A 0\ndisk n1 0 = 0",
 		"cluster\nattach n0\nkill n1\nin-sync n0\nepoch note\nstart n1\nhealthy\nepoch same",
 		"cluster\nattach n0\nkill n1\nwrite A 0 9\nstart n1\nhealthy\nrepaired n1 at-most 8",
@@ -119,7 +123,7 @@ func (s *story) do(w []string) error {
 	if s.s == nil && verb != "cluster" {
 		return errors.New("a story begins with its cluster")
 	}
-	for _, part := range []func(string, []string) (bool, error){s.setting, s.access, s.faults, s.control, s.expect} {
+	for _, part := range []func(string, []string) (bool, error){s.setting, s.access, s.faults, s.control, s.snapshots, s.expect} {
 		if known, err := part(verb, args); known {
 			return err
 		}

@@ -46,6 +46,9 @@ func (c *cluster) cellHistories(cells int64) ([][]*step, error) {
 				s.value = o.got[b-o.first]
 			case opWrite:
 				s.value = o.value + value(b-o.first)
+				if o.vals != nil {
+					s.value = o.vals[b-o.first]
+				}
 			}
 			if o.open && o.ret == 0 {
 				s.ret = openEnd

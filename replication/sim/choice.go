@@ -30,15 +30,18 @@ const (
 	ChoiceScrub                         // a scrub is begun or cancelled in step N
 	ChoiceFlip                          // the N-th flipped bit
 
+	ChoiceSnapshot // something is done about snapshots in step N
+
 	streamSteps  // times of requests
 	streamOwner  // who attaches
 	streamFaults // times of faults
 	streamScrubs // of scrubs
 	streamFlips  // of flips
+	streamSnapshots
 )
 
 func (c Choice) String() string {
-	kinds := [...]string{"", "fault", "request", "storm", "move", "record", "swap", "scrub", "flip", "", "", "", "", ""}
+	kinds := [...]string{"", "fault", "request", "storm", "move", "record", "swap", "scrub", "flip", "snapshot", "", "", "", "", "", ""}
 	return fmt.Sprintf("%s %d.%d", kinds[c.Kind], c.N, c.I)
 }
 

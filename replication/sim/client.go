@@ -32,6 +32,7 @@ type op struct {
 	cells int64
 	value value   // written to every cell of it: value+index
 	got   []value // read
+	vals  []value // written, if they do not follow from value
 	call  time.Duration
 	ret   time.Duration
 	ok    bool // answered without error
@@ -208,7 +209,7 @@ func (c *cluster) drive() {
 		pause := w.between(10*time.Millisecond, 500*time.Millisecond)
 		h := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
 		switch {
-		case c.attaching:
+		case c.detachedWork(), c.attaching:
 		case len(c.devs) == 0:
 			c.moveTo(h, w.chance(0.1))
 		case !c.quiet && c.may("move"):

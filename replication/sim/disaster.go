@@ -75,6 +75,7 @@ func (c *cluster) install(rec holdfast.Record) {
 		panic(err)
 	}
 	c.meta.rec = rec
+	c.forgetSnapshots()
 	for _, h := range c.meta.hosts {
 		c.w.after(c.w.between(0, 500*time.Millisecond), func() { c.restart(h) })
 	}

@@ -9,7 +9,7 @@ func (c *cluster) fault() {
 	w := c.w
 	var kinds []string
 	for _, k := range Faults() {
-		if c.may(k) && !passive(k) && (k != "limit" || c.cfg.Limits) {
+		if c.may(k) && !passive(k) && (k != "limit" || c.cfg.Limits) && (k != "rollback" || !c.cfg.Snapshots) {
 			kinds = append(kinds, k)
 		}
 	}

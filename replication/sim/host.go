@@ -38,6 +38,7 @@ type host struct {
 	quiet holdfast.Epoch
 
 	sessionGrant holdfast.Epoch // for the coverage
+	maintaining  bool           // its primary is one for maintenance
 }
 
 // cut says whether messages from h to o are lost on the way.
@@ -216,6 +217,12 @@ func (s *swapper) Read() {
 
 // attach tries to become the primary once; done says whether it serves.
 func (h *host) attach(force bool, done func(*device)) {
+	h.yield()
+	h.grant(holdfast.ClientPrimary, force, done)
+}
+
+// grant is attach for either kind of primary.
+func (h *host) grant(kind holdfast.PrimaryKind, force bool, done func(*device)) {
 	if h.opening || h.primary != nil || !h.up {
 		done(nil)
 		return
@@ -229,9 +236,9 @@ func (h *host) attach(force bool, done func(*device)) {
 			return
 		}
 		alive := rec.Primary != nil && h.c.meta.alive(rec.Primary.Node)
-		next, err := replication.Grant(rec, replication.GrantRequest{Self: h.id, Kind: holdfast.ClientPrimary, HolderAlive: alive, Force: force})
+		next, err := replication.Grant(rec, replication.GrantRequest{Self: h.id, Kind: kind, HolderAlive: alive, Force: force})
 		if err != nil {
-			if !errors.Is(err, holdfast.InUse) {
+			if !errors.Is(err, holdfast.InUse) && !errors.Is(err, holdfast.Busy) {
 				panic(err)
 			}
 			fail()
@@ -284,6 +291,7 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 		Changed: func(what string) { h.c.w.logf("%s: %s", h.id, what) },
 	}})
 	rs.p, dev.p, h.primary, h.device = p, p, p, dev
+	h.maintaining = rec.AttachedTo() == ""
 	h.c.w.logf("%s: granted epoch %d", h.id, rec.Epoch)
 	p.Start()
 	dev.look()

@@ -25,13 +25,14 @@ func groups() map[string][]string {
 		"resize":    {"grow", "limit"},
 		"replace":   {"replace"},
 		"move":      {"move", "detach", "clear"},
+		"snapshot":  {"snapshot"},
 		"scenes":    {"expire", "undo", "relay", "last", "double", "hush", "interrupt", "alone", "source"},
 	}
 }
 
 // passive faults do not come from the plan: they happen on an occasion.
 func passive(kind string) bool {
-	return slices.Contains([]string{"move", "record", "swap", "jitter", "snap", "scrub", "flip"}, kind)
+	return slices.Contains([]string{"move", "record", "swap", "jitter", "snap", "scrub", "flip", "snapshot"}, kind)
 }
 
 // Faults lists all kinds of faults.

@@ -109,13 +109,14 @@ func (m *meta) apply(want holdfast.Record) bool {
 	if err := want.Validate(); err != nil {
 		panic(err)
 	}
-	before := len(m.rec.InSyncReplicas())
+	before, old := len(m.rec.InSyncReplicas()), m.rec
 	want = want.Clone()
 	want.Revision = m.rec.Revision + 1
 	m.c.recorded(m.rec, want)
 	m.c.noteDrops(m.rec, want)
 	m.rec = want
 	m.w.logf("meta: revision %d epoch %d primary %v %s", want.Revision, want.Epoch, primaryName(want), states(want))
+	m.c.applied(&old, &m.rec)
 	m.c.retire(want)
 	if !m.calm {
 		m.moment(want, before)

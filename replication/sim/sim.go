@@ -33,6 +33,7 @@ type Config struct {
 	Scrubs    bool // it is scrubbed all the time, with flipped bits if it has three replicas
 	Limits    bool // the volume gets limits for how long its I/O waits, and loses them
 	Trace     bool
+	Snapshots bool // taken, deleted and restored at random
 	// Kinds names the faults; empty: all.
 	Kinds []string
 	// Only names the choices that are not left out; nil: none is.
@@ -64,6 +65,7 @@ func Default(seed uint64) Config {
 		cfg.Protocol.SlowFor, cfg.Protocol.SlowHoldOff = time.Duration(1+more.IntN(3))*time.Second, time.Second
 	}
 	cfg.repairs()
+	cfg.Snapshots = more.IntN(2) == 0
 	if more.IntN(3) > 0 {
 		cfg.Kinds = few(more)
 	}
@@ -90,7 +92,8 @@ type Result struct {
 	Epochs     holdfast.Epoch
 	Virtual    time.Duration
 	Coverage   Coverage
-	Choices    []Choice // all that were made
+	Choices    []Choice       // all that were made
+	Snapshots  map[string]int // taken, restored, cut by command
 	Trace      []string
 	Err        error
 }
@@ -128,6 +131,7 @@ type cluster struct {
 	covered    Coverage
 	droppedAt  map[holdfast.ReplicaID]time.Duration
 	answers    [replication.MsgTypeEnd][replication.StatusEnd]int
+	snaps      snapWatch
 }
 
 func newCluster(cfg Config, w *world) *cluster {
@@ -149,8 +153,11 @@ func Run(cfg Config) (res Result) {
 	c.build()
 	c.drive()
 	c.fault()
+	if cfg.Snapshots {
+		c.snapshotting()
+	}
 	w.runUntil(cfg.Faults, nil)
-	return c.result(c.judge(c.healed(), c.check, c.equal))
+	return c.result(c.judge(c.healed(), c.check, c.equal, c.snapshotsWell))
 }
 
 // errRefused is an allowed end: a replica has seen another history than a metadata
@@ -174,7 +181,7 @@ func (c *cluster) judge(err error, steps ...func() error) error {
 
 func (c *cluster) result(err error) Result {
 	return Result{Operations: len(c.history), Attached: c.attached, Faults: c.faults, Epochs: c.meta.rec.Epoch, Virtual: c.w.now, Coverage: c.coverage(),
-		Choices: c.w.choices, Trace: c.w.trace, Err: err}
+		Snapshots: c.snaps.counts, Choices: c.w.choices, Trace: c.w.trace, Err: err}
 }
 
 // panicError is what a run says that came to a panic: a check that was made on the
@@ -188,6 +195,7 @@ func panicError(r any) error {
 
 func (c *cluster) build() {
 	size := c.cfg.Blocks * holdfast.BlockSize
+	c.snaps = snapWatch{cutAt: map[string]time.Duration{}, content: map[holdfast.SnapshotID][]value{}, counts: map[string]int{}}
 	rec := holdfast.Record{Version: holdfast.RecordVersion, ID: volumeID, Name: "vol", Phase: holdfast.PhaseReady, SizeBytes: size, Epoch: 1, Revision: 1,
 		Spec: holdfast.Spec{SizeBytes: size, Replicas: c.cfg.Replicas, MinInSync: c.cfg.MinInSync}.WithDefaults()}
 	for i := range c.cfg.Hosts {
@@ -249,7 +257,7 @@ func (c *cluster) healed() error {
 	start := c.w.now
 	well := func() bool {
 		rec := c.meta.rec
-		return len(c.devs) == 1 && rec.Healthy() && len(rec.Replicas) == rec.Spec.Replicas && rec.SizeBytes >= rec.Spec.SizeBytes && c.devs[0].p.Phase() == "serving" &&
+		return len(c.devs) == 1 && c.snapsWell() && rec.Healthy() && len(rec.Replicas) == rec.Spec.Replicas && rec.SizeBytes >= rec.Spec.SizeBytes && c.devs[0].p.Phase() == "serving" &&
 			rec.Primary != nil && rec.Primary.Grant == c.devs[0].p.Grant()
 	}
 	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > start+2*time.Second })

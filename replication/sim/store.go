@@ -46,6 +46,7 @@ type disk struct {
 	failsUntil time.Duration // accesses end with errors, some of them
 
 	onPromise func(old, next replication.Promise) // for the coverage
+	snaps     []*snap                             // oldest first
 }
 
 type bitmap struct{ live, safe []bool }
@@ -78,7 +79,7 @@ type running struct{ t *replication.Task }
 
 func (s *store) State() replication.StoreState {
 	d := s.d
-	st := replication.StoreState{Promise: d.promise, Record: d.record, SizeBytes: d.size, MapSince: d.mapSince, Boot: s.boot, Progress: d.progress.Clone()}
+	st := replication.StoreState{Promise: d.promise, Record: d.record, SizeBytes: d.size, MapSince: d.mapSince, Boot: s.boot, Progress: d.progress.Clone(), Snapshots: d.visible()}
 	for _, e := range d.tail {
 		st.Tail = append(st.Tail, e.ext)
 	}
@@ -121,7 +122,7 @@ func (s *store) Submit(t *replication.Task) {
 	if s.host.stuckUntil > s.w.now {
 		d += s.host.stuckUntil - s.w.now
 	}
-	if t.Kind == replication.TaskWrite || t.Kind == replication.TaskTrim {
+	if isWrite(t) {
 		s.d.begin(t) // tail and intent come first
 		if s.host.lateUntil > s.w.now {
 			d += time.Second
@@ -135,6 +136,7 @@ func (s *store) Submit(t *replication.Task) {
 		if s.d.failsUntil > s.w.now && s.w.chance(0.3) {
 			s.fail(t)
 		} else {
+			s.host.c.noteCut(s, t)
 			s.d.apply(t, nil)
 		}
 		s.w.after(s.w.between(0, 100*time.Microsecond), func() {
@@ -157,7 +159,8 @@ func (s *store) fail(t *replication.Task) {
 func (s *store) kill() {
 	s.dead = true
 	for _, r := range s.tasks {
-		if (r.t.Kind == replication.TaskWrite || r.t.Kind == replication.TaskTrim) && s.w.chance(0.7) {
+		if (isWrite(r.t) || r.t.Kind == replication.TaskSnapshot || r.t.Kind == replication.TaskDropSnapshot) && s.w.chance(0.7) {
+			s.host.c.noteCut(s, r.t)
 			s.d.apply(r.t, func() bool { return s.w.chance(0.6) })
 		}
 	}
@@ -226,13 +229,14 @@ func (d *disk) apply(t *replication.Task, part func() bool) {
 	}
 	switch t.Kind {
 	case replication.TaskRead:
-		for b := first; b < last; b++ {
+		read := d.content(t)
+		for b := first; b < last && read != nil; b++ {
 			blk := t.Buf.B[(b-first)*cellSize:][:cellSize]
 			clear(blk)
-			binary.LittleEndian.PutUint64(blk, d.live[b])
+			binary.LittleEndian.PutUint64(blk, read(b))
 		}
 	case replication.TaskWrite, replication.TaskTrim:
-		d.write(t, first, last, part)
+		d.write(t, first, last, part, written(t, first))
 	case replication.TaskFlush:
 		d.flush()
 	case replication.TaskPromise:
@@ -244,12 +248,18 @@ func (d *disk) apply(t *replication.Task, part func() bool) {
 		}
 		d.promise, d.record = t.Promise, *t.Record
 	default:
-		d.control(t, first, last)
+		if !d.snapTask(t, first, last, part) {
+			d.control(t, first, last)
+		}
 	}
 }
 
-func (d *disk) write(t *replication.Task, first, last int64, part func() bool) {
-	if d.full && t.Kind == replication.TaskWrite {
+func isWrite(t *replication.Task) bool {
+	return t.Kind == replication.TaskWrite || t.Kind == replication.TaskTrim || t.Kind == replication.TaskRestore
+}
+
+func (d *disk) write(t *replication.Task, first, last int64, part func() bool, data func(int64) value) {
+	if d.full && t.Kind != replication.TaskTrim {
 		t.Err = holdfast.E("store", holdfast.NoSpace, "simulated full pool")
 		return
 	}
@@ -264,10 +274,8 @@ func (d *disk) write(t *replication.Task, first, last int64, part func() bool) {
 		if !done {
 			continue
 		}
-		var v value
-		if t.Kind == replication.TaskWrite {
-			v = binary.LittleEndian.Uint64(t.Buf.B[(b-first)*cellSize:])
-		}
+		v := data(b)
+		d.touch(b, b+1)
 		d.live[b], m.live[b] = v, true
 		d.dirty[b] = true
 		if t.FUA && part == nil {
@@ -330,13 +338,19 @@ func (d *disk) control(t *replication.Task, first, last int64) {
 			return false
 		}, 0, int64(len(d.live)))
 	case replication.TaskAllocated:
-		t.Extents = d.extents(func(b int64) bool { return d.live[b] != 0 }, first, last)
+		if read := d.content(t); read != nil {
+			t.Extents = d.extents(func(b int64) bool { return read(b) != 0 }, first, last)
+		}
 	case replication.TaskHash:
+		read := d.content(t)
+		if read == nil {
+			return
+		}
 		for b := first; b < last; b += replication.HashBlock / cellSize {
 			var h replication.Hash
 			var x uint64 = 1469598103934665603
 			for i := b; i < min(b+replication.HashBlock/cellSize, last); i++ {
-				x = (x ^ d.live[i]) * 1099511628211
+				x = (x ^ read(i)) * 1099511628211
 				x ^= x >> 29
 			}
 			binary.LittleEndian.PutUint64(h[:], x)

@@ -161,6 +161,12 @@ func parseBody(raw []byte, m *replication.Message, kind body) (err error) {
 	case bodyProgress:
 		m.Progress = new(replication.Progress)
 		return parseJSON(raw, m.Progress)
+	case bodySnapshot:
+		m.Snapshot = new(replication.SnapshotArg)
+		if err := parseJSON(raw, m.Snapshot); err != nil || !longArg(m.Snapshot) {
+			return err
+		}
+		return corrupt("a snapshot's name is longer than %d bytes", maxSnapshotID)
 	case bodyEpoch:
 		return parseEpoch(raw, m)
 	}

@@ -35,10 +35,13 @@
 // What the payload is follows from type and answer alone:
 //
 //	message                        payload
-//	Write request, Read answer     data: 1 to replication.MaxData bytes
+//	Write request, Read and        data: 1 to replication.MaxData bytes
+//	SnapRead answer
 //	Mark request                   extents, may be none
-//	Changed, Allocated answer      extents, may be none
-//	Hash answer                    hashes, 16 bytes each, may be none
+//	Changed, Allocated, Diff and   extents, may be none
+//	SnapAllocated answer
+//	Hash and SnapHash answer       hashes, 16 bytes each, may be none
+//	request about a snapshot       JSON of replication.SnapshotArg, at most 2 KiB
 //	Hello request                  JSON of replication.Hello
 //	Hello answer                   JSON of replication.Welcome
 //	Record request                 JSON of holdfast.Record

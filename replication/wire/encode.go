@@ -110,6 +110,8 @@ func checkBody(m *replication.Message, kind body) error {
 		return invalid(m, "the record is missing, or stands where none belongs")
 	case (m.Progress != nil) != (kind == bodyProgress):
 		return invalid(m, "the progress is missing, or stands where none belongs")
+	case (m.Snapshot != nil) != (kind == bodySnapshot):
+		return invalid(m, "the snapshot is missing, or stands where none belongs")
 	case len(m.Extents) > replication.MaxExtents:
 		return invalid(m, "it has %d extents; at most %d are possible", len(m.Extents), replication.MaxExtents)
 	}
@@ -138,6 +140,11 @@ func appendBody(dst []byte, m *replication.Message, kind body) ([]byte, error) {
 		return appendJSON(dst, m, m.Record)
 	case bodyProgress:
 		return appendJSON(dst, m, m.Progress)
+	case bodySnapshot:
+		if longArg(m.Snapshot) {
+			return dst, invalid(m, "a snapshot's name is longer than %d bytes", maxSnapshotID)
+		}
+		return appendJSON(dst, m, m.Snapshot)
 	case bodyEpoch:
 		at := len(dst)
 		dst, err := appendJSON(append(dst, 0, 0, 0, 0), m, m.Record)

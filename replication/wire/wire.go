@@ -49,7 +49,20 @@ const (
 	bodyRecord
 	bodyEpoch
 	bodyProgress
+	bodySnapshot
 )
+
+// maxSnapshot bounds the JSON of a replication.SnapshotArg, maxSnapshotID each of
+// its members, in bytes.
+const (
+	maxSnapshot   = 2 << 10
+	maxSnapshotID = 64
+)
+
+// longArg says whether a member is too long.
+func longArg(a *replication.SnapshotArg) bool {
+	return max(len(a.ID), len(a.Cut), len(a.From)) > maxSnapshotID
+}
 
 // bodyOf says what the payload of such a message is.
 func bodyOf(t replication.MsgType, answer bool, s replication.Status) body {
@@ -67,6 +80,9 @@ func bodyOf(t replication.MsgType, answer bool, s replication.Status) body {
 			return bodyRecord
 		case replication.MsgProgress:
 			return bodyProgress
+		case replication.MsgSnapshot, replication.MsgDropSnapshot, replication.MsgRestore, replication.MsgDiff,
+			replication.MsgSnapRead, replication.MsgSnapAllocated, replication.MsgSnapHash:
+			return bodySnapshot
 		}
 		return bodyNone
 	}
@@ -76,11 +92,11 @@ func bodyOf(t replication.MsgType, answer bool, s replication.Status) body {
 	switch t {
 	case replication.MsgHello:
 		return bodyWelcome
-	case replication.MsgRead:
+	case replication.MsgRead, replication.MsgSnapRead:
 		return bodyData
-	case replication.MsgChanged, replication.MsgAllocated:
+	case replication.MsgChanged, replication.MsgAllocated, replication.MsgSnapAllocated, replication.MsgDiff:
 		return bodyExtents
-	case replication.MsgHash:
+	case replication.MsgHash, replication.MsgSnapHash:
 		return bodyHashes
 	}
 	return bodyNone
@@ -97,6 +113,8 @@ func (b body) bounds() (least, most int) {
 		return 0, replication.MaxHashes * hashSize
 	case bodyHello, bodyWelcome, bodyRecord, bodyProgress:
 		return 2, MaxJSON
+	case bodySnapshot:
+		return 2, maxSnapshot
 	case bodyEpoch:
 		return 4 + 2, 4 + MaxJSON + replication.MaxExtents*extentSize
 	}

@@ -33,6 +33,8 @@ var typeNames = map[replication.MsgType]string{
 	replication.MsgHash: "hash", replication.MsgMark: "mark", replication.MsgGrow: "grow",
 	replication.MsgSettle: "settle", replication.MsgRecord: "record", replication.MsgQuiet: "quiet",
 	replication.MsgProgress: "progress",
+	replication.MsgSnapshot: "snapshot", replication.MsgDropSnapshot: "dropsnapshot", replication.MsgRestore: "restore", replication.MsgDiff: "diff",
+	replication.MsgSnapRead: "snapread", replication.MsgSnapAllocated: "snapallocated", replication.MsgSnapHash: "snaphash",
 }
 
 // frame encodes m into one slice.
@@ -90,13 +92,17 @@ func full(t replication.MsgType, answer bool) *replication.Message {
 		m.Copied = true
 	case t == replication.MsgWrite && !answer:
 		m.Buf, m.FUA, m.Length = dataBuf(64), true, 64
-	case t == replication.MsgRead && answer:
+	case t >= replication.MsgSnapshot && !answer:
+		m.Snapshot = &replication.SnapshotArg{ID: "5555", Cut: "9-1", From: "4444"}
+	case t == replication.MsgDropSnapshot:
+		m.More = true
+	case (t == replication.MsgRead || t == replication.MsgSnapRead) && answer:
 		m.Buf = dataBuf(64)
 	case t == replication.MsgMark && !answer:
 		m.Extents = extents
-	case (t == replication.MsgChanged || t == replication.MsgAllocated) && answer:
+	case (t == replication.MsgChanged || t == replication.MsgAllocated || t == replication.MsgDiff || t == replication.MsgSnapAllocated) && answer:
 		m.Extents, m.More = extents, true
-	case t == replication.MsgHash && answer:
+	case (t == replication.MsgHash || t == replication.MsgSnapHash) && answer:
 		m.Hashes = []replication.Hash{{1, 2, 3}, {0xff}}
 	}
 	return m
