@@ -137,3 +137,9 @@ func page(xs []holdfast.Extent, offset int64) ([]holdfast.Extent, bool) {
 	}
 	return xs, false
 }
+
+// within cuts marks to the replica's size. One that has not grown yet is shown
+// marks beyond its end, too; it learns them before it is in sync.
+func (r *Replica) within(marks []holdfast.Extent) []holdfast.Extent {
+	return clip(marks, r.size)
+}

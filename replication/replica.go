@@ -354,12 +354,6 @@ func (r *Replica) task(s *session, m *Message) *Task {
 	return t
 }
 
-// within cuts marks to the replica's size. One that has not grown yet is shown
-// marks beyond its end, too; it learns them before it is in sync.
-func (r *Replica) within(marks []holdfast.Extent) []holdfast.Extent {
-	return clip(marks, r.size)
-}
-
 // onRecord keeps a newer record of the same epoch. What comes after waits, since
 // only one promise may be on its way to the disk at a time.
 func (r *Replica) onRecord(s *session, m *Message) {
