@@ -87,6 +87,11 @@ func (c *cluster) resync(d *device, id holdfast.ReplicaID) {
 		}
 	}
 	at -= c.cfg.Protocol.SilentAfter + c.cfg.Protocol.IOTimeout + time.Second
+	for _, s := range c.meta.rec.Snapshots {
+		if s.Epoch != 0 && c.snaps.cutAt[s.Cut] >= at {
+			return // it lacks snapshots: what they changed is copied for each of them, and looked at by granules
+		}
+	}
 	written := map[int64]bool{}
 	if h := c.host(rep.Node); h.disk != nil {
 		for _, e := range h.disk.tail { // may be answered, but not told to be everywhere
