@@ -194,7 +194,7 @@ type Task struct {
 
 	// Err is the answer: nil; NoSpace when the pool is full and nothing was
 	// written (the same task may be submitted again); for tasks about snapshots
-	// also NotFound, Busy and Unsupported, with nothing done; anything else fails
+	// also NotFound, Busy, Exists, Invalid and Unsupported, with nothing done; anything else fails
 	// the replica.
 	Err error
 

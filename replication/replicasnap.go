@@ -36,9 +36,9 @@ func snapshotRefusal(err error) Status {
 	switch holdfast.KindOf(err) {
 	case holdfast.NotFound:
 		return StatusNoSnapshot
-	case holdfast.Busy:
+	case holdfast.Busy, holdfast.Exists, holdfast.Unavailable:
 		return StatusBusy
-	case holdfast.Unsupported, holdfast.Invalid:
+	case holdfast.Unsupported, holdfast.Invalid, holdfast.OutOfRange:
 		return StatusInvalid
 	}
 	return StatusOK

@@ -83,10 +83,18 @@ func compareIDs(x, y holdfast.VolumeID) int {
 
 // imperfect says whether a record asks for anything that a primary could do.
 func imperfect(r holdfast.Record) bool {
-	if holdfast.RoundUp(r.Spec.SizeBytes) > r.SizeBytes || r.Scrub.Pending() {
+	if holdfast.RoundUp(r.Spec.SizeBytes) > r.SizeBytes || r.Scrub.Pending() || snapshotWork(r) {
 		return true
 	}
 	return slices.ContainsFunc(r.Replicas, func(x holdfast.Replica) bool { return x.Leaving == (x.State == holdfast.InSync) })
+}
+
+// snapshotWork says whether a primary is to take or drop a snapshot, or to restore
+// one. A group's is taken by command.
+func snapshotWork(r holdfast.Record) bool {
+	return r.Restore != nil || slices.ContainsFunc(r.Snapshots, func(s holdfast.Snapshot) bool {
+		return s.State == holdfast.SnapshotDeleting || s.State == holdfast.SnapshotWanted && s.Group == ""
+	})
 }
 
 // Maintainer is the node that is to serve a volume's maintenance: the first in
@@ -109,11 +117,11 @@ func Maintainer(r holdfast.Record, alive map[holdfast.NodeID]bool) holdfast.Node
 	return ""
 }
 
-// workable says whether a primary could do something now: grow or scrub the volume, drop
-// an in-sync replica that leaves (never the last), or repair one whose node is
+// workable says whether a primary could do something now: grow or scrub the volume,
+// do what its snapshots need, drop an in-sync replica that leaves (never the last), or repair one whose node is
 // there.
 func workable(r holdfast.Record, alive map[holdfast.NodeID]bool) bool {
-	if holdfast.RoundUp(r.Spec.SizeBytes) > r.SizeBytes || scrubbable(r, alive) {
+	if holdfast.RoundUp(r.Spec.SizeBytes) > r.SizeBytes || scrubbable(r, alive) || snapshotWork(r) {
 		return true
 	}
 	several := len(r.InSyncReplicas()) > 1

@@ -10,7 +10,11 @@ import (
 // Close closes it. On error the caller still owns it. Errors: Exists if the
 // replica is served already, Unavailable when the plane is closing.
 func (p *Plane) AddReplica(vol holdfast.VolumeID, id holdfast.ReplicaID, r *engine.Replica) error {
-	return p.addReplica(vol, id, engineBacking{r})
+	if err := p.addReplica(vol, id, engineBacking{r}); err != nil {
+		return err
+	}
+	p.spawn(func() { p.finishDrops(r) })
+	return nil
 }
 
 // engineBacking translates tasks to calls of an engine replica.
@@ -21,7 +25,7 @@ func (b engineBacking) Close() error { return b.r.Close() }
 func (b engineBacking) State() replication.StoreState {
 	s := b.r.State()
 	return replication.StoreState{Promise: replication.Promise(s.Promise), Record: s.Record, SizeBytes: s.SizeBytes,
-		Tail: s.Tail, Suspects: s.Suspects, MapSince: s.MapSince, Boot: s.Boot, Progress: machineProgress(s.Progress)}
+		Tail: s.Tail, Suspects: s.Suspects, MapSince: s.MapSince, Boot: s.Boot, Progress: machineProgress(s.Progress), Snapshots: snapshotRefs(b.r)}
 }
 
 func machineProgress(g engine.Progress) replication.Progress {
@@ -44,6 +48,10 @@ func (b engineBacking) Do(t *replication.Task) {
 	r, e := b.r, engine.Entry{Epoch: t.Epoch, Grant: t.Grant, Seq: t.Seq, Committed: t.Committed, Copied: t.Copied}
 	switch t.Kind {
 	case replication.TaskRead:
+		if id := t.Snapshot.ID; id != "" {
+			t.Err = r.ReadSnapshot(id, t.Buf.B, t.Offset)
+			return
+		}
 		t.Err = r.ReadAt(t.Buf.B, t.Offset)
 	case replication.TaskWrite:
 		t.Err = r.WriteAt(e, t.Buf.B, t.Offset, t.FUA)
@@ -58,9 +66,9 @@ func (b engineBacking) Do(t *replication.Task) {
 	case replication.TaskChanged:
 		t.Extents, t.Err = r.Changed(t.Since)
 	case replication.TaskAllocated:
-		t.Extents, t.Err = r.Allocated(t.Offset, t.Length)
+		t.Extents, t.Err = b.allocated(t)
 	case replication.TaskHash:
-		t.Hashes, t.Err = b.hash(t.Offset, t.Length)
+		t.Hashes, t.Err = b.hash(t)
 	case replication.TaskGrow:
 		t.Err = r.Grow(t.Length)
 	case replication.TaskSettle:
@@ -70,12 +78,16 @@ func (b engineBacking) Do(t *replication.Task) {
 	case replication.TaskProgress:
 		t.Err = r.SetProgress(engineProgress(*t.Progress))
 	default:
-		t.Err = holdfast.E("store task", holdfast.Unsupported, "this release does not know the task")
+		b.snapshotTask(t, e)
 	}
 }
 
-func (b engineBacking) hash(off, n int64) ([]replication.Hash, error) {
-	hs, err := b.r.Hash(off, n)
+func (b engineBacking) hash(t *replication.Task) ([]replication.Hash, error) {
+	hash := b.r.Hash
+	if id := t.Snapshot.ID; id != "" {
+		hash = func(off, n int64) ([]engine.Hash, error) { return b.r.HashSnapshot(id, off, n) }
+	}
+	hs, err := hash(t.Offset, t.Length)
 	out := make([]replication.Hash, len(hs))
 	for i, h := range hs {
 		out[i] = replication.Hash(h)

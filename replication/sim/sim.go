@@ -156,6 +156,9 @@ func Run(cfg Config) (res Result) {
 	if cfg.Snapshots {
 		c.snapshotting()
 	}
+	if cfg.Snapshots {
+		c.cfg.Heal *= 4 // a repair goes in stages, each of which may look at everything
+	}
 	w.runUntil(cfg.Faults, nil)
 	return c.result(c.judge(c.healed(), c.check, c.equal, c.snapshotsWell))
 }
