@@ -311,9 +311,7 @@ func (r *Replica) sensible(m *Message) bool {
 func (r *Replica) task(s *session, m *Message) *Task {
 	t := &Task{Epoch: s.epoch, Grant: s.grant, Seq: m.Seq, Committed: m.Committed, FUA: m.FUA,
 		Offset: m.Offset, Length: m.Length, Since: m.Since, Extents: m.Extents, Buf: m.Buf, Copied: m.Copied}
-	if m.Snapshot != nil {
-		t.Snapshot = *m.Snapshot
-	}
+	t.about(m.Snapshot)
 	switch m.Type {
 	case MsgWrite:
 		t.Kind, r.committed = TaskWrite, max(r.committed, m.Committed)

@@ -56,3 +56,10 @@ func (r *Replica) goOn(s *session) {
 		r.serve(s, h)
 	}
 }
+
+// about notes which snapshot a task is about, if any.
+func (t *Task) about(a *SnapshotArg) {
+	if a != nil {
+		t.Snapshot = *a
+	}
+}
