@@ -45,7 +45,8 @@ type session struct {
 	epoch holdfast.Epoch
 	grant holdfast.Epoch
 	quiet bool // its primary answers no reads
-	// held are messages that came while a new epoch is being made durable.
+	// held are messages that came while a record or a new epoch is being made
+	// durable; pings are answered.
 	promising bool
 	taking    bool // a snapshot is being taken: only pings and reads are served
 	held      []*Message
@@ -128,6 +129,8 @@ func (r *Replica) OnMessage(c Conn, m *Message) {
 	switch {
 	case s == nil || s.conn != c:
 		r.refuse(c, m, StatusFenced)
+	case s.promising && m.Type == MsgPing && m.Epoch >= s.epoch:
+		r.alive(s, m)
 	case s.promising || s.taking && m.Type != MsgPing && m.Type != MsgRead:
 		s.held = append(s.held, m)
 	default:
@@ -350,59 +353,6 @@ func (r *Replica) task(s *session, m *Message) *Task {
 		return nil
 	}
 	return t
-}
-
-// onRecord keeps a newer record of the same epoch. What comes after waits, since
-// only one promise may be on its way to the disk at a time.
-func (r *Replica) onRecord(s *session, m *Message) {
-	s.promising = true
-	done := func(t *Task) { r.entered(s, m, s.epoch, t.Err) }
-	r.submit(&Task{Kind: TaskPromise, Promise: r.promise, Record: m.Record}, job{then: done})
-}
-
-// onEpoch follows the session's primary into a new epoch: the promise and the
-// marks are durable before anything that comes after is looked at.
-func (r *Replica) onEpoch(s *session, m *Message) {
-	if m.Record == nil || m.Epoch <= s.epoch {
-		r.refuse(s.conn, m, StatusInvalid)
-		return
-	}
-	if r.failure != nil {
-		r.refuse(s.conn, m, StatusFailed)
-		return
-	}
-	s.promising = true
-	p := Promise{Epoch: m.Epoch, Grant: s.grant}
-	mark := func(t *Task) {
-		if t.Err == nil {
-			r.promise = t.Promise
-			if len(m.Extents) > 0 {
-				r.submit(&Task{Kind: TaskMark, Epoch: m.Epoch, Extents: r.within(m.Extents)}, job{then: func(t *Task) { r.entered(s, m, m.Epoch, t.Err) }})
-				return
-			}
-		}
-		r.entered(s, m, m.Epoch, t.Err)
-	}
-	r.submit(&Task{Kind: TaskPromise, Promise: p, Record: m.Record}, job{then: mark})
-}
-
-// entered answers a new epoch and then serves what was held.
-func (r *Replica) entered(s *session, m *Message, epoch holdfast.Epoch, err error) {
-	var st Status
-	if err != nil {
-		st = r.undone(err)
-	}
-	if r.session != s {
-		return
-	}
-	s.promising = false
-	if st != StatusOK {
-		r.refuse(s.conn, m, st)
-	} else {
-		s.epoch = epoch
-		r.answer(s, &Message{Type: m.Type, ID: m.ID})
-	}
-	r.goOn(s)
 }
 
 // submit hands a task to the store.

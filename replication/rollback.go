@@ -1,6 +1,15 @@
 package replication
 
-import "github.com/holdfast-storage/holdfast"
+import (
+	"errors"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// ErrRolledBack is why a primary ends when a replica knows a history that the
+// metadata store does not show. Such an end is of kind Corrupt; an operator has to
+// decide.
+var ErrRolledBack = errors.New("the metadata store was rolled back")
 
 // refusal says why a Hello is refused after a promise. That of a later epoch
 // whose history is another one than we know comes from a metadata store that was
@@ -46,6 +55,6 @@ func (p *Primary) rolledBack(node holdfast.NodeID) {
 	if node != "" {
 		who += " on node " + string(node)
 	}
-	p.end(holdfast.E("serve volume "+p.rec.Name, holdfast.Corrupt,
-		who+" has seen another history than the metadata store shows: the store was restored from a backup; restore its newest state, or remove the replica if the store is right"))
+	p.end(&holdfast.Error{Op: "serve volume " + p.rec.Name, Kind: holdfast.Corrupt, Err: ErrRolledBack,
+		Msg: who + " has seen another history than the metadata store shows: the store was restored from a backup; restore its newest state, or remove the replica if the store is right"})
 }

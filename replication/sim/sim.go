@@ -264,7 +264,7 @@ func (c *cluster) healed() error {
 			rec.Primary != nil && rec.Primary.Grant == c.devs[0].p.Grant()
 	}
 	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > start+2*time.Second })
-	if !well() && c.rolledBack && holdfast.KindOf(c.lastEnd) == holdfast.Corrupt && len(c.devs) == 0 {
+	if !well() && c.rolledBack && errors.Is(c.lastEnd, replication.ErrRolledBack) && len(c.devs) == 0 {
 		return errRefused
 	}
 	if !well() {
