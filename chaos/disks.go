@@ -128,10 +128,11 @@ func (in *injector) blackout(ctx context.Context, x fault) error {
 	wg.Wait()
 	sleep(ctx, x.lasts)
 	in.f.j.note("end of %v", x)
+	again := make([]error, 0, len(ms))
 	for _, m := range ms {
-		errs = append(errs, in.f.start(m))
+		again = append(again, in.f.start(m))
 	}
-	return errors.Join(errs...)
+	return errors.Join(errors.Join(errs...), errors.Join(again...))
 }
 
 // quality is for links that are bad without being away.

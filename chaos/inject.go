@@ -56,9 +56,9 @@ func (in *injector) play(ctx context.Context, faults []fault) error {
 		})
 	}
 	wg.Wait()
-	for _, x := range faults {
+	for i, x := range faults {
 		if x.kind == blackout && ctx.Err() == nil {
-			errs = append(errs, holdfast.Wrap("make "+x.String(), in.blackout(ctx, x)))
+			errs[i] = holdfast.Wrap("make "+x.String(), in.blackout(ctx, x))
 		}
 	}
 	return errors.Join(errors.Join(errs...), in.undrain(context.WithoutCancel(ctx)))

@@ -33,10 +33,10 @@ func (s *slowRig) busy(d time.Duration) {
 		}
 		begun := s.now
 		s.submitServed(OpWrite, blocks(3, 1))
-		for _, after := range []time.Duration{1, 2, 3, 40, 41} {
-			s.now = begun + after*time.Millisecond
+		for _, after := range []time.Duration{time.Millisecond, 2 * time.Millisecond, 3 * time.Millisecond, 40 * time.Millisecond, 41 * time.Millisecond} {
+			s.now = begun + after
 			for i := range s.took {
-				if s.took[i] == after*time.Millisecond && s.sent(i, MsgWrite) > 0 {
+				if s.took[i] == after && s.sent(i, MsgWrite) > 0 {
 					s.answer(i, s.take(i, MsgWrite), StatusOK)
 				}
 			}

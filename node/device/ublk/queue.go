@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -215,7 +216,7 @@ func (q *queue) copyData(move func(int, []byte, int64) (int, error), tag uint16,
 	at := int64(dataOffset) + int64(tag)<<tagShift
 	for len(p) > 0 {
 		n, err := move(q.char, p, at)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {

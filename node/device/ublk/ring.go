@@ -254,14 +254,14 @@ func missing(err error) bool {
 
 // info is struct ublksrv_ctrl_dev_info.
 type info struct {
-	queues, depth, state, pad0 uint16
-	maxBytes, devID            uint32
-	pid                        int32
-	pad1                       uint32
-	flags                      uint64
-	tag                        uint64 // ublksrv_flags: the driver keeps it for us
-	uid, gid                   uint32
-	reserved                   [2]uint64
+	queues, depth, state, _ uint16
+	maxBytes, devID         uint32
+	_                       int32 // the server's process
+	_                       uint32
+	flags                   uint64
+	tag                     uint64    // ublksrv_flags: the driver keeps it for us
+	_, _                    uint32    // the owner's user and group
+	_                       [2]uint64 // reserved
 }
 
 const (
@@ -306,11 +306,11 @@ type params struct {
 
 	attrs                                           uint32
 	logicalShift, physicalShift, optShift, minShift uint8
-	maxSectors, chunkSectors                        uint32
-	devSectors, virtBoundary                        uint64
+	maxSectors, _                                   uint32 // then the chunk's sectors
+	devSectors, _                                   uint64 // then the virtual boundary
 
-	discardAlign, discardGranularity, maxDiscardSectors, maxZeroesSectors uint32
-	maxDiscardSegments, reserved                                          uint16
+	_, discardGranularity, maxDiscardSectors, maxZeroesSectors uint32 // first the alignment
+	maxDiscardSegments, _                                      uint16
 }
 
 // paramsSize is what the kernel reads of it: Go adds four bytes at the end.
