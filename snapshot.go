@@ -65,6 +65,9 @@ type Restore struct {
 type Origin struct {
 	Volume   VolumeID   `json:"volume"`
 	Snapshot SnapshotID `json:"snapshot"`
+	// Temporary says that the snapshot was taken for the clone alone, and is
+	// deleted when that is ready.
+	Temporary bool `json:"temporary,omitempty"`
 }
 
 // Snapshot finds a snapshot by id; nil if the record names none such.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/controller/internal/fakes"
@@ -35,7 +37,8 @@ func operations() map[string]operation {
 			}
 		}
 	}
-	return map[string]operation{
+	ops := cloneOperations()
+	maps.Copy(ops, map[string]operation{
 		"create": {
 			setup: func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) { c.Add("n4", holdfast.Domain{}, 100*gib) },
 			run: func(ctx context.Context, s *lifecycle.Service) error {
@@ -102,7 +105,62 @@ func operations() map[string]operation {
 				return err
 			},
 			check: record(func(r holdfast.Record) bool { return r.Primary == nil && r.On("n1").Leaving })},
+	})
+	return ops
+}
+
+// cloneOperations need primaries, which take the snapshots.
+func cloneOperations() map[string]operation {
+	var source lifecycle.Source
+	clone := func(ctx context.Context, s *lifecycle.Service) error {
+		_, err := s.CreateVolume(ctx, cloneOf(source, 2*gib))
+		return err
 	}
+	made := func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) {
+		rec, err := s.Get(t.Context(), "clone")
+		if err != nil || rec.Phase != holdfast.PhaseReady || len(rec.Replicas) == 0 || rec.SizeBytes != 2*gib {
+			t.Errorf("ends as %+v, %v", rec, err)
+		}
+	}
+	return map[string]operation{
+		"clone a snapshot": {run: clone, check: made, setup: func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) {
+			primaries(t, c)
+			mustCreate(t, s, "db", size(gib))
+			source = lifecycle.Source{Snapshot: take(t, s, "db", "monday")}
+		}},
+		"clone a volume": {run: clone, check: made, setup: func(t *testing.T, c *fakes.Cluster, s *lifecycle.Service) {
+			primaries(t, c)
+			source = lifecycle.Source{Volume: mustCreate(t, s, "db", size(gib)).ID}
+		}},
+	}
+}
+
+// checkClones looks whether all in-sync replicas of a clone were made of what its
+// record says.
+func checkClones(t *testing.T, c *fakes.Cluster, recs []holdfast.Record) {
+	for _, r := range recs {
+		for _, x := range r.InSyncReplicas() {
+			if r.Origin != nil && c.Node(x.Node).Replicas()[x.ID].Content != string(r.Origin.Snapshot) {
+				t.Errorf("replica %s of the clone of %+v is made of %+v", x.ID, r.Origin, c.Node(x.Node).Replicas()[x.ID])
+			}
+		}
+	}
+}
+
+// until ends the caller's waiting when its controller has died.
+func until(t *testing.T, d *fakes.Death) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	if d.Once {
+		t.Cleanup(cancel)
+		return ctx
+	}
+	go func() {
+		defer cancel()
+		for ctx.Err() == nil && !d.Struck() {
+			<-time.After(time.Millisecond)
+		}
+	}()
+	return ctx
 }
 
 // Every operation is killed at every step, before the step and after it, or only
@@ -137,7 +195,7 @@ func killAt(t *testing.T, op operation, d *fakes.Death, repeat bool) bool {
 	store := c.Store.Client()
 	doomed := newService(t, c, store)
 	d.On(c, store)
-	err := op.run(t.Context(), doomed)
+	err := op.run(until(t, d), doomed)
 	doomed.Close()
 	reached := d.Struck()
 	if !reached && err != nil {
@@ -164,6 +222,11 @@ func killAt(t *testing.T, op operation, d *fakes.Death, repeat bool) bool {
 			}
 		}
 	}
+	recs, err := healthy.List(t.Context())
+	if err != nil {
+		t.Error(err)
+	}
+	checkClones(t, c, recs)
 	for _, n := range []holdfast.NodeID{"n1", "n2", "n3"} {
 		_ = healthy.Purge(t.Context(), n) // fails for a dead one
 	}

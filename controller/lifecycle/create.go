@@ -22,6 +22,9 @@ type CreateRequest struct {
 	MaxBytes int64
 	// From is the node that asks: it gets the first replica when it has room.
 	From holdfast.NodeID
+	// Source is what the new volume is a clone of; nil: it is empty. Spec.SizeBytes,
+	// FSType and LogicalBlk may then be zero: as the source has them.
+	Source *Source
 }
 
 // createKey is what joins: the same request, whoever makes it.
@@ -35,14 +38,18 @@ func (s *Service) Create(ctx context.Context, name string, spec holdfast.Spec) (
 // CreateVolume makes a volume with all its replicas and answers when it is ready.
 // The same again answers with what exists. Errors: Invalid or OutOfRange for a
 // request that cannot work, Exists for another volume of that name, and
-// placement's, after which nothing is left of the volume. After Unavailable
-// because of the caller's deadline, it goes on.
+// placement's, after which nothing is left of the volume, NotFound for a source
+// that does not exist. After Unavailable because of the caller's deadline, it goes
+// on. A clone is usable at once, and independent of its source from then on.
 func (s *Service) CreateVolume(ctx context.Context, q CreateRequest) (holdfast.Record, error) {
 	op := "create volume " + q.Name
-	q.Spec = q.Spec.Clone().WithDefaults()
 	if err := holdfast.ValidateName(q.Name); err != nil {
 		return holdfast.Record{}, holdfast.Wrap("create volume", err)
 	}
+	if err := s.fillFromSource(ctx, &q); err != nil {
+		return holdfast.Record{}, holdfast.Wrap(op, err)
+	}
+	q.Spec = q.Spec.Clone().WithDefaults()
 	if err := q.Spec.Validate(); err != nil {
 		return holdfast.Record{}, holdfast.Wrap(op, err)
 	}
@@ -85,7 +92,11 @@ func (s *Service) create(ctx context.Context, q CreateRequest) (holdfast.Record,
 				return rec, err
 			}
 		default:
-			return s.takeOn(ctx, rec, q.From)
+			rec, err = s.takeOn(ctx, rec, q.From)
+			if o := rec.Origin; o != nil && o.Temporary && (err == nil || rec.ID == "") {
+				s.dropTemporary(ctx, SnapshotRef{o.Volume, o.Snapshot})
+			}
+			return rec, err
 		}
 	}
 	return holdfast.Record{}, errRaced()
@@ -132,6 +143,10 @@ func sameVolume(rec holdfast.Record, q CreateRequest) error {
 		return differs("racks", have.Racks, want.Racks)
 	case fmt.Sprint(have.Zones) != fmt.Sprint(want.Zones):
 		return differs("zones", have.Zones, want.Zones)
+	case q.Source == nil && rec.Origin != nil:
+		return holdfast.E("", holdfast.Exists, "a volume of this name exists as a clone of another one; choose another name")
+	case q.Source != nil && !q.Source.isOf(rec):
+		return holdfast.E("", holdfast.Exists, fmt.Sprintf("a volume of this name exists, but is no clone of %s; choose another name", q.Source))
 	}
 	return nil
 }
@@ -139,20 +154,30 @@ func sameVolume(rec holdfast.Record, q CreateRequest) error {
 // begin chooses the replicas and stores the record, in phase Creating: from here
 // on everything that is made is named somewhere.
 func (s *Service) begin(ctx context.Context, q CreateRequest) (holdfast.Record, error) {
-	cluster, err := s.Cluster(ctx)
+	if q.Source != nil {
+		return s.beginClone(ctx, q)
+	}
+	rec := s.newRecord(q)
+	where, err := s.site(ctx, rec)
 	if err != nil {
 		return holdfast.Record{}, err
 	}
-	choices, err := placement.Choose(placement.Request{Cluster: cluster, Spec: q.Spec, Count: q.Spec.Replicas, From: q.From})
+	choices, err := where.choose(placement.Request{Count: q.Spec.Replicas, From: q.From})
 	if err != nil {
 		return holdfast.Record{}, err
 	}
+	rec.Replicas = newReplicas(choices)
+	return s.cfg.Store.CreateVolume(ctx, rec)
+}
+
+// newRecord is a record without replicas.
+func (s *Service) newRecord(q CreateRequest) holdfast.Record {
 	rec := holdfast.Record{
 		Version: holdfast.RecordVersion, ID: holdfast.NewVolumeID(), Name: q.Name, Created: s.cfg.Now().UTC(),
-		Spec: q.Spec, Phase: holdfast.PhaseCreating, SizeBytes: holdfast.RoundUp(q.Spec.SizeBytes), Replicas: newReplicas(choices),
+		Spec: q.Spec, Phase: holdfast.PhaseCreating, SizeBytes: holdfast.RoundUp(q.Spec.SizeBytes),
 	}
 	rec.SetSpec(q.Spec) // for the version
-	return s.cfg.Store.CreateVolume(ctx, rec)
+	return rec
 }
 
 func newReplicas(choices []placement.Choice) []holdfast.Replica {
@@ -239,14 +264,22 @@ func (s *Service) makeReplicas(ctx context.Context, c *creation) map[holdfast.Re
 	return bad
 }
 
-// MakeReplica asks a replica's node to make it, empty; again is fine.
+// MakeReplica asks a replica's node to make it; again is fine. The first replicas
+// of a clone are made from its source's, all others empty: once the volume is
+// ready, it may have been written to.
 func (s *Service) MakeReplica(ctx context.Context, rec holdfast.Record, x holdfast.Replica) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
 	defer cancel()
+	q := &holdfastv1.CreateReplicaRequest{VolumeId: string(rec.ID), ReplicaId: string(x.ID), PoolId: string(x.Pool), SizeBytes: rec.SizeBytes}
+	if rec.Phase == holdfast.PhaseCreating && rec.Origin != nil {
+		origin, err := s.originOf(ctx, rec, x)
+		if err != nil {
+			return err
+		}
+		q.OriginReplicaId, q.OriginSnapshotId = string(origin), string(rec.Origin.Snapshot)
+	}
 	return s.call(ctx, x.Node, func(ctx context.Context, c holdfastv1.NodeServiceClient) error {
-		_, err := c.CreateReplica(ctx, &holdfastv1.CreateReplicaRequest{
-			VolumeId: string(rec.ID), ReplicaId: string(x.ID), PoolId: string(x.Pool), SizeBytes: rec.SizeBytes,
-		})
+		_, err := c.CreateReplica(ctx, q)
 		return err
 	})
 }
@@ -259,7 +292,10 @@ func (s *Service) replaceFailed(ctx context.Context, c *creation, bad map[holdfa
 	if err != nil || now.Revision != c.rec.Revision {
 		return now, err // somebody changed or deleted it: that is why, not the nodes
 	}
-	cluster, err := s.Cluster(ctx)
+	where, err := s.site(ctx, c.rec)
+	if errors.Is(err, holdfast.NotFound) {
+		return c.rec, s.giveUp(ctx, c.rec, err)
+	}
 	if err != nil {
 		return c.rec, err
 	}
@@ -278,7 +314,7 @@ func (s *Service) replaceFailed(ctx context.Context, c *creation, bad map[holdfa
 		unavailable = unavailable || errors.Is(e, holdfast.Unavailable)
 	}
 	s.cfg.Log.Warn("replicas could not be made; choosing other nodes", "volume", c.rec.Name, "failed", avoid)
-	choices, err := placement.Choose(placement.Request{Cluster: cluster, Spec: c.rec.Spec, Count: len(gone), Existing: next.Replicas, Avoid: avoid, From: c.from})
+	choices, err := where.choose(placement.Request{Count: len(gone), Existing: next.Replicas, Avoid: avoid, From: c.from})
 	if err != nil {
 		if unavailable { // another time it may work
 			err = holdfast.WrapKind("", holdfast.Unavailable, err)

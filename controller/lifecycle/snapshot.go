@@ -53,17 +53,22 @@ func (s *Service) CreateSnapshot(ctx context.Context, q SnapshotRequest) (holdfa
 	if q.Group != "" {
 		return rec, *rec.Snapshot(ref.Snapshot), nil
 	}
-	rec, err = s.waitRecord(ctx, ref.Volume, func(r *holdfast.Record) (bool, error) {
+	rec, err = s.waitReady(ctx, ref)
+	if err != nil {
+		return rec, holdfast.Snapshot{}, holdfast.Wrap(op, err)
+	}
+	return rec, *rec.Snapshot(ref.Snapshot), nil
+}
+
+// waitReady waits until every in-sync replica has a snapshot that is put down.
+func (s *Service) waitReady(ctx context.Context, ref SnapshotRef) (holdfast.Record, error) {
+	return s.waitRecord(ctx, ref.Volume, func(r *holdfast.Record) (bool, error) {
 		x := r.Snapshot(ref.Snapshot)
 		if x == nil || x.State == holdfast.SnapshotDeleting {
 			return false, holdfast.E("", holdfast.Unavailable, "it was deleted while it was being taken; repeat the call to take it anew")
 		}
 		return x.State == holdfast.SnapshotReady, nil
 	})
-	if err != nil {
-		return rec, holdfast.Snapshot{}, holdfast.Wrap(op, err)
-	}
-	return rec, *rec.Snapshot(ref.Snapshot), nil
 }
 
 // wantSnapshot claims the name and puts the snapshot down in the record.

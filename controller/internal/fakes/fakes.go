@@ -62,6 +62,7 @@ type Stored struct {
 	Volume    holdfast.VolumeID
 	Pool      holdfast.PoolID
 	SizeBytes int64
+	Content   string // of a clone: the snapshot that it was made of
 }
 
 // Add registers a node that is alive, with one pool of the given bytes (none: a
@@ -198,8 +199,13 @@ func (n *Node) CreateReplica(ctx context.Context, in *holdfastv1.CreateReplicaRe
 		}
 		n.c.mu.Lock()
 		defer n.c.mu.Unlock()
+		if o := in.OriginReplicaId; o != "" {
+			if have, ok := n.replicas[holdfast.ReplicaID(o)]; !ok || have.Pool != x.Pool {
+				return holdfast.E("", holdfast.NotFound, "there is no origin "+o)
+			}
+		}
 		if _, ok := n.replicas[x.ID]; !ok {
-			n.replicas[x.ID] = Stored{rec.ID, x.Pool, in.SizeBytes}
+			n.replicas[x.ID] = Stored{rec.ID, x.Pool, in.SizeBytes, in.OriginSnapshotId}
 		}
 		return nil
 	})

@@ -109,8 +109,12 @@ type CreateVolumeRequest struct {
 	Labels          map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	IoTimeoutMillis int64                  `protobuf:"varint,20,opt,name=io_timeout_millis,json=ioTimeoutMillis,proto3" json:"io_timeout_millis,omitempty"` // I/O that waits for longer fails; 0 (default): it waits without limit
 	SlowReplicas    string                 `protobuf:"bytes,21,opt,name=slow_replicas,json=slowReplicas,proto3" json:"slow_replicas,omitempty"`             // off, report or drop; empty: as the node is configured
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// From here on: the new volume is a clone. Then size_bytes 0 is the source's
+	// size, a smaller one is refused; filesystem and logical block are the source's.
+	SourceSnapshot string `protobuf:"bytes,30,opt,name=source_snapshot,json=sourceSnapshot,proto3" json:"source_snapshot,omitempty"` // id or name
+	SourceVolume   string `protobuf:"bytes,31,opt,name=source_volume,json=sourceVolume,proto3" json:"source_volume,omitempty"`       // id or name; its content as of now
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -223,6 +227,20 @@ func (x *CreateVolumeRequest) GetIoTimeoutMillis() int64 {
 func (x *CreateVolumeRequest) GetSlowReplicas() string {
 	if x != nil {
 		return x.SlowReplicas
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetSourceSnapshot() string {
+	if x != nil {
+		return x.SourceSnapshot
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetSourceVolume() string {
+	if x != nil {
+		return x.SourceVolume
 	}
 	return ""
 }
@@ -843,6 +861,518 @@ func (x *ScrubVolumeRequest) GetCancel() bool {
 	return false
 }
 
+type CreateSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // 1 to 128 bytes, unique in the cluster among snapshots
+	Labels        map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotRequest) Reset() {
+	*x = CreateSnapshotRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotRequest) ProtoMessage() {}
+
+func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CreateSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type ListSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`                                                                           // only this one's; empty: all
+	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // only snapshots that have all of these
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListSnapshotsRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ListSnapshotsRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type GetSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      string                 `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSnapshotRequest) Reset() {
+	*x = GetSnapshotRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSnapshotRequest) ProtoMessage() {}
+
+func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type DeleteSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      string                 `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotRequest) Reset() {
+	*x = DeleteSnapshotRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotRequest) ProtoMessage() {}
+
+func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DeleteSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type DeleteSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotResponse) Reset() {
+	*x = DeleteSnapshotResponse{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotResponse) ProtoMessage() {}
+
+func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{19}
+}
+
+type RestoreSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      string                 `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreSnapshotRequest) Reset() {
+	*x = RestoreSnapshotRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreSnapshotRequest) ProtoMessage() {}
+
+func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RestoreSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+// Snapshot is a volume's content at one point in time.
+type Snapshot struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Volume    string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"` // name
+	VolumeId  string                 `protobuf:"bytes,4,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Created   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`                       // when it was asked for
+	State     string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`                           // wanted or ready
+	SizeBytes int64                  `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // the volume's size then; 0 until it is ready
+	Group     string                 `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`
+	Labels    map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// From here on: what the nodes say now, only in GetSnapshot: the largest on any
+	// replica. -1 when no node tells.
+	AllocatedBytes int64 `protobuf:"varint,10,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"` // what its own file refers to, also if others do
+	ExclusiveBytes int64 `protobuf:"varint,11,opt,name=exclusive_bytes,json=exclusiveBytes,proto3" json:"exclusive_bytes,omitempty"` // changed since: what deleting it gives free at most
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Snapshot) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Snapshot) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *Snapshot) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Snapshot) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Snapshot) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *Snapshot) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Snapshot) GetAllocatedBytes() int64 {
+	if x != nil {
+		return x.AllocatedBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetExclusiveBytes() int64 {
+	if x != nil {
+		return x.ExclusiveBytes
+	}
+	return 0
+}
+
+// VolumeOrigin is what a clone was made of.
+type VolumeOrigin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	SnapshotId    string                 `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"` // as snapshots are known: volume and snapshot
+	Temporary     bool                   `protobuf:"varint,3,opt,name=temporary,proto3" json:"temporary,omitempty"`                    // the snapshot was taken for the clone alone
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeOrigin) Reset() {
+	*x = VolumeOrigin{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeOrigin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeOrigin) ProtoMessage() {}
+
+func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeOrigin.ProtoReflect.Descriptor instead.
+func (*VolumeOrigin) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *VolumeOrigin) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *VolumeOrigin) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *VolumeOrigin) GetTemporary() bool {
+	if x != nil {
+		return x.Temporary
+	}
+	return false
+}
+
 // Scrub is the newest comparison of a volume's replicas. Blocks are of 64 KiB.
 type Scrub struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -864,7 +1394,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +1406,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +1419,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Scrub) GetId() string {
@@ -995,16 +1525,19 @@ type Volume struct {
 	Replicas      []*VolumeReplica `protobuf:"bytes,11,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	Live          *PrimaryStatus   `protobuf:"bytes,12,opt,name=live,proto3" json:"live,omitempty"` // what the primary says now; unset when none answers
 	Problems      []*Problem       `protobuf:"bytes,13,rep,name=problems,proto3" json:"problems,omitempty"`
-	Scrub         *Scrub           `protobuf:"bytes,14,opt,name=scrub,proto3" json:"scrub,omitempty"`   // unset if there never was one
-	Waits         []*Wait          `protobuf:"bytes,20,rep,name=waits,proto3" json:"waits,omitempty"`   // what cannot go on now, and for what it waits
-	Events        []*VolumeEvent   `protobuf:"bytes,21,rep,name=events,proto3" json:"events,omitempty"` // what lately happened to it on its nodes, oldest first; only in GetVolume
+	Scrub         *Scrub           `protobuf:"bytes,14,opt,name=scrub,proto3" json:"scrub,omitempty"`          // unset if there never was one
+	Waits         []*Wait          `protobuf:"bytes,20,rep,name=waits,proto3" json:"waits,omitempty"`          // what cannot go on now, and for what it waits
+	Events        []*VolumeEvent   `protobuf:"bytes,21,rep,name=events,proto3" json:"events,omitempty"`        // what lately happened to it on its nodes, oldest first; only in GetVolume
+	Origin        *VolumeOrigin    `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`        // what it was cloned from; unset for others
+	Snapshots     int32            `protobuf:"varint,31,opt,name=snapshots,proto3" json:"snapshots,omitempty"` // how many it has
+	Restoring     string           `protobuf:"bytes,32,opt,name=restoring,proto3" json:"restoring,omitempty"`  // the snapshot that it is being restored to; empty when it is not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1549,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1562,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Volume) GetId() string {
@@ -1144,6 +1677,27 @@ func (x *Volume) GetEvents() []*VolumeEvent {
 	return nil
 }
 
+func (x *Volume) GetOrigin() *VolumeOrigin {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
+}
+
+func (x *Volume) GetSnapshots() int32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *Volume) GetRestoring() string {
+	if x != nil {
+		return x.Restoring
+	}
+	return ""
+}
+
 // VolumeEvent is something that happened to a volume on a node.
 type VolumeEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1156,7 +1710,7 @@ type VolumeEvent struct {
 
 func (x *VolumeEvent) Reset() {
 	*x = VolumeEvent{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1722,7 @@ func (x *VolumeEvent) String() string {
 func (*VolumeEvent) ProtoMessage() {}
 
 func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1735,7 @@ func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeEvent.ProtoReflect.Descriptor instead.
 func (*VolumeEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VolumeEvent) GetAt() *timestamppb.Timestamp {
@@ -1226,7 +1780,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1792,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1805,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -1350,7 +1904,7 @@ type Primary struct {
 
 func (x *Primary) Reset() {
 	*x = Primary{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1916,7 @@ func (x *Primary) String() string {
 func (*Primary) ProtoMessage() {}
 
 func (x *Primary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1929,7 @@ func (x *Primary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Primary.ProtoReflect.Descriptor instead.
 func (*Primary) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Primary) GetNode() string {
@@ -1424,7 +1978,7 @@ type VolumeReplica struct {
 
 func (x *VolumeReplica) Reset() {
 	*x = VolumeReplica{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1990,7 @@ func (x *VolumeReplica) String() string {
 func (*VolumeReplica) ProtoMessage() {}
 
 func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +2003,7 @@ func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReplica.ProtoReflect.Descriptor instead.
 func (*VolumeReplica) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VolumeReplica) GetId() string {
@@ -1570,7 +2124,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +2136,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +2149,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Problem) GetSeverity() string {
@@ -1634,7 +2188,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +2200,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +2213,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 type ListNodesResponse struct {
@@ -1671,7 +2225,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +2237,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +2250,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1715,7 +2269,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +2281,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +2294,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -1759,7 +2313,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +2325,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +2338,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -1803,7 +2357,7 @@ type UndrainNodeRequest struct {
 
 func (x *UndrainNodeRequest) Reset() {
 	*x = UndrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +2369,7 @@ func (x *UndrainNodeRequest) String() string {
 func (*UndrainNodeRequest) ProtoMessage() {}
 
 func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +2382,7 @@ func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UndrainNodeRequest) GetNode() string {
@@ -1847,7 +2401,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +2413,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +2426,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -1893,7 +2447,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2459,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2472,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ForgetNodeResponse) GetRemoved() int32 {
@@ -1965,7 +2519,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2531,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2544,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Node) GetId() string {
@@ -2093,7 +2647,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2659,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2672,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListPoolsRequest) GetNode() string {
@@ -2137,7 +2691,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2703,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2716,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -2189,7 +2743,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2755,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2768,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Pool) GetId() string {
@@ -2281,7 +2835,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2847,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2860,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 // ClusterStatus is the whole at one glance.
@@ -2334,7 +2888,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2900,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2913,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -2485,7 +3039,7 @@ type VolumeScrub struct {
 
 func (x *VolumeScrub) Reset() {
 	*x = VolumeScrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +3051,7 @@ func (x *VolumeScrub) String() string {
 func (*VolumeScrub) ProtoMessage() {}
 
 func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +3064,7 @@ func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeScrub.ProtoReflect.Descriptor instead.
 func (*VolumeScrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *VolumeScrub) GetVolume() string {
@@ -2538,7 +3092,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +3104,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +3117,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Count) GetTotal() int32 {
@@ -2595,7 +3149,7 @@ type Repair struct {
 
 func (x *Repair) Reset() {
 	*x = Repair{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +3161,7 @@ func (x *Repair) String() string {
 func (*Repair) ProtoMessage() {}
 
 func (x *Repair) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +3174,7 @@ func (x *Repair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repair.ProtoReflect.Descriptor instead.
 func (*Repair) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Repair) GetVolume() string {
@@ -2674,7 +3228,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04rack\x18\x02 \x01(\tR\x04rack\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06region\x18\x04 \x01(\tR\x06region\"\xdc\x03\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\"\xaa\x04\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2689,7 +3243,9 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06labels\x18\n" +
 	" \x03(\v2,.holdfast.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x12*\n" +
 	"\x11io_timeout_millis\x18\x14 \x01(\x03R\x0fioTimeoutMillis\x12#\n" +
-	"\rslow_replicas\x18\x15 \x01(\tR\fslowReplicas\x1a9\n" +
+	"\rslow_replicas\x18\x15 \x01(\tR\fslowReplicas\x12'\n" +
+	"\x0fsource_snapshot\x18\x1e \x01(\tR\x0esourceSnapshot\x12#\n" +
+	"\rsource_volume\x18\x1f \x01(\tR\fsourceVolume\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x01\n" +
@@ -2737,7 +3293,51 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x0e_slow_replicas\"D\n" +
 	"\x12ScrubVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
-	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xfc\x02\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xc6\x01\n" +
+	"\x15CreateSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12F\n" +
+	"\x06labels\x18\x03 \x03(\v2..holdfast.v1.CreateSnapshotRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb0\x01\n" +
+	"\x14ListSnapshotsRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12E\n" +
+	"\x06labels\x18\x02 \x03(\v2-.holdfast.v1.ListSnapshotsRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
+	"\x15ListSnapshotsResponse\x123\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x15.holdfast.v1.SnapshotR\tsnapshots\"0\n" +
+	"\x12GetSnapshotRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"3\n" +
+	"\x15DeleteSnapshotRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"\x18\n" +
+	"\x16DeleteSnapshotResponse\"4\n" +
+	"\x16RestoreSnapshotRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"\xac\x03\n" +
+	"\bSnapshot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tvolume_id\x18\x04 \x01(\tR\bvolumeId\x124\n" +
+	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\a \x01(\x03R\tsizeBytes\x12\x14\n" +
+	"\x05group\x18\b \x01(\tR\x05group\x129\n" +
+	"\x06labels\x18\t \x03(\v2!.holdfast.v1.Snapshot.LabelsEntryR\x06labels\x12'\n" +
+	"\x0fallocated_bytes\x18\n" +
+	" \x01(\x03R\x0eallocatedBytes\x12'\n" +
+	"\x0fexclusive_bytes\x18\v \x01(\x03R\x0eexclusiveBytes\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
+	"\fVolumeOrigin\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1f\n" +
+	"\vsnapshot_id\x18\x02 \x01(\tR\n" +
+	"snapshotId\x12\x1c\n" +
+	"\ttemporary\x18\x03 \x01(\bR\ttemporary\"\xfc\x02\n" +
 	"\x05Scrub\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
 	"\x05asked\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05asked\x120\n" +
@@ -2756,7 +3356,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	" \x01(\x03R\n" +
 	"mismatches\x12\x16\n" +
 	"\x06healed\x18\v \x01(\x03R\x06healed\x12\x1a\n" +
-	"\bunhealed\x18\f \x01(\x03R\bunhealed\"\xe2\x04\n" +
+	"\bunhealed\x18\f \x01(\x03R\bunhealed\"\xd1\x05\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
@@ -2776,7 +3376,10 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\bproblems\x18\r \x03(\v2\x14.holdfast.v1.ProblemR\bproblems\x12(\n" +
 	"\x05scrub\x18\x0e \x01(\v2\x12.holdfast.v1.ScrubR\x05scrub\x12'\n" +
 	"\x05waits\x18\x14 \x03(\v2\x11.holdfast.v1.WaitR\x05waits\x120\n" +
-	"\x06events\x18\x15 \x03(\v2\x18.holdfast.v1.VolumeEventR\x06events\"a\n" +
+	"\x06events\x18\x15 \x03(\v2\x18.holdfast.v1.VolumeEventR\x06events\x121\n" +
+	"\x06origin\x18\x1e \x01(\v2\x19.holdfast.v1.VolumeOriginR\x06origin\x12\x1c\n" +
+	"\tsnapshots\x18\x1f \x01(\x05R\tsnapshots\x12\x1c\n" +
+	"\trestoring\x18  \x01(\tR\trestoring\"a\n" +
 	"\vVolumeEvent\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2928,7 +3531,13 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\fDeleteVolume\x12 .holdfast.v1.DeleteVolumeRequest\x1a!.holdfast.v1.DeleteVolumeResponse\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/v1/volumes/{volume}\x12y\n" +
 	"\x12UpdateVolumeLabels\x12&.holdfast.v1.UpdateVolumeLabelsRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/labels\x12y\n" +
 	"\x12UpdateVolumePolicy\x12&.holdfast.v1.UpdateVolumePolicyRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/policy\x12j\n" +
-	"\vScrubVolume\x12\x1f.holdfast.v1.ScrubVolumeRequest\x1a\x13.holdfast.v1.Volume\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/volumes/{volume}/scrub2\xa6\x06\n" +
+	"\vScrubVolume\x12\x1f.holdfast.v1.ScrubVolumeRequest\x1a\x13.holdfast.v1.Volume\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/volumes/{volume}/scrub2\xc7\x04\n" +
+	"\x0fSnapshotService\x12e\n" +
+	"\x0eCreateSnapshot\x12\".holdfast.v1.CreateSnapshotRequest\x1a\x15.holdfast.v1.Snapshot\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/snapshots\x12m\n" +
+	"\rListSnapshots\x12!.holdfast.v1.ListSnapshotsRequest\x1a\".holdfast.v1.ListSnapshotsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/snapshots\x12g\n" +
+	"\vGetSnapshot\x12\x1f.holdfast.v1.GetSnapshotRequest\x1a\x15.holdfast.v1.Snapshot\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/snapshots/{snapshot}\x12{\n" +
+	"\x0eDeleteSnapshot\x12\".holdfast.v1.DeleteSnapshotRequest\x1a#.holdfast.v1.DeleteSnapshotResponse\" \x82\xd3\xe4\x93\x02\x1a*\x18/v1/snapshots/{snapshot}\x12x\n" +
+	"\x0fRestoreSnapshot\x12#.holdfast.v1.RestoreSnapshotRequest\x1a\x13.holdfast.v1.Volume\"+\x82\xd3\xe4\x93\x02%:\x01*\" /v1/snapshots/{snapshot}/restore2\xa6\x06\n" +
 	"\x0eClusterService\x12Z\n" +
 	"\tGetStatus\x12\x1d.holdfast.v1.GetStatusRequest\x1a\x1a.holdfast.v1.ClusterStatus\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/status\x12]\n" +
@@ -2953,7 +3562,7 @@ func file_holdfast_v1_api_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_api_proto_rawDescData
 }
 
-var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_holdfast_v1_api_proto_goTypes = []any{
 	(*Domain)(nil),                    // 0: holdfast.v1.Domain
 	(*CreateVolumeRequest)(nil),       // 1: holdfast.v1.CreateVolumeRequest
@@ -2969,115 +3578,143 @@ var file_holdfast_v1_api_proto_goTypes = []any{
 	(*UpdateVolumeLabelsRequest)(nil), // 11: holdfast.v1.UpdateVolumeLabelsRequest
 	(*UpdateVolumePolicyRequest)(nil), // 12: holdfast.v1.UpdateVolumePolicyRequest
 	(*ScrubVolumeRequest)(nil),        // 13: holdfast.v1.ScrubVolumeRequest
-	(*Scrub)(nil),                     // 14: holdfast.v1.Scrub
-	(*Volume)(nil),                    // 15: holdfast.v1.Volume
-	(*VolumeEvent)(nil),               // 16: holdfast.v1.VolumeEvent
-	(*VolumeSpec)(nil),                // 17: holdfast.v1.VolumeSpec
-	(*Primary)(nil),                   // 18: holdfast.v1.Primary
-	(*VolumeReplica)(nil),             // 19: holdfast.v1.VolumeReplica
-	(*Problem)(nil),                   // 20: holdfast.v1.Problem
-	(*ListNodesRequest)(nil),          // 21: holdfast.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 22: holdfast.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 23: holdfast.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),          // 24: holdfast.v1.DrainNodeRequest
-	(*UndrainNodeRequest)(nil),        // 25: holdfast.v1.UndrainNodeRequest
-	(*ForgetNodeRequest)(nil),         // 26: holdfast.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),        // 27: holdfast.v1.ForgetNodeResponse
-	(*Node)(nil),                      // 28: holdfast.v1.Node
-	(*ListPoolsRequest)(nil),          // 29: holdfast.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),         // 30: holdfast.v1.ListPoolsResponse
-	(*Pool)(nil),                      // 31: holdfast.v1.Pool
-	(*GetStatusRequest)(nil),          // 32: holdfast.v1.GetStatusRequest
-	(*ClusterStatus)(nil),             // 33: holdfast.v1.ClusterStatus
-	(*VolumeScrub)(nil),               // 34: holdfast.v1.VolumeScrub
-	(*Count)(nil),                     // 35: holdfast.v1.Count
-	(*Repair)(nil),                    // 36: holdfast.v1.Repair
-	nil,                               // 37: holdfast.v1.CreateVolumeRequest.LabelsEntry
-	nil,                               // 38: holdfast.v1.ListVolumesRequest.LabelsEntry
-	nil,                               // 39: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	nil,                               // 40: holdfast.v1.VolumeSpec.LabelsEntry
-	nil,                               // 41: holdfast.v1.VolumeSpec.ParametersEntry
-	(*timestamppb.Timestamp)(nil),     // 42: google.protobuf.Timestamp
-	(*PrimaryStatus)(nil),             // 43: holdfast.v1.PrimaryStatus
-	(*Wait)(nil),                      // 44: holdfast.v1.Wait
-	(*CheckPoolRequest)(nil),          // 45: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),         // 46: holdfast.v1.CheckPoolResponse
+	(*CreateSnapshotRequest)(nil),     // 14: holdfast.v1.CreateSnapshotRequest
+	(*ListSnapshotsRequest)(nil),      // 15: holdfast.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 16: holdfast.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 17: holdfast.v1.GetSnapshotRequest
+	(*DeleteSnapshotRequest)(nil),     // 18: holdfast.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 19: holdfast.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),    // 20: holdfast.v1.RestoreSnapshotRequest
+	(*Snapshot)(nil),                  // 21: holdfast.v1.Snapshot
+	(*VolumeOrigin)(nil),              // 22: holdfast.v1.VolumeOrigin
+	(*Scrub)(nil),                     // 23: holdfast.v1.Scrub
+	(*Volume)(nil),                    // 24: holdfast.v1.Volume
+	(*VolumeEvent)(nil),               // 25: holdfast.v1.VolumeEvent
+	(*VolumeSpec)(nil),                // 26: holdfast.v1.VolumeSpec
+	(*Primary)(nil),                   // 27: holdfast.v1.Primary
+	(*VolumeReplica)(nil),             // 28: holdfast.v1.VolumeReplica
+	(*Problem)(nil),                   // 29: holdfast.v1.Problem
+	(*ListNodesRequest)(nil),          // 30: holdfast.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 31: holdfast.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 32: holdfast.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),          // 33: holdfast.v1.DrainNodeRequest
+	(*UndrainNodeRequest)(nil),        // 34: holdfast.v1.UndrainNodeRequest
+	(*ForgetNodeRequest)(nil),         // 35: holdfast.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 36: holdfast.v1.ForgetNodeResponse
+	(*Node)(nil),                      // 37: holdfast.v1.Node
+	(*ListPoolsRequest)(nil),          // 38: holdfast.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),         // 39: holdfast.v1.ListPoolsResponse
+	(*Pool)(nil),                      // 40: holdfast.v1.Pool
+	(*GetStatusRequest)(nil),          // 41: holdfast.v1.GetStatusRequest
+	(*ClusterStatus)(nil),             // 42: holdfast.v1.ClusterStatus
+	(*VolumeScrub)(nil),               // 43: holdfast.v1.VolumeScrub
+	(*Count)(nil),                     // 44: holdfast.v1.Count
+	(*Repair)(nil),                    // 45: holdfast.v1.Repair
+	nil,                               // 46: holdfast.v1.CreateVolumeRequest.LabelsEntry
+	nil,                               // 47: holdfast.v1.ListVolumesRequest.LabelsEntry
+	nil,                               // 48: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	nil,                               // 49: holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                               // 50: holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	nil,                               // 51: holdfast.v1.Snapshot.LabelsEntry
+	nil,                               // 52: holdfast.v1.VolumeSpec.LabelsEntry
+	nil,                               // 53: holdfast.v1.VolumeSpec.ParametersEntry
+	(*timestamppb.Timestamp)(nil),     // 54: google.protobuf.Timestamp
+	(*PrimaryStatus)(nil),             // 55: holdfast.v1.PrimaryStatus
+	(*Wait)(nil),                      // 56: holdfast.v1.Wait
+	(*CheckPoolRequest)(nil),          // 57: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),         // 58: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_api_proto_depIdxs = []int32{
-	37, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
-	38, // 1: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
-	15, // 2: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
-	15, // 3: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
-	39, // 4: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	42, // 5: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
-	42, // 6: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
-	42, // 7: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	17, // 8: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
-	18, // 9: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
-	19, // 10: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
-	43, // 11: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
-	20, // 12: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
-	14, // 13: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
-	44, // 14: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
-	16, // 15: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
-	42, // 16: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
-	40, // 17: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
-	41, // 18: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
-	28, // 19: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
-	0,  // 20: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
-	42, // 21: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
-	31, // 22: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
-	42, // 23: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
-	31, // 24: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
-	20, // 25: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
-	35, // 26: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
-	35, // 27: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
-	35, // 28: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
-	36, // 29: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
-	44, // 30: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
-	34, // 31: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
-	14, // 32: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
-	1,  // 33: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
-	2,  // 34: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
-	4,  // 35: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
-	5,  // 36: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
-	6,  // 37: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
-	8,  // 38: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
-	9,  // 39: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
-	11, // 40: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
-	12, // 41: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
-	13, // 42: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
-	32, // 43: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
-	21, // 44: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
-	23, // 45: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
-	24, // 46: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
-	25, // 47: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
-	26, // 48: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
-	29, // 49: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
-	45, // 50: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	15, // 51: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
-	3,  // 52: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
-	15, // 53: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
-	15, // 54: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
-	7,  // 55: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
-	15, // 56: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
-	10, // 57: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
-	15, // 58: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
-	15, // 59: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
-	15, // 60: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
-	33, // 61: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
-	22, // 62: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
-	28, // 63: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
-	28, // 64: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
-	28, // 65: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
-	27, // 66: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
-	30, // 67: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
-	46, // 68: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	51, // [51:69] is the sub-list for method output_type
-	33, // [33:51] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	46, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
+	47, // 1: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
+	24, // 2: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
+	24, // 3: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
+	48, // 4: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	49, // 5: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	50, // 6: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	21, // 7: holdfast.v1.ListSnapshotsResponse.snapshots:type_name -> holdfast.v1.Snapshot
+	54, // 8: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	51, // 9: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
+	54, // 10: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
+	54, // 11: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
+	54, // 12: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	26, // 13: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
+	27, // 14: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
+	28, // 15: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
+	55, // 16: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
+	29, // 17: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
+	23, // 18: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
+	56, // 19: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
+	25, // 20: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
+	22, // 21: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
+	54, // 22: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
+	52, // 23: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
+	53, // 24: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
+	37, // 25: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
+	0,  // 26: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
+	54, // 27: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
+	40, // 28: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
+	54, // 29: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
+	40, // 30: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
+	29, // 31: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
+	44, // 32: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
+	44, // 33: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
+	44, // 34: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
+	45, // 35: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
+	56, // 36: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
+	43, // 37: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
+	23, // 38: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
+	1,  // 39: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
+	2,  // 40: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
+	4,  // 41: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
+	5,  // 42: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
+	6,  // 43: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
+	8,  // 44: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
+	9,  // 45: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
+	11, // 46: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
+	12, // 47: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
+	13, // 48: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
+	14, // 49: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
+	15, // 50: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
+	17, // 51: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
+	18, // 52: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
+	20, // 53: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
+	41, // 54: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
+	30, // 55: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
+	32, // 56: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
+	33, // 57: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
+	34, // 58: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
+	35, // 59: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
+	38, // 60: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
+	57, // 61: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	24, // 62: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
+	3,  // 63: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
+	24, // 64: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
+	24, // 65: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
+	7,  // 66: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
+	24, // 67: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
+	10, // 68: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
+	24, // 69: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
+	24, // 70: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
+	24, // 71: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
+	21, // 72: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
+	16, // 73: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
+	21, // 74: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
+	19, // 75: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
+	24, // 76: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
+	42, // 77: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
+	31, // 78: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
+	37, // 79: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
+	37, // 80: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
+	37, // 81: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
+	36, // 82: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
+	39, // 83: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
+	58, // 84: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	62, // [62:85] is the sub-list for method output_type
+	39, // [39:62] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_api_proto_init() }
@@ -3093,9 +3730,9 @@ func file_holdfast_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_api_proto_rawDesc), len(file_holdfast_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   54,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_holdfast_v1_api_proto_goTypes,
 		DependencyIndexes: file_holdfast_v1_api_proto_depIdxs,

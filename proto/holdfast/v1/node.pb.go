@@ -173,13 +173,15 @@ func (x *Finding) GetRemedy() string {
 }
 
 type CreateReplicaRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
-	ReplicaId     string                 `protobuf:"bytes,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
-	PoolId        string                 `protobuf:"bytes,3,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
-	SizeBytes     int64                  `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId         string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	ReplicaId        string                 `protobuf:"bytes,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	PoolId           string                 `protobuf:"bytes,3,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
+	SizeBytes        int64                  `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	OriginReplicaId  string                 `protobuf:"bytes,5,opt,name=origin_replica_id,json=originReplicaId,proto3" json:"origin_replica_id,omitempty"`    // what it is a clone of; empty: of nothing
+	OriginSnapshotId string                 `protobuf:"bytes,6,opt,name=origin_snapshot_id,json=originSnapshotId,proto3" json:"origin_snapshot_id,omitempty"` // of that replica
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *CreateReplicaRequest) Reset() {
@@ -238,6 +240,20 @@ func (x *CreateReplicaRequest) GetSizeBytes() int64 {
 		return x.SizeBytes
 	}
 	return 0
+}
+
+func (x *CreateReplicaRequest) GetOriginReplicaId() string {
+	if x != nil {
+		return x.OriginReplicaId
+	}
+	return ""
+}
+
+func (x *CreateReplicaRequest) GetOriginSnapshotId() string {
+	if x != nil {
+		return x.OriginSnapshotId
+	}
+	return ""
 }
 
 type CreateReplicaResponse struct {
@@ -1230,7 +1246,8 @@ type ReplicaStatus struct {
 	PoolId         string                 `protobuf:"bytes,2,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
 	AllocatedBytes int64                  `protobuf:"varint,3,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"`
 	PromisedEpoch  uint64                 `protobuf:"varint,4,opt,name=promised_epoch,json=promisedEpoch,proto3" json:"promised_epoch,omitempty"`
-	Failure        string                 `protobuf:"bytes,5,opt,name=failure,proto3" json:"failure,omitempty"` // why it serves nothing any more; empty while it does
+	Failure        string                 `protobuf:"bytes,5,opt,name=failure,proto3" json:"failure,omitempty"`      // why it serves nothing any more; empty while it does
+	Snapshots      []*SnapshotUsage       `protobuf:"bytes,20,rep,name=snapshots,proto3" json:"snapshots,omitempty"` // oldest first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1300,6 +1317,74 @@ func (x *ReplicaStatus) GetFailure() string {
 	return ""
 }
 
+func (x *ReplicaStatus) GetSnapshots() []*SnapshotUsage {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+// SnapshotUsage is what a snapshot takes on one replica.
+type SnapshotUsage struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	SnapshotId     string                 `protobuf:"bytes,1,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	HeldBytes      int64                  `protobuf:"varint,2,opt,name=held_bytes,json=heldBytes,proto3" json:"held_bytes,omitempty"`                // changed since, in the volume or by the next newer snapshot
+	AllocatedBytes int64                  `protobuf:"varint,3,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"` // what its own file refers to, also if others do
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SnapshotUsage) Reset() {
+	*x = SnapshotUsage{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotUsage) ProtoMessage() {}
+
+func (x *SnapshotUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotUsage.ProtoReflect.Descriptor instead.
+func (*SnapshotUsage) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SnapshotUsage) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *SnapshotUsage) GetHeldBytes() int64 {
+	if x != nil {
+		return x.HeldBytes
+	}
+	return 0
+}
+
+func (x *SnapshotUsage) GetAllocatedBytes() int64 {
+	if x != nil {
+		return x.AllocatedBytes
+	}
+	return 0
+}
+
 type CheckPoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PoolId        string                 `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
@@ -1309,7 +1394,7 @@ type CheckPoolRequest struct {
 
 func (x *CheckPoolRequest) Reset() {
 	*x = CheckPoolRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[20]
+	mi := &file_holdfast_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1406,7 @@ func (x *CheckPoolRequest) String() string {
 func (*CheckPoolRequest) ProtoMessage() {}
 
 func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[20]
+	mi := &file_holdfast_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1419,7 @@ func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolRequest.ProtoReflect.Descriptor instead.
 func (*CheckPoolRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckPoolRequest) GetPoolId() string {
@@ -1356,7 +1441,7 @@ type CheckPoolResponse struct {
 
 func (x *CheckPoolResponse) Reset() {
 	*x = CheckPoolResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[21]
+	mi := &file_holdfast_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1453,7 @@ func (x *CheckPoolResponse) String() string {
 func (*CheckPoolResponse) ProtoMessage() {}
 
 func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[21]
+	mi := &file_holdfast_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1466,7 @@ func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolResponse.ProtoReflect.Descriptor instead.
 func (*CheckPoolResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CheckPoolResponse) GetDone() int64 {
@@ -1424,14 +1509,16 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
 	"\x04what\x18\x03 \x01(\tR\x04what\x12\x16\n" +
-	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\x8a\x01\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\xe4\x01\n" +
 	"\x14CreateReplicaRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x02 \x01(\tR\treplicaId\x12\x17\n" +
 	"\apool_id\x18\x03 \x01(\tR\x06poolId\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x04 \x01(\x03R\tsizeBytes\"\x17\n" +
+	"size_bytes\x18\x04 \x01(\x03R\tsizeBytes\x12*\n" +
+	"\x11origin_replica_id\x18\x05 \x01(\tR\x0foriginReplicaId\x12,\n" +
+	"\x12origin_snapshot_id\x18\x06 \x01(\tR\x10originSnapshotId\"\x17\n" +
 	"\x15CreateReplicaResponse\"\x18\n" +
 	"\x16PurgeTombstonesRequest\"1\n" +
 	"\x17PurgeTombstonesResponse\x12\x16\n" +
@@ -1521,14 +1608,21 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"totalBytes\x12\x18\n" +
 	"\amessage\x18\b \x01(\tR\amessage\x12#\n" +
 	"\ranswer_micros\x18\x14 \x01(\x03R\fanswerMicros\x12\x12\n" +
-	"\x04slow\x18\x15 \x01(\bR\x04slow\"\xb1\x01\n" +
+	"\x04slow\x18\x15 \x01(\bR\x04slow\"\xeb\x01\n" +
 	"\rReplicaStatus\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\tR\treplicaId\x12\x17\n" +
 	"\apool_id\x18\x02 \x01(\tR\x06poolId\x12'\n" +
 	"\x0fallocated_bytes\x18\x03 \x01(\x03R\x0eallocatedBytes\x12%\n" +
 	"\x0epromised_epoch\x18\x04 \x01(\x04R\rpromisedEpoch\x12\x18\n" +
-	"\afailure\x18\x05 \x01(\tR\afailure\"+\n" +
+	"\afailure\x18\x05 \x01(\tR\afailure\x128\n" +
+	"\tsnapshots\x18\x14 \x03(\v2\x1a.holdfast.v1.SnapshotUsageR\tsnapshots\"x\n" +
+	"\rSnapshotUsage\x12\x1f\n" +
+	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
+	"snapshotId\x12\x1d\n" +
+	"\n" +
+	"held_bytes\x18\x02 \x01(\x03R\theldBytes\x12'\n" +
+	"\x0fallocated_bytes\x18\x03 \x01(\x03R\x0eallocatedBytes\"+\n" +
 	"\x10CheckPoolRequest\x12\x17\n" +
 	"\apool_id\x18\x01 \x01(\tR\x06poolId\"u\n" +
 	"\x11CheckPoolResponse\x12\x12\n" +
@@ -1558,7 +1652,7 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_holdfast_v1_node_proto_goTypes = []any{
 	(*FindingsRequest)(nil),         // 0: holdfast.v1.FindingsRequest
 	(*FindingsResponse)(nil),        // 1: holdfast.v1.FindingsResponse
@@ -1580,8 +1674,9 @@ var file_holdfast_v1_node_proto_goTypes = []any{
 	(*ScrubStatus)(nil),             // 17: holdfast.v1.ScrubStatus
 	(*PeerStatus)(nil),              // 18: holdfast.v1.PeerStatus
 	(*ReplicaStatus)(nil),           // 19: holdfast.v1.ReplicaStatus
-	(*CheckPoolRequest)(nil),        // 20: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),       // 21: holdfast.v1.CheckPoolResponse
+	(*SnapshotUsage)(nil),           // 20: holdfast.v1.SnapshotUsage
+	(*CheckPoolRequest)(nil),        // 21: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),       // 22: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
 	2,  // 0: holdfast.v1.FindingsResponse.findings:type_name -> holdfast.v1.Finding
@@ -1592,25 +1687,26 @@ var file_holdfast_v1_node_proto_depIdxs = []int32{
 	14, // 5: holdfast.v1.NodeVolume.waits:type_name -> holdfast.v1.Wait
 	18, // 6: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
 	17, // 7: holdfast.v1.PrimaryStatus.scrub:type_name -> holdfast.v1.ScrubStatus
-	3,  // 8: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
-	5,  // 9: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
-	7,  // 10: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
-	9,  // 11: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
-	11, // 12: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	20, // 13: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	0,  // 14: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
-	4,  // 15: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	6,  // 16: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	8,  // 17: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	10, // 18: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	12, // 19: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	21, // 20: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	1,  // 21: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	20, // 8: holdfast.v1.ReplicaStatus.snapshots:type_name -> holdfast.v1.SnapshotUsage
+	3,  // 9: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
+	5,  // 10: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
+	7,  // 11: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
+	9,  // 12: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
+	11, // 13: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
+	21, // 14: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	0,  // 15: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
+	4,  // 16: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	6,  // 17: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	8,  // 18: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	10, // 19: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	12, // 20: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	22, // 21: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	1,  // 22: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
+	16, // [16:23] is the sub-list for method output_type
+	9,  // [9:16] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_node_proto_init() }
@@ -1624,7 +1720,7 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

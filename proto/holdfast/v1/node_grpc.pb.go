@@ -35,8 +35,10 @@ const (
 //
 // NodeService is served by every node's daemon. Every call is idempotent.
 type NodeServiceClient interface {
-	// CreateReplica makes an empty replica on a pool of this node. Durable on
-	// return. The same replica again is fine; NoSpace when the pool lacks room.
+	// CreateReplica makes a replica on a pool of this node: empty, or a clone of a
+	// snapshot of another replica on that pool. Durable on return. The same replica
+	// again is fine; NoSpace when the pool lacks room; NotFound when the origin or
+	// its snapshot is not there.
 	CreateReplica(ctx context.Context, in *CreateReplicaRequest, opts ...grpc.CallOption) (*CreateReplicaResponse, error)
 	// PurgeTombstones makes the node look for tombstones now. It only removes
 	// replicas that a tombstone names.
@@ -136,8 +138,10 @@ type NodeService_CheckPoolClient = grpc.ServerStreamingClient[CheckPoolResponse]
 //
 // NodeService is served by every node's daemon. Every call is idempotent.
 type NodeServiceServer interface {
-	// CreateReplica makes an empty replica on a pool of this node. Durable on
-	// return. The same replica again is fine; NoSpace when the pool lacks room.
+	// CreateReplica makes a replica on a pool of this node: empty, or a clone of a
+	// snapshot of another replica on that pool. Durable on return. The same replica
+	// again is fine; NoSpace when the pool lacks room; NotFound when the origin or
+	// its snapshot is not there.
 	CreateReplica(context.Context, *CreateReplicaRequest) (*CreateReplicaResponse, error)
 	// PurgeTombstones makes the node look for tombstones now. It only removes
 	// replicas that a tombstone names.
