@@ -194,6 +194,7 @@ func (r *Reconciler) Pass(ctx context.Context) error {
 	r.clearGrants(ctx, v)
 	r.dropSurplus(ctx, v)
 	r.makeRoom(ctx, v)
+	r.dropTemporary(ctx, v)
 	var problems []Problem
 	for _, plan := range []func(*View) ([]Addition, []Problem){planReplace, planDrain} {
 		adds, ps := plan(v)
