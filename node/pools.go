@@ -145,8 +145,9 @@ type pool struct {
 
 // handed is a replica that was to be handed to the data plane.
 type handed struct {
-	volume holdfast.VolumeID
-	err    error // why it could not be
+	volume  holdfast.VolumeID
+	replica *engine.Replica // nil if it could not be
+	err     error           // why
 }
 
 // Info adds what the data plane knows: which replicas are served no more.
@@ -214,7 +215,25 @@ func (p *pool) Close() error {
 }
 
 func (p *pool) Create(ctx context.Context, r agent.Stored) error {
+	if r.Origin != (agent.Origin{}) {
+		return p.CreateFrom(ctx, engine.CloneOptions{Volume: r.Volume, Replica: r.Replica, SizeBytes: r.SizeBytes, Origin: r.Origin.Replica, Snapshot: r.Origin.Snapshot})
+	}
 	return p.Pool.Create(ctx, r.Volume, r.Replica, r.SizeBytes)
+}
+
+// usage is what the snapshots of an open replica take.
+func (p *pool) usage(id holdfast.ReplicaID) []agent.SnapshotUsage {
+	p.mu.Lock()
+	r := p.served[id].replica
+	p.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	var all []agent.SnapshotUsage
+	for _, s := range r.Snapshots() {
+		all = append(all, agent.SnapshotUsage{ID: s.ID, HeldBytes: s.HeldBytes, AllocatedBytes: s.AllocatedBytes})
+	}
+	return all
 }
 
 func (p *pool) Replicas() ([]agent.Stored, error) {
@@ -233,7 +252,7 @@ func (p *pool) Replicas() ([]agent.Stored, error) {
 	stored := make([]agent.Stored, 0, len(infos))
 	for _, r := range infos {
 		stored = append(stored, agent.Stored{Volume: r.Volume, Replica: r.Replica, SizeBytes: r.SizeBytes,
-			AllocatedBytes: r.AllocatedBytes, Promised: promised[r.Replica], Failure: failed[r.Replica]})
+			AllocatedBytes: r.AllocatedBytes, Promised: promised[r.Replica], Failure: failed[r.Replica], Snapshots: p.usage(r.Replica)})
 	}
 	return stored, nil
 }
@@ -241,37 +260,42 @@ func (p *pool) Replicas() ([]agent.Stored, error) {
 // Serve implements agent.Pool. One that is open is served already: only this
 // opens replicas.
 func (p *pool) Serve(_ context.Context, id holdfast.ReplicaID) error {
-	vol, err := p.serve(id)
+	h, err := p.serve(id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.served[id] = handed{vol, err}
+	if h.err = err; err == nil && h.replica == nil {
+		h.replica = p.served[id].replica
+	}
+	p.served[id] = h
 	return err
 }
 
-func (p *pool) serve(id holdfast.ReplicaID) (holdfast.VolumeID, error) {
+// serve gives no replica for one that is open already.
+func (p *pool) serve(id holdfast.ReplicaID) (h handed, err error) {
 	infos, err := p.Pool.Replicas()
 	if err != nil {
-		return "", err
+		return h, err
 	}
 	i := slices.IndexFunc(infos, func(r engine.ReplicaInfo) bool { return r.Replica == id })
 	if i < 0 {
-		return "", holdfast.E("serve replica "+string(id), holdfast.NotFound, fmt.Sprintf("pool %s has no such replica", p.Pool.Info().ID))
+		return h, holdfast.E("serve replica "+string(id), holdfast.NotFound, fmt.Sprintf("pool %s has no such replica", p.Pool.Info().ID))
 	}
-	vol := infos[i].Volume
+	h.volume = infos[i].Volume
 	if infos[i].Err != nil {
-		return vol, holdfast.Wrap("serve replica "+string(id), infos[i].Err)
+		return h, holdfast.Wrap("serve replica "+string(id), infos[i].Err)
 	}
 	r, err := p.Open(id)
 	if errors.Is(err, holdfast.InUse) {
-		return vol, nil
+		return h, nil
 	}
 	if err != nil {
-		return vol, err
+		return h, err
 	}
-	if err := p.plane.AddReplica(vol, id, r); err != nil {
-		return vol, errors.Join(err, r.Close())
+	if err := p.plane.AddReplica(h.volume, id, r); err != nil {
+		return h, errors.Join(err, r.Close())
 	}
-	return vol, nil
+	h.replica = r
+	return h, nil
 }
 
 func (p *pool) Check(ctx context.Context, progress func(done, total int64)) ([]string, error) {

@@ -135,7 +135,8 @@ type PoolOpener interface {
 type Pool interface {
 	// Info is how the pool is, with the replicas that failed, but not since when.
 	Info() holdfast.Pool
-	// Create makes an empty replica, durable on return; the same again is fine.
+	// Create makes a replica, empty or with an origin; durable on return, and the
+	// same again is fine.
 	Create(ctx context.Context, r Stored) error
 	// Replicas lists what is stored, whether served or not.
 	Replicas() ([]Stored, error)
@@ -158,6 +159,21 @@ type Stored struct {
 	AllocatedBytes int64
 	Promised       holdfast.Epoch
 	Failure        string // why it is served no more; "" while it is
+	Origin         Origin // for Create only: what it is a clone of
+	Snapshots      []SnapshotUsage
+}
+
+// Origin is a snapshot of a replica on the same pool; zero: none.
+type Origin struct {
+	Replica  holdfast.ReplicaID
+	Snapshot holdfast.SnapshotID
+}
+
+// SnapshotUsage is what a snapshot takes on a replica: what was changed since,
+// and what its own file refers to.
+type SnapshotUsage struct {
+	ID                        holdfast.SnapshotID
+	HeldBytes, AllocatedBytes int64
 }
 
 // OpenOptions say what a primary is for.

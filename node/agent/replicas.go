@@ -8,8 +8,8 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
-// CreateReplica makes an empty replica on one of this node's pools and serves
-// it; durable on return, and again is fine. The volume's record has to name it
+// CreateReplica makes a replica on one of this node's pools, empty or a clone, and
+// serves it; durable on return, and again is fine. The volume's record has to name it
 // first, so that a creation which arrives after its volume was given up cannot
 // leave a replica that nobody knows. Errors: NotFound (pool, volume, or the
 // record does not name it), NoSpace, Unavailable.
@@ -46,6 +46,8 @@ func checkReplica(r Stored) error {
 	switch {
 	case r.Volume == "" || r.Replica == "":
 		return holdfast.E("", holdfast.Invalid, "a volume id and a replica id are needed")
+	case (r.Origin.Replica == "") != (r.Origin.Snapshot == ""):
+		return holdfast.E("", holdfast.Invalid, "a clone needs both the replica and the snapshot that it is made of")
 	case r.SizeBytes < holdfast.MinVolumeBytes || r.SizeBytes > holdfast.MaxVolumeBytes || r.SizeBytes%holdfast.BlockSize != 0:
 		return holdfast.E("", holdfast.OutOfRange, fmt.Sprintf("a size of %d bytes is not possible; it is %d to %d, in blocks of %d",
 			r.SizeBytes, int64(holdfast.MinVolumeBytes), int64(holdfast.MaxVolumeBytes), holdfast.BlockSize))

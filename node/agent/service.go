@@ -26,6 +26,7 @@ func NewService(a *Agent) *Service { return &Service{agent: a} }
 func (s *Service) CreateReplica(ctx context.Context, r *holdfastv1.CreateReplicaRequest) (*holdfastv1.CreateReplicaResponse, error) {
 	err := s.agent.CreateReplica(ctx, holdfast.PoolID(r.GetPoolId()), Stored{
 		Volume: holdfast.VolumeID(r.GetVolumeId()), Replica: holdfast.ReplicaID(r.GetReplicaId()), SizeBytes: r.GetSizeBytes(),
+		Origin: Origin{holdfast.ReplicaID(r.GetOriginReplicaId()), holdfast.SnapshotID(r.GetOriginSnapshotId())},
 	})
 	if err != nil {
 		return nil, err

@@ -37,11 +37,15 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 		}
 		for _, r := range stored {
 			if r.Volume != "" && (only == "" || only == r.Volume) {
-				get(r.Volume).Replica = &holdfastv1.ReplicaStatus{
+				rs := &holdfastv1.ReplicaStatus{
 					ReplicaId: string(r.Replica), PoolId: string(p.Info().ID),
 					AllocatedBytes: r.AllocatedBytes, PromisedEpoch: uint64(r.Promised),
 					Failure: r.Failure,
 				}
+				for _, x := range r.Snapshots {
+					rs.Snapshots = append(rs.Snapshots, &holdfastv1.SnapshotUsage{SnapshotId: string(x.ID), HeldBytes: x.HeldBytes, AllocatedBytes: x.AllocatedBytes})
+				}
+				get(r.Volume).Replica = rs
 			}
 		}
 	}

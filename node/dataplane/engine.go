@@ -14,6 +14,7 @@ func (p *Plane) AddReplica(vol holdfast.VolumeID, id holdfast.ReplicaID, r *engi
 		return err
 	}
 	p.spawn(func() { p.finishDrops(r) })
+	p.spawn(func() { p.makeIndependent(id, r) })
 	return nil
 }
 
