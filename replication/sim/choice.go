@@ -8,7 +8,8 @@ import (
 
 // Choice names one thing that a run does by chance: a fault, a request of a user,
 // a move of the attachment. Each has a random stream of its own, which what
-// follows from it draws from as well, so that a run with some choices left out
+// follows from it draws from as well (those of a second volume are numbered from
+// a million), so that a run with some choices left out
 // goes as before but for what they have changed. This is what shrinking is made
 // of.
 type Choice struct {
@@ -73,15 +74,16 @@ func (w *world) within(rng *rand.Rand, f func()) {
 	w.rng = old
 }
 
-// every does f again and again, in its own random stream; f says after how long.
-func (w *world) every(kind ChoiceKind, first time.Duration, f func(n int) time.Duration) {
+// every does f again and again, each time in a random stream of its own, numbered
+// on from the first; f says after how long.
+func (w *world) every(from Choice, first time.Duration, f func(n int) time.Duration) {
 	var step func(n int)
 	step = func(n int) {
 		var pause time.Duration
-		w.within(w.stream(Choice{kind, n, 0}), func() { pause = f(n) })
+		w.within(w.stream(Choice{from.Kind, n, 0}), func() { pause = f(n) })
 		if pause > 0 {
 			w.within(w.base, func() { w.after(pause, func() { step(n + 1) }) })
 		}
 	}
-	w.within(w.base, func() { w.after(first, func() { step(0) }) })
+	w.within(w.base, func() { w.after(first, func() { step(from.N) }) })
 }

@@ -99,7 +99,7 @@ func (d *device) issue() {
 	r.Done = func(r *replication.Request, err error) { d.answered(o, r, err) }
 	d.c.history = append(d.c.history, o)
 	d.ops = append(d.ops, o)
-	d.c.w.logf("%s: %v", d.h.id, o)
+	d.c.logf("%s: %v", d.h.id, o)
 	d.submit(o, r)
 }
 
@@ -188,7 +188,7 @@ func (d *device) answered(o *op, r *replication.Request, err error) {
 	}
 	r.Buf.Release()
 	if d.c.w.keep {
-		d.c.w.logf("%s: answered (%v): %v", d.h.id, err, o)
+		d.c.logf("%s: answered (%v): %v", d.h.id, err, o)
 	}
 }
 
@@ -196,7 +196,7 @@ func (d *device) answered(o *op, r *replication.Request, err error) {
 // on as long as it thinks it may.
 func (c *cluster) drive() {
 	w := c.w
-	w.every(streamSteps, 0, func(n int) time.Duration {
+	c.every(streamSteps, 0, func(n int) time.Duration {
 		pause, burst := w.between(0, 60*time.Millisecond), 1
 		if w.chance(0.15) {
 			burst = c.cfg.Depth
@@ -205,7 +205,7 @@ func (c *cluster) drive() {
 		c.atRest()
 		return pause
 	})
-	w.every(streamOwner, 0, func(n int) time.Duration {
+	c.every(streamOwner, 0, func(n int) time.Duration {
 		pause := w.between(10*time.Millisecond, 500*time.Millisecond)
 		h := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
 		switch {

@@ -14,7 +14,7 @@ func (c *cluster) change(what string, f func(*holdfast.Record) bool) {
 	}
 	next := c.meta.rec.Clone()
 	if f(&next) {
-		c.w.logf("controller: %s", what)
+		c.logf("controller: %s", what)
 		c.meta.apply(next)
 	}
 }
@@ -60,18 +60,57 @@ func (c *cluster) replace() {
 			*old = r.Replicas[len(r.Replicas)-1]
 			r.Replicas = r.Replicas[:len(r.Replicas)-1]
 		}
-		c.replicas++
-		rep := holdfast.Replica{ID: holdfast.ReplicaID(fmt.Sprintf("r%d", c.replicas)), Node: host.id, Pool: "p", State: holdfast.New}
-		host.add(rep.ID, r.SizeBytes)
-		r.Replicas = append(r.Replicas, rep)
+		c.place(r, host)
 		return true
 	})
+}
+
+// drain empties a node: for a while no replica comes there, and those of all
+// volumes leave, each for an empty one elsewhere, where there is room. Those that
+// cannot leave now are asked again.
+func (c *cluster) drain(h *host, span time.Duration) {
+	h.cordoned = c.w.now + span + 10*time.Second
+	var again func()
+	again = func() {
+		for _, x := range h.hosts {
+			x.c.leave(x)
+		}
+		if h.cordoned > c.w.now && !c.calm {
+			c.w.after(c.w.between(100*time.Millisecond, 2*time.Second), again)
+		}
+	}
+	again()
+}
+
+// leave has a host's replica leave the volume.
+func (c *cluster) leave(h *host) {
+	free := c.free()
+	if free == nil || h.disk == nil {
+		return
+	}
+	c.change("drain "+string(h.id), func(r *holdfast.Record) bool {
+		old := r.On(h.id)
+		if old == nil || old.ID != h.replicaID || old.Leaving || len(r.Replicas) > r.Spec.Replicas {
+			return false
+		}
+		old.Leaving = true
+		c.place(r, free)
+		return true
+	})
+}
+
+// place puts an empty replica into the record.
+func (c *cluster) place(r *holdfast.Record, h *host) {
+	c.replicas++
+	rep := holdfast.Replica{ID: holdfast.ReplicaID(fmt.Sprintf("r%d", c.replicas)), Node: h.id, Pool: "p", State: holdfast.New}
+	h.add(rep.ID, r.SizeBytes)
+	r.Replicas = append(r.Replicas, rep)
 }
 
 // free is a host without a replica.
 func (c *cluster) free() *host {
 	for _, h := range c.meta.hosts {
-		if h.disk == nil {
+		if h.disk == nil && h.cordoned <= c.w.now {
 			return h
 		}
 	}

@@ -1,10 +1,11 @@
 package sim
 
 import (
+	"slices"
 	"time"
 )
 
-// fault makes the random faults.
+// fault makes the random faults of all volumes.
 func (c *cluster) fault() {
 	w := c.w
 	var kinds []string
@@ -16,7 +17,7 @@ func (c *cluster) fault() {
 	if len(kinds) == 0 {
 		return
 	}
-	w.every(streamFaults, w.between(500*time.Millisecond, 3*time.Second), func(n int) time.Duration {
+	c.every(streamFaults, w.between(500*time.Millisecond, 3*time.Second), func(n int) time.Duration {
 		switch {
 		case c.restoring:
 			return time.Second
@@ -26,12 +27,16 @@ func (c *cluster) fault() {
 		pause := w.between(100*time.Millisecond, 6*time.Second)
 		w.choose(Choice{ChoiceFault, n, 0}, func() {
 			kind := kinds[w.rng.IntN(len(kinds))]
-			h := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
-			if w.chance(0.3) && len(c.devs) > 0 {
-				h = c.devs[w.rng.IntN(len(c.devs))].h
+			v := c
+			if len(c.volumes) > 1 {
+				v = c.volumes[w.rng.IntN(len(c.volumes))]
 			}
-			c.faults[kind]++
-			c.inject(kind, h)
+			h := v.meta.hosts[w.rng.IntN(len(v.meta.hosts))]
+			if w.chance(0.3) && len(v.devs) > 0 {
+				h = v.devs[w.rng.IntN(len(v.devs))].h
+			}
+			v.faults[kind]++
+			v.inject(kind, h)
 		})
 		return pause
 	})
@@ -41,8 +46,8 @@ func (c *cluster) inject(kind string, h *host) {
 	w := c.w
 	o := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
 	span := w.between(50*time.Millisecond, 9*time.Second)
-	w.logf("fault: %s on %s (other %s) for %v", kind, h.id, o.id, span)
-	c.occasion(kind)
+	c.logf("fault: %s on %s (other %s) for %v", kind, h.id, o.id, span)
+	c.occasion(kind, h, span)
 	c.death(kind, h, span)
 	c.link(kind, h, o, span)
 	c.trouble(kind, h, span)
@@ -50,10 +55,12 @@ func (c *cluster) inject(kind string, h *host) {
 }
 
 // occasion is what the controller does.
-func (c *cluster) occasion(kind string) {
+func (c *cluster) occasion(kind string, h *host, span time.Duration) {
 	switch kind {
 	case "grow":
 		c.grow()
+	case "drain":
+		c.drain(h, span)
 	case "replace":
 		c.replace()
 	case "limit":
@@ -80,11 +87,11 @@ func (c *cluster) link(kind string, h, o *host, span time.Duration) {
 	w := c.w
 	switch kind {
 	case "cut", "one-way":
-		h.cutTo[o] = true
+		h.cutTo[o.machine] = true
 		if kind == "cut" {
-			o.cutTo[h] = true
+			o.cutTo[h.machine] = true
 		}
-		w.after(span, func() { delete(h.cutTo, o); delete(o.cutTo, h) })
+		w.after(span, func() { delete(h.cutTo, o.machine); delete(o.cutTo, h.machine) })
 	case "flap":
 		for at := time.Duration(0); at < span; at += w.between(5*time.Millisecond, 400*time.Millisecond) {
 			w.after(at, func() { c.cutOff(h, w.chance(0.5)) })
@@ -130,24 +137,21 @@ func (c *cluster) trouble(kind string, h *host, span time.Duration) {
 			d.p.Release()
 		}
 	case "eio":
-		if h.disk != nil {
-			c.failing(h, span)
-		}
+		c.failing(h, span)
 	case "full":
-		if h.disk != nil {
-			d := h.disk
-			d.full = true
-			w.after(span, func() { d.full = false })
-		}
+		h.fill(true)
+		w.after(span, func() { h.fill(false) })
 	}
 }
 
-// failing lets a host's disk fail for a while, not every time; afterwards somebody
-// starts the process again, which serves the replica no more.
+// failing lets a machine's disks fail for a while, not every time; afterwards somebody
+// starts the process again, which serves a replica no more.
 func (c *cluster) failing(h *host, span time.Duration) {
-	h.disk.failsUntil = c.w.now + span
+	for _, d := range h.disks() {
+		d.failsUntil = c.w.now + span
+	}
 	c.w.after(span, func() {
-		if h.up && h.replica != nil && h.replica.Failure() != nil {
+		if h.up && slices.ContainsFunc(h.hosts, func(x *host) bool { return x.replica != nil && x.replica.Failure() != nil }) {
 			c.down(h, false, c.w.between(10*time.Millisecond, time.Second))
 		}
 	})
@@ -157,11 +161,11 @@ func (c *cluster) failing(h *host, span time.Duration) {
 func (c *cluster) cutOff(h *host, cut bool) {
 	for _, x := range c.meta.hosts {
 		if cut && x != h {
-			h.cutTo[x], x.cutTo[h] = true, true
+			h.cutTo[x.machine], x.cutTo[h.machine] = true, true
 			continue
 		}
-		delete(h.cutTo, x)
-		delete(x.cutTo, h)
+		delete(h.cutTo, x.machine)
+		delete(x.cutTo, h.machine)
 	}
 }
 

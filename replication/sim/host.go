@@ -9,22 +9,11 @@ import (
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
-// host is one node: a process that lives or not, a disk that stays, links.
+// host is what one volume has on one machine: a replica or none, whose disk stays,
+// and a primary or none.
 type host struct {
-	c           *cluster
-	id          holdfast.NodeID
-	up          bool
-	life        int
-	leaseAt     time.Duration
-	pausedUntil time.Duration
-	slowUntil   time.Duration
-	noMeta      bool
-	cutTo       map[*host]bool // messages from here to there do not arrive
-
-	stuckUntil time.Duration // its disk does no work, its process lives
-
-	lateUntil   time.Duration // its disk does no writes
-	jitterUntil time.Duration // its disk takes its time, and does things in another order
+	*machine
+	c *cluster
 
 	disk      *disk // nil: no replica here
 	replicaID holdfast.ReplicaID
@@ -42,7 +31,9 @@ type host struct {
 }
 
 // cut says whether messages from h to o are lost on the way.
-func (h *host) cut(o *host) bool { return h != o && (h.cutTo[o] || !o.up || !h.up) }
+func (h *host) cut(o *host) bool {
+	return h != o && (h.cutTo[o.machine] || !o.up || !h.up)
+}
 
 // run does f in the process's present life, when it is not paused.
 func (h *host) run(life int, f func()) {
@@ -55,37 +46,14 @@ func (h *host) run(life int, f func()) {
 	}
 }
 
-// start begins a new life of the process.
-func (h *host) start() {
-	h.up = true
-	h.life++
-	if h.disk != nil {
-		h.open()
-	}
-	h.heartbeat(h.life)
-	h.ticker(h.life)
-}
-
 // open begins to serve the host's replica.
 func (h *host) open() {
 	life := h.life
 	h.disk.onPromise = h.c.promised
 	h.store = &store{w: h.c.w, d: h.disk, host: h, boot: strconv.Itoa(h.disk.boot)}
-	r := replication.NewReplica(replication.ReplicaConfig{Cluster: clusterID, Volume: volumeID, Replica: h.replicaID, Clock: h.c.w}, h.store)
+	r := replication.NewReplica(replication.ReplicaConfig{Cluster: clusterID, Volume: h.c.id, Replica: h.replicaID, Clock: h.c.w}, h.store)
 	h.store.done = func(t *replication.Task) { h.run(life, func() { r.OnDone(t) }) }
 	h.replica = r
-}
-
-// heartbeat keeps the lease.
-func (h *host) heartbeat(life int) {
-	if h.life != life || !h.up {
-		return
-	}
-	if h.c.meta.reach(h) && h.pausedUntil <= h.c.w.now {
-		h.leaseAt = h.c.w.now
-		h.onRecord(h.c.meta.rec.Clone()) // the watch catches up after an outage
-	}
-	h.c.w.after(time.Second, func() { h.heartbeat(life) })
 }
 
 func (h *host) ticker(life int) {
@@ -103,15 +71,8 @@ func (h *host) ticker(life int) {
 	}
 }
 
-// kill ends the process; with power, what was not flushed goes too.
-func (h *host) kill(power bool) {
-	if !h.up {
-		return
-	}
-	h.c.w.logf("%s: killed, power loss %v", h.id, power)
-	h.up = false
-	h.life++
-	h.pausedUntil, h.slowUntil, h.stuckUntil, h.lateUntil = 0, 0, 0, 0
+// die is the end of the machine's process for this volume.
+func (h *host) die(power bool) {
 	if h.disk != nil {
 		h.store.kill()
 		if power {
@@ -272,13 +233,13 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 	p = replication.NewPrimary(cfg, replication.Ports{Clock: h.c.w, Dialer: h, Records: rs, Events: replication.Events{
 		Serving: func() {
 			dev.look()
-			h.c.w.logf("%s: serving", h.id)
+			h.c.logf("%s: serving", h.id)
 			h.quiet = rec.Primary.Grant
 			h.c.lossAt(dev)
 			done(dev)
 		},
 		Ended: func(err error) {
-			h.c.w.logf("%s: ended: %v", h.id, err)
+			h.c.logf("%s: ended: %v", h.id, err)
 			h.c.ended(err)
 			dev.look()
 			h.c.w.after(0, func() {
@@ -288,11 +249,11 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 				dev.lost()
 			})
 		},
-		Changed: func(what string) { h.c.w.logf("%s: %s", h.id, what) },
+		Changed: func(what string) { h.c.logf("%s: %s", h.id, what) },
 	}})
 	rs.p, dev.p, h.primary, h.device = p, p, p, dev
 	h.maintaining = rec.AttachedTo() == ""
-	h.c.w.logf("%s: granted epoch %d", h.id, rec.Epoch)
+	h.c.logf("%s: granted epoch %d", h.id, rec.Epoch)
 	p.Start()
 	dev.look()
 }

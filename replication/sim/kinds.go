@@ -23,7 +23,7 @@ func groups() map[string][]string {
 		"etcd":      {"meta-out", "no-meta", "swap", "forget", "forget-growth"},
 		"rollback":  {"rollback"},
 		"resize":    {"grow", "limit"},
-		"replace":   {"replace"},
+		"replace":   {"replace", "drain"},
 		"move":      {"move", "detach", "clear"},
 		"snapshot":  {"snapshot"},
 		"scenes":    {"expire", "undo", "relay", "last", "double", "hush", "interrupt", "alone", "source"},

@@ -12,11 +12,9 @@ const leaseTTL = 5 * time.Second
 // meta is the metadata store: one record, linearizable, sometimes away. A swap
 // that times out may take effect, before or after its caller is told.
 type meta struct {
-	w     *world
+	*site
 	c     *cluster
 	rec   holdfast.Record
-	out   bool // an outage for everybody
-	calm  bool // no faults any more
 	hosts []*host
 	swaps int
 }
@@ -115,7 +113,7 @@ func (m *meta) apply(want holdfast.Record) bool {
 	m.c.recorded(m.rec, want)
 	m.c.noteDrops(m.rec, want)
 	m.rec = want
-	m.w.logf("meta: revision %d epoch %d primary %v %s", want.Revision, want.Epoch, primaryName(want), states(want))
+	m.c.logf("meta: revision %d epoch %d primary %v %s", want.Revision, want.Epoch, primaryName(want), states(want))
 	m.c.applied(&old, &m.rec)
 	m.c.retire(want)
 	if !m.calm {
@@ -136,7 +134,7 @@ func (m *meta) apply(want holdfast.Record) bool {
 // moment lets something fail right after a change of the record: that is where
 // protocols break.
 func (m *meta) moment(rec holdfast.Record, inSync int) {
-	n, w := int(rec.Revision), m.w
+	n, w := m.c.first()+int(rec.Revision), m.w
 	if m.c.may("record") {
 		w.perhaps(Choice{ChoiceRecord, n, 0}, 0.15, func() {
 			m.c.faults["record"]++

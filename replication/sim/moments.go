@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -126,10 +125,7 @@ func (c *cluster) leaveOldest() {
 			return false
 		}
 		oldest.Leaving = true
-		c.replicas++
-		rep := holdfast.Replica{ID: holdfast.ReplicaID(fmt.Sprintf("r%d", c.replicas)), Node: free.id, Pool: "p", State: holdfast.New}
-		free.add(rep.ID, r.SizeBytes)
-		r.Replicas = append(r.Replicas, rep)
+		c.place(r, free)
 		return true
 	})
 }

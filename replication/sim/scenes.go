@@ -354,7 +354,7 @@ func (c *cluster) breakOff(t *host) {
 	case how == 2 && h != nil:
 		c.down(h, w.chance(0.3), w.between(100*time.Millisecond, 2*time.Second))
 	case h != nil && h != t:
-		h.cutTo[t], t.cutTo[h] = true, true
-		w.after(w.between(100*time.Millisecond, 3*time.Second), func() { delete(h.cutTo, t); delete(t.cutTo, h) })
+		h.cutTo[t.machine], t.cutTo[h.machine] = true, true
+		w.after(w.between(100*time.Millisecond, 3*time.Second), func() { delete(h.cutTo, t.machine); delete(t.cutTo, h.machine) })
 	}
 }

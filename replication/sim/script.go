@@ -24,9 +24,10 @@ type Script struct {
 // NewScript builds a cluster; Faults and Kinds of cfg mean nothing to it.
 func NewScript(cfg Config) *Script {
 	w := newWorld(&cfg, 1)
-	c := newCluster(cfg, w)
+	c := newCluster(cfg, newSite(w, cfg.Hosts))
 	c.meta.calm = true
 	c.build()
+	c.power()
 	return &Script{c: c, last: map[holdfast.NodeID]*device{}}
 }
 
@@ -210,10 +211,10 @@ func (s *Script) Start(id holdfast.NodeID) { s.c.restart(s.c.host(id)) }
 func (s *Script) Link(from, to holdfast.NodeID, works bool) {
 	h, o := s.c.host(from), s.c.host(to)
 	if works {
-		delete(h.cutTo, o)
+		delete(h.cutTo, o.machine)
 		return
 	}
-	h.cutTo[o] = true
+	h.cutTo[o.machine] = true
 }
 
 // Metadata makes the store reachable or not, for one node or for all ("").
@@ -237,7 +238,7 @@ func (s *Script) Rollback(bump bool) {
 	if bump {
 		s.c.meta.rec.Revision = rev + 1000
 	}
-	s.c.w.logf("meta: rolled back to epoch %d", s.c.meta.rec.Epoch)
+	s.c.logf("meta: rolled back to epoch %d", s.c.meta.rec.Epoch)
 }
 
 // Trouble is what a node can have for a while.
@@ -258,7 +259,7 @@ func (s *Script) Afflict(id holdfast.NodeID, t Trouble, d time.Duration) {
 }
 
 // Full fills a node's pool, or frees space in it.
-func (s *Script) Full(id holdfast.NodeID, full bool) { s.c.host(id).disk.full = full }
+func (s *Script) Full(id holdfast.NodeID, full bool) { s.c.host(id).fill(full) }
 
 // Break makes every access to a node's disk fail.
 func (s *Script) Break(id holdfast.NodeID) { s.c.host(id).disk.failed = true }

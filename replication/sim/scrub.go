@@ -34,7 +34,7 @@ type scrubbing struct {
 // anything; with them all replicas are equal in the end.
 func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 	w := newWorld(&cfg, 3)
-	s := &scrubbing{cluster: newCluster(cfg, w), flips: flips, seen: map[string]replication.ScrubStatus{}}
+	s := &scrubbing{cluster: newCluster(cfg, newSite(w, cfg.Hosts)), flips: flips, seen: map[string]replication.ScrubStatus{}}
 	defer func() {
 		if r := recover(); r != nil {
 			res.Result = s.result(panicError(r))
@@ -42,6 +42,7 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 	}()
 	s.hotOnly = true
 	s.build()
+	s.power()
 	s.cold = [2]int64{(cfg.HotBlocks + 4) * blockCells, (cfg.Blocks - 8) * blockCells}
 	for _, h := range s.meta.hosts {
 		if h.disk != nil {
@@ -50,9 +51,9 @@ func RunScrub(cfg Config, flips bool) (res ScrubResult) {
 	}
 	s.drive()
 	s.fault()
-	w.every(streamScrubs, time.Second, s.keepScrubbing)
+	s.every(streamScrubs, time.Second, s.keepScrubbing)
 	if s.damaged = flips; flips {
-		w.every(streamFlips, 2*time.Second, s.flip)
+		s.every(streamFlips, 2*time.Second, s.flip)
 	}
 	w.runUntil(cfg.Faults, nil)
 	err := s.judge(s.healed(), s.finalScrub, s.found, s.check, s.equal)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ const (
 type Config struct {
 	Seed      uint64
 	Hosts     int   // 3 to 7
+	Volumes   int   // that share them; 0: one
 	Replicas  int   // on the first hosts
 	Blocks    int64 // size of the volume
 	HotBlocks int64 // that are written most
@@ -72,6 +74,12 @@ func Default(seed uint64) Config {
 	return cfg
 }
 
+// widen adds nodes without replicas, and volumes.
+func (c *Config) widen(rng *rand.Rand) {
+	c.Hosts += max(0, rng.IntN(5)-2)
+	c.Volumes = 1 + max(0, rng.IntN(5)-2)
+}
+
 // repairs draws how repairs go: also so slowly, and in so small pieces, that they
 // are interrupted in the middle.
 func (c *Config) repairs() {
@@ -98,8 +106,11 @@ type Result struct {
 	Err        error
 }
 
-// cluster is one run.
+// cluster is one volume of a run.
 type cluster struct {
+	*site
+	number    int
+	id        holdfast.VolumeID
 	cfg       Config
 	w         *world
 	meta      *meta
@@ -120,7 +131,6 @@ type cluster struct {
 	damaged    bool          // replicas differ on purpose
 	hotOnly    bool          // most of the volume is not to be used
 	keepUntil  time.Duration // replicas that leave are not taken away before
-	restoring  bool          // the metadata store was rolled back: no other faults
 	losses     int           // power losses so far
 	bounded    int           // operations before this one belong to earlier primaries
 	lossSeen   int           // of which the history knows
@@ -134,8 +144,16 @@ type cluster struct {
 	snaps      snapWatch
 }
 
-func newCluster(cfg Config, w *world) *cluster {
-	return &cluster{cfg: cfg, w: w, meta: &meta{w: w}, faults: map[string]int{}, covered: Coverage{}, droppedAt: map[holdfast.ReplicaID]time.Duration{}}
+// newCluster is one more volume of a site.
+func newCluster(cfg Config, s *site) *cluster {
+	c := &cluster{site: s, number: len(s.volumes), id: volumeID, cfg: cfg, w: s.w, faults: map[string]int{}, covered: Coverage{}, droppedAt: map[holdfast.ReplicaID]time.Duration{}}
+	if c.number > 0 {
+		c.id += holdfast.VolumeID(strconv.Itoa(c.number))
+	}
+	c.meta = &meta{site: s, c: c, swaps: c.first()}
+	c.stormSteps = c.first()
+	s.volumes = append(s.volumes, c)
+	return c
 }
 
 // Run runs one seed.
@@ -144,23 +162,28 @@ func Run(cfg Config) (res Result) {
 		return RunScrub(cfg, cfg.Replicas > 2 && may(cfg.Kinds, "flip")).Result
 	}
 	w := newWorld(&cfg, 1)
-	c := newCluster(cfg, w)
+	s := newSite(w, cfg.Hosts)
 	defer func() {
 		if r := recover(); r != nil {
-			res = c.result(panicError(r))
+			res = s.result(panicError(r))
 		}
 	}()
-	c.build()
-	c.drive()
-	c.fault()
-	if cfg.Snapshots {
-		c.snapshotting()
+	for _, x := range cfg.beside() {
+		newCluster(x, s).build()
 	}
-	if cfg.Snapshots {
-		c.cfg.Heal *= 4 // a repair goes in stages, each of which may look at everything
+	s.power()
+	for _, c := range s.volumes {
+		c.drive()
+	}
+	s.volumes[0].fault()
+	for _, c := range s.volumes {
+		if cfg.Snapshots {
+			c.snapshotting()
+			c.cfg.Heal *= 4 // a repair goes in stages, each of which may look at everything
+		}
 	}
 	w.runUntil(cfg.Faults, nil)
-	return c.result(c.judge(c.healed(), c.check, c.equal, c.snapshotsWell))
+	return s.result(s.judge())
 }
 
 // errRefused is an allowed end: a replica has seen another history than a metadata
@@ -199,19 +222,25 @@ func panicError(r any) error {
 func (c *cluster) build() {
 	size := c.cfg.Blocks * holdfast.BlockSize
 	c.snaps = snapWatch{cutAt: map[string]time.Duration{}, content: map[holdfast.SnapshotID][]value{}, counts: map[string]int{}}
-	rec := holdfast.Record{Version: holdfast.RecordVersion, ID: volumeID, Name: "vol", Phase: holdfast.PhaseReady, SizeBytes: size, Epoch: 1, Revision: 1,
+	rec := holdfast.Record{Version: holdfast.RecordVersion, ID: c.id, Name: "vol", Phase: holdfast.PhaseReady, SizeBytes: size, Epoch: 1, Revision: 1,
 		Spec: holdfast.Spec{SizeBytes: size, Replicas: c.cfg.Replicas, MinInSync: c.cfg.MinInSync}.WithDefaults()}
-	for i := range c.cfg.Hosts {
-		h := &host{c: c, id: holdfast.NodeID(fmt.Sprintf("n%d", i)), cutTo: map[*host]bool{}}
-		if i < c.cfg.Replicas {
+	for i, m := range c.machines {
+		h := &host{c: c, machine: m}
+		m.hosts = append(m.hosts, h)
+		// Each volume has its replicas on other machines, two of which it shares.
+		if i = (i + len(c.machines) - c.number%len(c.machines)) % len(c.machines); i < c.cfg.Replicas {
 			h.disk, h.replicaID = newDisk(size), holdfast.ReplicaID(fmt.Sprintf("r%d", i))
 			rec.Replicas = append(rec.Replicas, holdfast.Replica{ID: h.replicaID, Node: h.id, Pool: "p", State: holdfast.InSync, Since: 1})
 		}
 		c.meta.hosts = append(c.meta.hosts, h)
 	}
-	c.meta.c, c.meta.rec, c.replicas = c, rec, c.cfg.Replicas
-	for _, h := range c.meta.hosts {
-		h.start()
+	c.meta.rec, c.replicas = rec, c.cfg.Replicas
+}
+
+// power starts all machines.
+func (s *site) power() {
+	for _, m := range s.machines {
+		m.start()
 	}
 }
 
@@ -239,25 +268,12 @@ func (c *cluster) lossAt(*device) {
 	c.history = append(c.history, &op{kind: opLoss, call: c.w.now, ret: c.w.now, ok: true})
 }
 
-// healed ends all faults and waits until everything is well: the volume serves,
-// all replicas are in sync, nothing is open.
-func (c *cluster) healed() error {
-	c.w.logf("--- faults end")
-	c.cfg.Kinds = []string{"none"}
-	c.meta.out, c.meta.calm = false, true
-	for _, h := range c.meta.hosts {
-		h.noMeta, h.cutTo, h.slowUntil, h.stuckUntil = false, map[*host]bool{}, 0, 0
-		if h.disk != nil {
-			h.disk.full, h.disk.failsUntil = false, 0
-		}
-		if !h.up {
-			h.start()
-		}
-	}
-	for _, h := range c.meta.hosts {
-		c.w.runUntil(max(c.w.now, h.pausedUntil), nil) // a pause ends by itself
-	}
-	start := c.w.now
+// healed ends all faults and waits until everything is well.
+func (c *cluster) healed() error { return c.settled(c.endFaults()) }
+
+// settled waits until everything is well: the volume serves, all replicas are in
+// sync, nothing is open.
+func (c *cluster) settled(start time.Duration) error {
 	well := func() bool {
 		rec := c.meta.rec
 		return len(c.devs) == 1 && c.snapsWell() && rec.Healthy() && len(rec.Replicas) == rec.Spec.Replicas && rec.SizeBytes >= rec.Spec.SizeBytes && c.devs[0].p.Phase() == "serving" &&

@@ -84,7 +84,7 @@ func (c *cluster) restored(x holdfast.Restore) {
 		content = append(content, 0)
 	}
 	c.snaps.counts["restored"]++
-	c.w.logf("restored %s", x.Snapshot)
+	c.logf("restored %s", x.Snapshot)
 	c.history = append(c.history,
 		&op{kind: opWrite, cells: int64(len(content)), vals: content, call: c.snaps.asked, ret: c.w.now, ok: true},
 		&op{kind: opFlush, call: c.w.now, ret: c.w.now, ok: true})
@@ -138,13 +138,16 @@ func (c *cluster) forgetSnapshots() {
 // snapshotting does something about snapshots now and then.
 func (c *cluster) snapshotting() {
 	w := c.w
-	w.every(streamSnapshots, w.between(500*time.Millisecond, 3*time.Second), func(n int) time.Duration {
+	c.every(streamSnapshots, w.between(500*time.Millisecond, 3*time.Second), func(n int) time.Duration {
 		pause := w.between(50*time.Millisecond, 2500*time.Millisecond)
 		switch {
 		case c.meta.calm && !c.restoring:
 			c.tidySnapshots()
 		case !c.restoring && c.may("snapshot"):
-			w.choose(Choice{ChoiceSnapshot, n, 0}, c.snapshotEvent)
+			w.choose(Choice{ChoiceSnapshot, n, 0}, func() {
+				c.faults["snapshot"]++
+				c.snapshotEvent()
+			})
 		}
 		return pause
 	})
