@@ -67,6 +67,7 @@ func Default(seed uint64) Config {
 		cfg.Protocol.SlowFor, cfg.Protocol.SlowHoldOff = time.Duration(1+more.IntN(3))*time.Second, time.Second
 	}
 	cfg.repairs()
+	cfg.widen(rand.New(rand.NewPCG(seed, 12)))
 	cfg.Snapshots = more.IntN(2) == 0
 	if more.IntN(3) > 0 {
 		cfg.Kinds = few(more)
