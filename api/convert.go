@@ -35,6 +35,7 @@ func volumeProto(r *holdfast.Record, nodes nodeIndex, view liveView, now time.Ti
 	for _, x := range r.Replicas {
 		v.Replicas = append(v.Replicas, replicaProto(r, x, nodes, view, live))
 	}
+	aboutSnapshots(v, r)
 	return v
 }
 
@@ -69,7 +70,7 @@ func specFrom(q *holdfastv1.CreateVolumeRequest) holdfast.Spec {
 		Locality: holdfast.Locality(q.GetLocality()), LogicalBlk: int(q.GetLogicalBlock()),
 		Racks: q.GetRacks(), Zones: q.GetZones(), Labels: q.GetLabels(),
 		IOTimeoutMillis: q.GetIoTimeoutMillis(), SlowReplicas: holdfast.SlowPolicy(q.GetSlowReplicas()),
-	}.WithDefaults()
+	}
 }
 
 // placed is what the records put on each node and pool.

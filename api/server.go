@@ -61,6 +61,7 @@ type Config struct {
 	Release   string
 	Store     metadata.Store
 	Lifecycle Lifecycle
+	Snapshots Snapshots
 	Admin     NodeAdmin
 	Nodes     NodeClients
 	Findings  Findings // may be left out
@@ -78,13 +79,14 @@ type Server struct {
 	cfg  Config
 	live liveReader
 	holdfastv1.UnimplementedVolumeServiceServer
+	holdfastv1.UnimplementedSnapshotServiceServer
 	holdfastv1.UnimplementedClusterServiceServer
 }
 
 // New checks the configuration and makes a server that does not listen yet.
 func New(cfg Config) (*Server, error) {
-	if cfg.Store == nil || cfg.Lifecycle == nil || cfg.Admin == nil || cfg.Nodes == nil {
-		return nil, holdfast.E("make API server", holdfast.Invalid, "a metadata store, a lifecycle, an admin of nodes and node clients are needed")
+	if cfg.Store == nil || cfg.Lifecycle == nil || cfg.Snapshots == nil || cfg.Admin == nil || cfg.Nodes == nil {
+		return nil, holdfast.E("make API server", holdfast.Invalid, "a metadata store, a lifecycle of volumes and of snapshots, an admin of nodes and node clients are needed")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -98,6 +100,7 @@ func New(cfg Config) (*Server, error) {
 // register adds the services to a gRPC server.
 func (s *Server) register(g *grpc.Server) {
 	holdfastv1.RegisterVolumeServiceServer(g, s)
+	holdfastv1.RegisterSnapshotServiceServer(g, s)
 	holdfastv1.RegisterClusterServiceServer(g, s)
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 }
@@ -187,6 +190,9 @@ func gateway(ctx context.Context, conn *grpc.ClientConn) (http.Handler, error) {
 	mux := runtime.NewServeMux()
 	if err := holdfastv1.RegisterVolumeServiceHandler(ctx, mux, conn); err != nil {
 		return nil, holdfast.Wrap("register volume service", err)
+	}
+	if err := holdfastv1.RegisterSnapshotServiceHandler(ctx, mux, conn); err != nil {
+		return nil, holdfast.Wrap("register snapshot service", err)
 	}
 	if err := holdfastv1.RegisterClusterServiceHandler(ctx, mux, conn); err != nil {
 		return nil, holdfast.Wrap("register cluster service", err)

@@ -21,7 +21,10 @@ func (s *Server) CreateVolume(ctx context.Context, q *holdfastv1.CreateVolumeReq
 	if err := validateLabels(q.GetLabels()); err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	spec := specFrom(q)
+	if q.GetSourceSnapshot() != "" || q.GetSourceVolume() != "" {
+		return s.clone(ctx, op, q)
+	}
+	spec := specFrom(q).WithDefaults()
 	if err := spec.Validate(); err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}

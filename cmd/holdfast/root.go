@@ -68,7 +68,7 @@ func (c *cli) root() *cobra.Command {
 	pf.StringVarP(&c.format, "output", "o", "table", "table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return c.checkFlags() }
-	root.AddCommand(c.statusCommand(), c.volumeCommand(), c.nodeCommand(), c.poolCommand(), c.mesosCommand(), c.demoCommand(), c.versionCommand())
+	root.AddCommand(c.statusCommand(), c.volumeCommand(), c.snapshotCommand(), c.nodeCommand(), c.poolCommand(), c.mesosCommand(), c.demoCommand(), c.versionCommand())
 	return root
 }
 
@@ -156,6 +156,14 @@ func (c *cli) volumes() (holdfastv1.VolumeServiceClient, error) {
 		return nil, err
 	}
 	return holdfastv1.NewVolumeServiceClient(conn), nil
+}
+
+func (c *cli) snapshots() (holdfastv1.SnapshotServiceClient, error) {
+	conn, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	return holdfastv1.NewSnapshotServiceClient(conn), nil
 }
 
 func (c *cli) cluster() (holdfastv1.ClusterServiceClient, error) {

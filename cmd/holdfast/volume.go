@@ -18,7 +18,7 @@ import (
 
 func (c *cli) volumeCommand() *cobra.Command {
 	g := group("volume", "Create, show, grow, attach and delete volumes",
-		c.volumeCreate(), c.volumeList(), c.volumeInspect(), c.volumeExpand(), c.volumeAttach(), c.volumeDetach(), c.volumeDelete(), c.volumeLabel(), c.volumeSet(), c.volumeScrub())
+		c.volumeCreate(), c.volumeClone(), c.volumeList(), c.volumeInspect(), c.volumeExpand(), c.volumeAttach(), c.volumeDetach(), c.volumeDelete(), c.volumeLabel(), c.volumeSet(), c.volumeScrub())
 	g.Aliases = []string{"volumes", "vol"}
 	return g
 }
@@ -48,32 +48,22 @@ func (c *cli) volumeCreate() *cobra.Command {
 	var size string
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use: "create NAME --size SIZE", Short: "Create a volume",
-		Example: "  holdfast volume create db-1 --size 20GiB\n  holdfast volume create logs --size 500G --replicas 2 --fs ext4 --zone a,b --label app=logs",
+		Use: "create NAME --size SIZE", Short: "Create a volume, empty or from a snapshot",
+		Example: "  holdfast volume create db-test --from-snapshot before-upgrade\n  holdfast volume create db-1 --size 20GiB\n  holdfast volume create logs --size 500G --replicas 2 --fs ext4 --zone a,b --label app=logs",
 		Args:    exactly("the volume's NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if size == "" {
+			if size == "" && q.GetSourceSnapshot() == "" {
 				return usage(cmd, fmt.Errorf("the size is missing: add --size, such as --size 10GiB"))
 			}
-			var err error
-			if q.SizeBytes, err = api.ParseBytes(size); err != nil {
-				return err
-			}
 			q.Name, q.IoTimeoutMillis = args[0], timeout.Milliseconds()
-			cl, err := c.volumes()
-			if err != nil {
-				return err
+			if q.GetSourceSnapshot() != "" {
+				asSource(cmd, q)
 			}
-			v, err := cl.CreateVolume(cmd.Context(), q)
-			if err != nil {
-				return c.explain(err)
-			}
-			return c.show(v, func(w io.Writer) {
-				fmt.Fprintf(w, "Volume %s (%s, %s on %s) is ready, id %s\n", v.GetName(), api.Bytes(v.GetSpec().GetSizeBytes()), plural(len(v.GetReplicas()), "replica"), replicaNodes(v), v.GetId())
-			})
+			return c.makeVolume(cmd.Context(), q, size)
 		},
 	}
 	f := cmd.Flags()
+	f.StringVar(&q.SourceSnapshot, "from-snapshot", "", "what is in it: the snapshot's name or id; size and filesystem are then its own unless given")
 	f.StringVarP(&size, "size", "s", "", "size, such as 10GiB")
 	f.Int32VarP(&q.Replicas, "replicas", "r", 3, "copies, each on its own node")
 	f.Int32Var(&q.MinInSync, "min-in-sync", 1, "writes wait while fewer replicas are in sync")
@@ -85,6 +75,61 @@ func (c *cli) volumeCreate() *cobra.Command {
 	f.StringToStringVar(&q.Labels, "label", nil, "labels, key=value")
 	f.DurationVar(&timeout, "io-timeout", 0, ioTimeoutHelp)
 	f.StringVar(&q.SlowReplicas, "slow-replicas", "", slowReplicasHelp)
+	return cmd
+}
+
+// asSource leaves to a clone's source what is not given.
+func asSource(cmd *cobra.Command, q *holdfastv1.CreateVolumeRequest) {
+	for name, unset := range map[string]func(){
+		"replicas": func() { q.Replicas = 0 }, "min-in-sync": func() { q.MinInSync = 0 },
+		"locality": func() { q.Locality = "" }, "logical-block": func() { q.LogicalBlock = 0 },
+	} {
+		if !cmd.Flags().Changed(name) {
+			unset()
+		}
+	}
+}
+
+// makeVolume sends the request; an empty size leaves that to the source.
+func (c *cli) makeVolume(ctx context.Context, q *holdfastv1.CreateVolumeRequest, size string) error {
+	var err error
+	if size != "" {
+		if q.SizeBytes, err = api.ParseBytes(size); err != nil {
+			return err
+		}
+	}
+	cl, err := c.volumes()
+	if err != nil {
+		return err
+	}
+	v, err := cl.CreateVolume(ctx, q)
+	if err != nil {
+		return c.explain(err)
+	}
+	return c.show(v, func(w io.Writer) {
+		fmt.Fprintf(w, "Volume %s (%s, %s on %s) is ready, id %s\n", v.GetName(), api.Bytes(v.GetSpec().GetSizeBytes()), plural(len(v.GetReplicas()), "replica"), replicaNodes(v), v.GetId())
+	})
+}
+
+func (c *cli) volumeClone() *cobra.Command {
+	q := &holdfastv1.CreateVolumeRequest{}
+	var size string
+	cmd := &cobra.Command{
+		Use: "clone VOLUME NAME", Short: "Create a volume with the content of another one, as it is now",
+		Long: "Creates the volume NAME with the content of VOLUME, which may be in use: as after a\n" +
+			"power loss at that moment. It takes next to no time and space, and both are\n" +
+			"independent of each other. For a clone of a snapshot: holdfast volume create --from-snapshot",
+		Example: "  holdfast volume clone db-1 db-test\n  holdfast volume clone db-1 db-large --size 40GiB",
+		Args:    exactly("the VOLUME", "the clone's NAME"), ValidArgsFunction: c.volumeArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q.SourceVolume, q.Name = args[0], args[1]
+			return c.makeVolume(cmd.Context(), q, size)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&size, "size", "s", "", "size, at least the volume's own (default the same)")
+	f.Int32VarP(&q.Replicas, "replicas", "r", 0, "copies (default as many as VOLUME)")
+	f.StringToStringVar(&q.Labels, "label", nil, "labels, key=value")
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,8 +43,8 @@ func (x Source) isOf(rec holdfast.Record) bool {
 // reconcile.
 const CloneLabel = holdfast.DriverName + "/clone"
 
-// fillFromSource fills in what a clone has from its source: size, filesystem and
-// block size. The source need not exist any more if the clone does.
+// fillFromSource fills in what a clone has from its source unless asked for: size,
+// filesystem, block size, number of replicas and locality. The source need not exist any more if the clone does.
 func (s *Service) fillFromSource(ctx context.Context, q *CreateRequest) error {
 	if q.Source == nil {
 		return nil
@@ -68,6 +69,10 @@ func (s *Service) fillFromSource(ctx context.Context, q *CreateRequest) error {
 	if want.LogicalBlk == 0 {
 		want.LogicalBlk = like.LogicalBlk
 	}
+	if want.Replicas == 0 {
+		want.Replicas, want.MinInSync = like.Replicas, cmp.Or(want.MinInSync, like.MinInSync)
+	}
+	want.Locality = cmp.Or(want.Locality, like.Locality)
 	switch {
 	case holdfast.RoundUp(want.SizeBytes) < least:
 		return tooSmall(want.SizeBytes, *q.Source, least)

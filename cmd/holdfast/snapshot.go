@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-storage/holdfast/api"
+	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
+)
+
+func (c *cli) snapshotCommand() *cobra.Command {
+	g := group("snapshot", "Take, show, restore and delete snapshots of volumes",
+		c.snapshotCreate(), c.snapshotList(), c.snapshotInspect(), c.snapshotRestore(), c.snapshotDelete())
+	g.Aliases = []string{"snapshots", "snap"}
+	return g
+}
+
+// snapshotArgs completes the names of snapshots.
+func (c *cli) snapshotArgs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	cl, err := c.snapshots()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	ls, err := cl.ListSnapshots(context.WithoutCancel(cmd.Context()), &holdfastv1.ListSnapshotsRequest{})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []string
+	for _, x := range ls.GetSnapshots() {
+		names = append(names, x.GetName())
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (c *cli) snapshotCreate() *cobra.Command {
+	q := &holdfastv1.CreateSnapshotRequest{}
+	cmd := &cobra.Command{
+		Use: "create VOLUME NAME", Short: "Take a snapshot of a volume, in use or not",
+		Long: "Takes a snapshot: the volume's content at one moment, the same on every replica.\n" +
+			"What an application has not flushed then is not in it, as after a power loss.\n" +
+			"NAME is unique among all snapshots.",
+		Example: "  holdfast snapshot create db-1 before-upgrade",
+		Args:    exactly("the VOLUME", "the snapshot's NAME"), ValidArgsFunction: c.volumeArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.snapshots()
+			if err != nil {
+				return err
+			}
+			q.Volume, q.Name = args[0], args[1]
+			x, err := cl.CreateSnapshot(cmd.Context(), q)
+			if err != nil {
+				return c.explain(err)
+			}
+			return c.show(x, func(w io.Writer) {
+				fmt.Fprintf(w, "Snapshot %s of volume %s (%s) is ready, id %s\n", x.GetName(), x.GetVolume(), api.Bytes(x.GetSizeBytes()), x.GetId())
+			})
+		},
+	}
+	cmd.Flags().StringToStringVar(&q.Labels, "label", nil, "labels, key=value")
+	return cmd
+}
+
+func (c *cli) snapshotList() *cobra.Command {
+	q := &holdfastv1.ListSnapshotsRequest{}
+	cmd := &cobra.Command{
+		Use: "list [VOLUME]", Aliases: []string{"ls"}, Short: "List snapshots, by volume and age",
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: c.volumeArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.snapshots()
+			if err != nil {
+				return err
+			}
+			if len(args) > 0 {
+				q.Volume = args[0]
+			}
+			ls, err := cl.ListSnapshots(cmd.Context(), q)
+			if err != nil {
+				return c.explain(err)
+			}
+			return c.show(ls, func(w io.Writer) { c.snapshotTable(w, ls.GetSnapshots()) })
+		},
+	}
+	cmd.Flags().StringToStringVar(&q.Labels, "label", nil, "only snapshots with these labels, key=value")
+	return cmd
+}
+
+func (c *cli) snapshotTable(w io.Writer, xs []*holdfastv1.Snapshot) {
+	if len(xs) == 0 {
+		fmt.Fprintln(w, "No snapshots. Take one with: holdfast snapshot create VOLUME NAME")
+		return
+	}
+	g := grid{head: []string{"NAME", "VOLUME", "SIZE", "STATE", "AGE", "ID"}}
+	now := time.Now()
+	for _, x := range xs {
+		g.add(x.GetName(), x.GetVolume(), api.Bytes(x.GetSizeBytes()), c.colour(x.GetState()), since(x.GetCreated().AsTime(), now), x.GetId())
+	}
+	g.write(w, "")
+}
+
+func (c *cli) snapshotInspect() *cobra.Command {
+	return &cobra.Command{
+		Use: "inspect SNAPSHOT", Aliases: []string{"show"}, Short: "Show a snapshot with what it takes on the nodes",
+		Args: exactly("the SNAPSHOT"), ValidArgsFunction: c.snapshotArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.snapshots()
+			if err != nil {
+				return err
+			}
+			x, err := cl.GetSnapshot(cmd.Context(), &holdfastv1.GetSnapshotRequest{Snapshot: args[0]})
+			if err != nil {
+				return c.explain(err)
+			}
+			return c.show(x, func(w io.Writer) { c.snapshotView(w, x) })
+		},
+	}
+}
+
+// snapshotView is a snapshot for people.
+func (c *cli) snapshotView(w io.Writer, x *holdfastv1.Snapshot) {
+	fmt.Fprintf(w, "Snapshot %s\n", x.GetName())
+	field(w, "id", "%s", x.GetId())
+	field(w, "volume", "%s (%s)", x.GetVolume(), x.GetVolumeId())
+	field(w, "state", "%s", c.colour(x.GetState()))
+	field(w, "taken", "%s (%s ago)", x.GetCreated().AsTime().Local().Format(time.DateTime), since(x.GetCreated().AsTime(), time.Now()))
+	field(w, "size", "%s, as the volume had", api.Bytes(x.GetSizeBytes()))
+	if x.GetAllocatedBytes() < 0 {
+		field(w, "takes", "unknown: no node with a replica tells")
+	} else {
+		field(w, "allocated", "%s per replica", api.Bytes(x.GetAllocatedBytes()))
+		field(w, "exclusive", "%s per replica at most, which deleting it gives free", api.Bytes(x.GetExclusiveBytes()))
+	}
+	if x.GetGroup() != "" {
+		field(w, "group", "%s", x.GetGroup())
+	}
+	if len(x.GetLabels()) > 0 {
+		var ls []string
+		for _, k := range slices.Sorted(maps.Keys(x.GetLabels())) {
+			ls = append(ls, k+"="+x.GetLabels()[k])
+		}
+		field(w, "labels", "%s", strings.Join(ls, " "))
+	}
+}
+
+func (c *cli) snapshotRestore() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use: "restore SNAPSHOT", Short: "Make a volume's content that of a snapshot again",
+		Long: "Makes the volume's content that of the snapshot again. What was written since is\n" +
+			"lost, but for what other snapshots hold: take one before. The volume must not be\n" +
+			"attached. To look at a snapshot, make a volume of it instead:\n" +
+			"holdfast volume create NAME --from-snapshot SNAPSHOT",
+		Example: "  holdfast snapshot restore before-upgrade",
+		Args:    exactly("the SNAPSHOT"), ValidArgsFunction: c.snapshotArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.snapshots()
+			if err != nil {
+				return err
+			}
+			x, err := cl.GetSnapshot(cmd.Context(), &holdfastv1.GetSnapshotRequest{Snapshot: args[0]})
+			if err != nil {
+				return c.explain(err)
+			}
+			if !yes {
+				if err := c.confirm(fmt.Sprintf("Make volume %s what it was in snapshot %s, and lose what was written since?", x.GetVolume(), x.GetName())); err != nil {
+					return err
+				}
+			}
+			v, err := cl.RestoreSnapshot(cmd.Context(), &holdfastv1.RestoreSnapshotRequest{Snapshot: x.GetId()})
+			if err != nil {
+				return c.explain(err)
+			}
+			return c.show(v, func(w io.Writer) {
+				fmt.Fprintf(w, "Volume %s is restored to snapshot %s\n", v.GetName(), x.GetName())
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+func (c *cli) snapshotDelete() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete SNAPSHOT", Aliases: []string{"rm"}, Short: "Delete a snapshot; clones made of it stay",
+		Args: exactly("the SNAPSHOT"), ValidArgsFunction: c.snapshotArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.snapshots()
+			if err != nil {
+				return err
+			}
+			answer, err := cl.DeleteSnapshot(cmd.Context(), &holdfastv1.DeleteSnapshotRequest{Snapshot: args[0]})
+			if err != nil {
+				return c.explain(err)
+			}
+			return c.show(answer, func(w io.Writer) { fmt.Fprintf(w, "Snapshot %s is deleted\n", args[0]) })
+		},
+	}
+}
