@@ -76,7 +76,7 @@ func (s *Service) mountNew(ctx context.Context, f filesystem) error {
 
 // undoMount unmounts what a failed call has just mounted.
 func (s *Service) undoMount(path string, err error) error {
-	if uerr := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); uerr != nil {
+	if uerr := unmount(path, false); uerr != nil {
 		s.cfg.Log.Warn("a failed call left its mount behind", "path", path, "err", uerr)
 	}
 	return err

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -70,11 +72,23 @@ func pause(ctx context.Context) bool {
 
 // unmountOne takes one mount away, lazily if its device is dead.
 func (s *Service) unmountOne(st *volumeState, m *mountinfo.Info) error {
-	flags := unix.UMOUNT_NOFOLLOW
-	if s.isStale(st, m) {
-		flags |= unix.MNT_DETACH
+	return unmount(m.Mountpoint, s.isStale(st, m))
+}
+
+// unmount has a process of its own do it: unmounting writes to the device, which
+// this process serves. When this one is killed meanwhile, a thread of it that
+// waits for such a write would keep it from ending, and the device, which waits
+// for that, from failing: both would hang for ever.
+func unmount(path string, lazy bool) error {
+	args := []string{"--internal-only", "--no-canonicalize"}
+	if lazy {
+		args = append(args, "--lazy")
 	}
-	return unix.Unmount(m.Mountpoint, flags)
+	out, err := exec.Command("umount", append(args, "--", path)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
 }
 
 // isStale says whether a mount of the volume shows a device that it no longer
@@ -158,7 +172,7 @@ func (s *Service) dropDead(st *volumeState, dead string) error {
 		if mountedDev(m) != dead || e == nil {
 			continue
 		}
-		if err := unix.Unmount(m.Mountpoint, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err != nil {
+		if err := unmount(m.Mountpoint, true); err != nil {
 			return holdfast.WrapKind("detach the dead mount at "+m.Mountpoint, holdfast.InUse, err)
 		}
 		st.dropped = append(st.dropped, *e)
