@@ -29,11 +29,14 @@ func (s *Server) CreateVolume(ctx context.Context, q *csipb.CreateVolumeRequest)
 	if err != nil {
 		return done[csipb.CreateVolumeResponse](nil, holdfast.Wrap(op, err))
 	}
-	if create.Spec.FSType == "" {
+	if create.Source, err = s.source(ctx, op, q.GetVolumeContentSource()); err != nil {
+		return done[csipb.CreateVolumeResponse](nil, err)
+	}
+	if create.Spec.FSType == "" && create.Source == nil {
 		create.Spec.FSType = s.chooseFS(ctx, q.GetName(), create.Spec.SizeBytes)
 	}
 	rec, err := s.createWithin(ctx, create, required, nodes)
-	if errors.Is(err, holdfast.Invalid) && len(required) > 0 {
+	if errors.Is(err, holdfast.Invalid) && len(required) > 0 && create.Source == nil {
 		// Elsewhere there may be enough nodes: the orchestrator chooses again.
 		err = holdfast.WrapKind("", holdfast.NoSpace, err)
 	}
@@ -83,10 +86,7 @@ func (s *Server) readCreate(op string, q *csipb.CreateVolumeRequest) (c lifecycl
 	if err != nil {
 		return c, nil, err
 	}
-	switch {
-	case q.GetVolumeContentSource() != nil:
-		return c, nil, invalid(op, "a volume_content_source is not supported: this driver announces neither snapshots nor clones")
-	case len(q.GetMutableParameters()) > 0:
+	if len(q.GetMutableParameters()) > 0 {
 		return c, nil, invalid(op, "mutable_parameters are not supported: this driver does not announce MODIFY_VOLUME")
 	}
 	p, err := s.parameters(op, q.GetParameters())
@@ -103,12 +103,19 @@ func (s *Server) readCreate(op string, q *csipb.CreateVolumeRequest) (c lifecycl
 	if c.Spec.SizeBytes, c.MaxBytes, err = s.capacity(op, q.GetCapacityRange()); err != nil {
 		return c, nil, err
 	}
-	if mount && c.Spec.FSType == "xfs" && c.Spec.SizeBytes < holdfast.MinXFSBytes {
+	clone := q.GetVolumeContentSource() != nil
+	if clone && q.GetCapacityRange().GetRequiredBytes() == 0 {
+		c.Spec.SizeBytes = 0 // the source's
+	}
+	if mount && !clone && c.Spec.FSType == "xfs" && c.Spec.SizeBytes < holdfast.MinXFSBytes {
 		return c, nil, holdfast.E(op, holdfast.OutOfRange, fmt.Sprintf("%s are too small for an xfs filesystem, which needs %s; ask for a larger volume, or for ext4", placement.Bytes(c.Spec.SizeBytes), placement.Bytes(holdfast.MinXFSBytes)))
 	}
 	fs = c.Spec.FSType
 	c.Spec = c.Spec.WithDefaults()
 	c.Spec.FSType = fs // chosen later when nobody cares
+	if clone {
+		c.Spec.LogicalBlk = p.spec.LogicalBlk
+	}
 	c.Spec.Parameters = q.GetParameters()
 	if s.cfg.Agent != "" {
 		c.Spec.Labels = map[string]string{agentLabel: string(s.cfg.Agent)}

@@ -100,7 +100,7 @@ func TestCreateVolumeRefuses(t *testing.T) {
 		"a zone that is not there": {create("v", gib, params("zones", "z9")), codes.ResourceExhausted, "z9"},
 		"content source": {create("v", gib, func(q *csipb.CreateVolumeRequest) {
 			q.VolumeContentSource = &csipb.VolumeContentSource{Type: &csipb.VolumeContentSource_Volume{Volume: &csipb.VolumeContentSource_VolumeSource{VolumeId: "x"}}}
-		}), codes.InvalidArgument, "neither snapshots nor clones"},
+		}), codes.NotFound, "volume x"},
 		"mutable parameters": {create("v", gib, func(q *csipb.CreateVolumeRequest) { q.MutableParameters = map[string]string{"iops": "1"} }), codes.InvalidArgument, "MODIFY_VOLUME"},
 		"foreign topology":   {create("v", gib, topo(map[string]string{"kubernetes.io/hostname": "n1"})), codes.InvalidArgument, "kubernetes.io/hostname"},
 	} {

@@ -159,6 +159,7 @@ func (s *Server) describe(rec holdfast.Record, nodes []holdfast.Node) *csipb.Vol
 		CapacityBytes:      rec.Spec.SizeBytes,
 		VolumeContext:      map[string]string{contextKeyName: rec.Name},
 		AccessibleTopology: accessible(rec, nodes),
+		ContentSource:      contentSource(rec),
 	}
 }
 

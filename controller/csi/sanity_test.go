@@ -44,6 +44,7 @@ func (nodeStub) NodeUnpublishVolume(_ context.Context, q *csipb.NodeUnpublishVol
 func TestSanityOfControllerAndIdentity(t *testing.T) {
 	c := fakes.New(t)
 	c.AddThree()
+	c.TakeSnapshots(t)
 	s := newServer(t, c, csi.Config{})
 	dir := t.TempDir()
 	sock := filepath.Join(dir, "csi.sock")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"testing"
 	"time"
 
@@ -13,43 +12,7 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 )
 
-// primaries does what primaries do about snapshots, until the test ends.
-func primaries(t *testing.T, c *fakes.Cluster) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for cuts := 1; ctx.Err() == nil; cuts++ {
-			recs, _ := c.Store.Volumes(ctx)
-			for _, rec := range recs {
-				if next, changed := served(rec.Clone(), cuts); changed {
-					_, _ = c.Store.SwapVolume(ctx, next)
-				}
-			}
-			<-time.After(time.Millisecond)
-		}
-	})
-	t.Cleanup(func() { cancel(); wg.Wait() })
-}
-
-func served(r holdfast.Record, cut int) (holdfast.Record, bool) {
-	if r.Restore != nil {
-		r.SetRestore(nil)
-		return r, true
-	}
-	for _, x := range r.Snapshots {
-		switch {
-		case x.State == holdfast.SnapshotWanted && x.Group == "":
-			r.Epoch++
-			x.State, x.Epoch, x.Cut, x.SizeBytes = holdfast.SnapshotReady, r.Epoch, fmt.Sprint(cut), r.SizeBytes
-			r.PutSnapshot(x)
-			return r, true
-		case x.State == holdfast.SnapshotDeleting:
-			r.RemoveSnapshot(x.ID)
-			return r, true
-		}
-	}
-	return r, false
-}
+func primaries(t *testing.T, c *fakes.Cluster) { c.TakeSnapshots(t) }
 
 func take(t *testing.T, s *lifecycle.Service, vol, name string) lifecycle.SnapshotRef {
 	t.Helper()

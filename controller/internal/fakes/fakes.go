@@ -4,7 +4,8 @@
 // It promises to behave towards the controller as real nodes do: replicas are made
 // only when a record names them and removed only on tombstones, a device is
 // granted by compare-and-swap, primaries drop and repair replicas when Settle is
-// called. It stores no data. It owns no goroutine but those of the store's leases.
+// called. It stores no data. It owns no goroutines but those of the
+// store's leases and of TakeSnapshots.
 package fakes
 
 import (
