@@ -78,8 +78,8 @@ const resyncSlack = 16 * holdfast.BlockSize
 func (c *cluster) resync(d *device, id holdfast.ReplicaID) {
 	at, known := c.droppedAt[id]
 	rep := c.meta.rec.Replica(id)
-	if !known || rep == nil || c.losses > 0 || c.restoring || c.damaged {
-		return
+	if !known || rep == nil || c.losses > 0 || c.restoring || c.damaged || c.cfg.Snapshots {
+		return // with snapshots, pruned change maps are made up for by whole granules
 	}
 	for _, x := range c.meta.rec.InSyncReplicas() {
 		if x.Since >= rep.Since {
@@ -87,11 +87,6 @@ func (c *cluster) resync(d *device, id holdfast.ReplicaID) {
 		}
 	}
 	at -= c.cfg.Protocol.SilentAfter + c.cfg.Protocol.IOTimeout + time.Second
-	for _, s := range c.meta.rec.Snapshots {
-		if s.Epoch != 0 && c.snaps.cutAt[s.Cut] >= at {
-			return // it lacks snapshots: what they changed is copied for each of them, and looked at by granules
-		}
-	}
 	written := map[int64]bool{}
 	if h := c.host(rep.Node); h.disk != nil {
 		for _, e := range h.disk.tail { // may be answered, but not told to be everywhere

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -188,7 +189,8 @@ func (s *site) judge() error {
 
 // named says which volume a violation is about, where there are several.
 func (c *cluster) named(err error) error {
-	if v, ok := err.(violation); ok && c.number > 0 {
+	var v violation
+	if errors.As(err, &v) && c.number > 0 {
 		return violation{v.what, string(c.id) + ": " + v.text}
 	}
 	return err
