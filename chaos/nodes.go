@@ -230,8 +230,38 @@ func (f *fleet) kill(m *machine) {
 	m.running = false
 	m.mu.Unlock()
 	if p != nil {
-		p.Kill()
+		f.end(m, p)
 	}
+}
+
+// ask asks a daemon to end, and kills it after limit.
+func (f *fleet) ask(m *machine, p *netcluster.Process, sig syscall.Signal, limit time.Duration) {
+	p.Signal(sig)
+	select {
+	case <-p.Done():
+	case <-time.After(limit):
+		f.end(m, p)
+	}
+}
+
+// killedWithin is how long a killed daemon may take to be gone.
+const killedWithin = 30 * time.Second
+
+// end kills a daemon. One that is not gone then hangs on a device of its own,
+// which is a failure; its devices are taken by force, so that it can go.
+func (f *fleet) end(m *machine, p *netcluster.Process) {
+	p.Signal(syscall.SIGKILL)
+	select {
+	case <-p.Done():
+		return
+	case <-time.After(killedWithin):
+	}
+	err := holdfast.E("kill the daemon of "+m.node(), holdfast.Busy, fmt.Sprintf("it is not gone after %v: %q", killedWithin, waiting(p.Pid())))
+	f.j.note("FAILED: %v", err)
+	f.mu.Lock()
+	f.crashed = append(f.crashed, errors.Join(err, netcluster.Forget(f.folder(m.node()))))
+	f.mu.Unlock()
+	<-p.Done()
 }
 
 // terminateWithin is what a daemon gets to end in good order.
@@ -247,7 +277,7 @@ func (f *fleet) terminate(m *machine) {
 		return
 	}
 	begin := time.Now()
-	p.Stop(syscall.SIGTERM, terminateWithin)
+	f.ask(m, p, syscall.SIGTERM, terminateWithin)
 	if took := time.Since(begin); took >= terminateWithin {
 		f.j.note("the daemon of %s did not end within %v and was killed", m.node(), terminateWithin)
 	}
@@ -302,10 +332,10 @@ func (f *fleet) stop() {
 		switch {
 		case p == nil:
 		case i == 0:
-			p.Kill()
+			f.end(m, p)
 		default:
 			p.Signal(syscall.SIGCONT)
-			p.Stop(syscall.SIGTERM, 15*time.Second)
+			f.ask(m, p, syscall.SIGTERM, 15*time.Second)
 		}
 	}
 	f.wg.Wait()
@@ -319,7 +349,7 @@ func (f *fleet) dump() {
 			m.running = false
 			m.mu.Unlock()
 			p.Signal(syscall.SIGCONT)
-			p.Stop(syscall.SIGQUIT, 5*time.Second)
+			f.ask(m, p, syscall.SIGQUIT, 5*time.Second)
 		}
 	}
 }

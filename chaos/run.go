@@ -69,6 +69,9 @@ func play(ctx context.Context, o options, allowed map[kind]int) (err error) {
 	}
 	r.j.note("the daemons are stopped and everything is removed")
 	r.f.stop()
+	if err == nil {
+		err = r.f.ends()
+	}
 	r.wg.Wait()
 	_ = r.conns.Close()
 	r.ledger.Close()
