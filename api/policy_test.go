@@ -32,11 +32,16 @@ func TestPoliciesAreChangedOnline(t *testing.T) {
 	if r, err = c.store.Volume(t.Context(), "db"); err != nil || r.Version != holdfast.RecordVersion || r.Spec.IOTimeoutMillis != 0 {
 		t.Errorf("version %d, %v", r.Version, err)
 	}
+	two, none := int32(2), int32(0)
+	if v, err = c.vol.UpdateVolumePolicy(t.Context(), &holdfastv1.UpdateVolumePolicyRequest{Volume: "db", Replicas: &two}); err != nil || v.GetSpec().GetReplicas() != 2 {
+		t.Errorf("%v, %v", v.GetSpec(), err)
+	}
 	tooShort, unknown := int64(10), "perhaps"
 	for what, q := range map[string]*holdfastv1.UpdateVolumePolicyRequest{
 		"nothing":   {Volume: "db"},
 		"too short": {Volume: "db", IoTimeoutMillis: &tooShort},
 		"unknown":   {Volume: "db", SlowReplicas: &unknown},
+		"none":      {Volume: "db", Replicas: &none},
 	} {
 		if _, err := c.vol.UpdateVolumePolicy(t.Context(), q); !errors.Is(grpcstatus.From(err), holdfast.Invalid) {
 			t.Errorf("%s: %v", what, err)

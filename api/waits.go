@@ -131,8 +131,8 @@ func notable(s *holdfast.Scrub) bool {
 // changed meanwhile is read again.
 func (s *Server) UpdateVolumePolicy(ctx context.Context, q *holdfastv1.UpdateVolumePolicyRequest) (*holdfastv1.Volume, error) {
 	op := "change policy of volume " + q.GetVolume()
-	if q.IoTimeoutMillis == nil && q.SlowReplicas == nil {
-		return nil, holdfast.E(op, holdfast.Invalid, "nothing is to be changed; give an I/O timeout or a policy for slow replicas")
+	if q.IoTimeoutMillis == nil && q.SlowReplicas == nil && q.Replicas == nil {
+		return nil, holdfast.E(op, holdfast.Invalid, "nothing is to be changed; give an I/O timeout, a policy for slow replicas, or a number of replicas")
 	}
 	for {
 		r, err := s.cfg.Store.Volume(ctx, q.GetVolume())
@@ -147,10 +147,13 @@ func (s *Server) UpdateVolumePolicy(ctx context.Context, q *holdfastv1.UpdateVol
 		if q.SlowReplicas != nil {
 			spec.SlowReplicas = holdfast.SlowPolicy(q.GetSlowReplicas())
 		}
+		if q.Replicas != nil {
+			spec.Replicas = int(q.GetReplicas())
+		}
 		if err := spec.Validate(); err != nil {
 			return nil, holdfast.Wrap(op, err)
 		}
-		if spec.IOTimeoutMillis == r.Spec.IOTimeoutMillis && spec.SlowReplicas == r.Spec.SlowReplicas {
+		if spec.Replicas == r.Spec.Replicas && spec.IOTimeoutMillis == r.Spec.IOTimeoutMillis && spec.SlowReplicas == r.Spec.SlowReplicas {
 			return s.show(ctx, r)
 		}
 		next.SetSpec(spec)

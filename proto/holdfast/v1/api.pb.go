@@ -754,8 +754,10 @@ type UpdateVolumePolicyRequest struct {
 	Volume          string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	IoTimeoutMillis *int64                 `protobuf:"varint,2,opt,name=io_timeout_millis,json=ioTimeoutMillis,proto3,oneof" json:"io_timeout_millis,omitempty"` // 0: I/O waits without limit
 	SlowReplicas    *string                `protobuf:"bytes,3,opt,name=slow_replicas,json=slowReplicas,proto3,oneof" json:"slow_replicas,omitempty"`             // off, report, drop; empty: as the node is configured
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// More are built in the background; of fewer, the surplus goes. I/O goes on.
+	Replicas      *int32 `protobuf:"varint,30,opt,name=replicas,proto3,oneof" json:"replicas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateVolumePolicyRequest) Reset() {
@@ -807,6 +809,13 @@ func (x *UpdateVolumePolicyRequest) GetSlowReplicas() string {
 		return *x.SlowReplicas
 	}
 	return ""
+}
+
+func (x *UpdateVolumePolicyRequest) GetReplicas() int32 {
+	if x != nil && x.Replicas != nil {
+		return *x.Replicas
+	}
+	return 0
 }
 
 type ScrubVolumeRequest struct {
@@ -3284,13 +3293,15 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x1a6\n" +
 	"\bSetEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb6\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
 	"\x19UpdateVolumePolicyRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12/\n" +
 	"\x11io_timeout_millis\x18\x02 \x01(\x03H\x00R\x0fioTimeoutMillis\x88\x01\x01\x12(\n" +
-	"\rslow_replicas\x18\x03 \x01(\tH\x01R\fslowReplicas\x88\x01\x01B\x14\n" +
+	"\rslow_replicas\x18\x03 \x01(\tH\x01R\fslowReplicas\x88\x01\x01\x12\x1f\n" +
+	"\breplicas\x18\x1e \x01(\x05H\x02R\breplicas\x88\x01\x01B\x14\n" +
 	"\x12_io_timeout_millisB\x10\n" +
-	"\x0e_slow_replicas\"D\n" +
+	"\x0e_slow_replicasB\v\n" +
+	"\t_replicas\"D\n" +
 	"\x12ScrubVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xc6\x01\n" +
