@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine/disk"
 	"github.com/holdfast-storage/holdfast/internal/buf"
 	"github.com/holdfast-storage/holdfast/metadata/memory"
 	"github.com/holdfast-storage/holdfast/replication"
@@ -36,6 +37,8 @@ type cluster struct {
 	back  func(n *node, rep holdfast.ReplicaID) backing
 	nodes []*node
 	vol   holdfast.VolumeID
+	size  int64
+	wrap  func(id holdfast.NodeID, fs disk.FS) disk.FS // if set, around the pools
 	tune  func(c *Config)
 	// freezable connections can be made silent. They do not show their socket,
 	// as TLS does not.
@@ -76,23 +79,25 @@ func (q *grantNotes) Quiet(vol holdfast.VolumeID) holdfast.Epoch {
 func (q *grantNotes) SetQuiet(vol holdfast.VolumeID, grant holdfast.Epoch) { q.m.Store(vol, grant) }
 
 // newCluster makes n nodes with a replica of one volume each, in memory.
-func newCluster(t testing.TB, n int) *cluster {
+func newCluster(t testing.TB, n int) *cluster { return newClusterOf(t, n, testSize) }
+
+func newClusterOf(t testing.TB, n int, size int64) *cluster {
 	// The directory is made first, so that it is removed last.
-	c := &cluster{t: t, dir: t.TempDir(), store: memory.New(), vol: holdfast.NewVolumeID(),
+	c := &cluster{t: t, size: size, dir: t.TempDir(), store: memory.New(), vol: holdfast.NewVolumeID(),
 		addrs: map[holdfast.NodeID]string{}, alive: map[holdfast.NodeID]bool{}}
 	mem := map[holdfast.ReplicaID]*memBacking{}
 	c.back = func(_ *node, rep holdfast.ReplicaID) backing {
 		b := mem[rep]
 		if b == nil {
-			b = newMemBacking(testSize)
+			b = newMemBacking(size)
 			mem[rep] = b
 		}
 		b.closed = false
 		return b
 	}
 	rec := holdfast.Record{Version: holdfast.RecordVersion, ID: c.vol, Name: "db-1", Created: time.Now().UTC(),
-		Spec:  holdfast.Spec{SizeBytes: testSize, Replicas: n}.WithDefaults(),
-		Phase: holdfast.PhaseReady, SizeBytes: testSize, Epoch: 1}
+		Spec:  holdfast.Spec{SizeBytes: size, Replicas: n}.WithDefaults(),
+		Phase: holdfast.PhaseReady, SizeBytes: size, Epoch: 1}
 	for i := range n {
 		nd := &node{c: c, id: holdfast.NodeID(fmt.Sprintf("n%d", i)), rep: holdfast.NewReplicaID(), store: c.store.Client()}
 		c.nodes = append(c.nodes, nd)

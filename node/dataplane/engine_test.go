@@ -31,10 +31,10 @@ func (c *cluster) onEngine() *cluster {
 				t.Fatal(err)
 			}
 		}
-		p := openPool(t, dirs[rep], n.id, fresh)
+		p := openPool(t, dirs[rep], n.id, fresh, c.wrap)
 		pools[rep] = p
 		if fresh {
-			if err := p.Create(context.Background(), c.vol, rep, testSize); err != nil {
+			if err := p.Create(context.Background(), c.vol, rep, c.size); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -57,11 +57,15 @@ func (c *cluster) onEngine() *cluster {
 	return c
 }
 
-func openPool(t testing.TB, dir string, id holdfast.NodeID, format bool) *engine.Pool {
+func openPool(t testing.TB, dir string, id holdfast.NodeID, format bool, wrap func(holdfast.NodeID, disk.FS) disk.FS) *engine.Pool {
 	t.Helper()
-	fs, err := disk.OpenDir(dir)
+	d, err := disk.OpenDir(dir)
 	if err != nil {
 		t.Fatal(err)
+	}
+	fs := disk.FS(d)
+	if wrap != nil {
+		fs = wrap(id, fs)
 	}
 	if format {
 		if _, err := engine.FormatFS(fs, engine.Identity{Cluster: testCluster, Node: id, Pool: holdfast.NewPoolID()}); err != nil {
@@ -78,7 +82,7 @@ func openPool(t testing.TB, dir string, id holdfast.NodeID, format bool) *engine
 // checkPool lets the engine's own checker look at what a test left behind.
 func checkPool(t testing.TB, dir string, rep holdfast.ReplicaID) {
 	t.Helper()
-	p := openPool(t, dir, "checker", false)
+	p := openPool(t, dir, "checker", false, nil)
 	problems, err := p.Check(context.Background(), nil)
 	if err != nil {
 		t.Error(err)
