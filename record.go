@@ -13,6 +13,7 @@ const (
 	RecordVersionScrub     = 2 // with Scrub
 	RecordVersionSnapshots = 3 // with Snapshots, Restore or Origin
 	RecordVersionWaiting   = 4 // with Spec.IOTimeoutMillis or Spec.SlowReplicas
+	RecordVersionLimits    = 5 // with Spec.Limits
 )
 
 // Epoch numbers a volume's memberships. Every grant of a primary and every
@@ -68,6 +69,8 @@ type Spec struct {
 	// SlowReplicas is what becomes of a replica that is much slower than the
 	// others; "" leaves it to the node where the volume is attached.
 	SlowReplicas SlowPolicy `json:"slowReplicas,omitempty"`
+	// Limits bound what the device may do. From the record's version 5 on.
+	Limits Limits `json:"limits,omitzero"`
 }
 
 // SetSpec changes the spec, for which the record may need another version.
@@ -222,10 +225,12 @@ func (r *Record) Validate() error {
 		return E("validate record of volume "+string(r.ID), Corrupt, fmt.Sprintf(format, a...))
 	}
 	switch {
-	case r.Version < RecordVersion || r.Version > RecordVersionWaiting:
-		return bad("it has version %d; this release reads versions %d to %d", r.Version, RecordVersion, RecordVersionWaiting)
+	case r.Version < RecordVersion || r.Version > RecordVersionLimits:
+		return bad("it has version %d; this release reads versions %d to %d", r.Version, RecordVersion, RecordVersionLimits)
 	case r.Version < RecordVersionWaiting && r.Spec.waitingSet():
 		return bad("a limit for waiting I/O and a policy for slow replicas need version %d of the record", RecordVersionWaiting)
+	case r.Version < RecordVersionLimits && r.Spec.Limits != (Limits{}):
+		return bad("limits of I/O need version %d of the record", RecordVersionLimits)
 	case r.Scrub != nil && (r.Version < RecordVersionScrub || r.Scrub.ID == ""):
 		return bad("a scrub needs an id, and version %d of the record or a later one", RecordVersionScrub)
 	}

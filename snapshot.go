@@ -135,6 +135,8 @@ func (r *Record) SetOrigin(o Origin) {
 // fitVersion gives the record the oldest version that can say what it says.
 func (r *Record) fitVersion() {
 	switch {
+	case r.Spec.Limits != (Limits{}):
+		r.Version = RecordVersionLimits
 	case r.Spec.waitingSet():
 		r.Version = RecordVersionWaiting
 	case len(r.Snapshots) > 0 || r.Restore != nil || r.Origin != nil:

@@ -59,6 +59,16 @@ func TestRecordVersions(t *testing.T) {
 	spec.SlowReplicas = holdfast.SlowDrop
 	r.SetSpec(spec)
 	step(4, "with a policy for slow replicas")
+	spec.Limits.IOPS = 500
+	r.SetSpec(spec)
+	step(5, "with limits of I/O")
+	r.Version = 4
+	if r.Validate() == nil {
+		t.Error("version 4 knows no limits of I/O")
+	}
+	spec.Limits = holdfast.Limits{}
+	r.SetSpec(spec)
+	step(4, "without limits again")
 }
 
 func TestSpecOfWaiting(t *testing.T) {
@@ -68,13 +78,18 @@ func TestSpecOfWaiting(t *testing.T) {
 		"a negative limit":                    func(s *holdfast.Spec) { s.IOTimeoutMillis = -1 },
 		"an endless limit":                    func(s *holdfast.Spec) { s.IOTimeoutMillis = 1 << 50 },
 		"an unknown policy":                   func(s *holdfast.Spec) { s.SlowReplicas = "perhaps" },
+		"too few operations":                  func(s *holdfast.Spec) { s.Limits.IOPS = 9 },
+		"negative operations":                 func(s *holdfast.Spec) { s.Limits.IOPS = -1 },
+		"too few bytes":                       func(s *holdfast.Spec) { s.Limits.Bandwidth = 1 << 19 },
+		"a negative burst":                    func(s *holdfast.Spec) { s.Limits.BurstMillis = -1 },
+		"an endless burst":                    func(s *holdfast.Spec) { s.Limits.BurstMillis = 1 << 50 },
 	} {
 		s := good
 		if change(&s); !errors.Is(s.Validate(), holdfast.Invalid) {
 			t.Errorf("%s: %v", what, s.Validate())
 		}
 	}
-	good.IOTimeoutMillis, good.SlowReplicas = 30000, holdfast.SlowOff
+	good.IOTimeoutMillis, good.SlowReplicas, good.Limits = 30000, holdfast.SlowOff, holdfast.Limits{IOPS: 10, Bandwidth: 1 << 20, BurstMillis: 1}
 	if err := good.Validate(); err != nil {
 		t.Error(err)
 	}

@@ -84,7 +84,7 @@ func (s Spec) Validate() error {
 	}
 	switch s.Locality {
 	case LocalityRequired, LocalityPreferred, LocalityNone:
-		return nil
+		return s.Limits.validate(op)
 	}
 	return bad(Invalid, "the locality %q is unknown; ask for required, preferred or none", s.Locality)
 }

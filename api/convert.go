@@ -61,7 +61,16 @@ func specProto(s holdfast.Spec) *holdfastv1.VolumeSpec {
 		SizeBytes: s.SizeBytes, Replicas: int32(s.Replicas), MinInSync: int32(s.MinInSync), FsType: s.FSType,
 		Locality: string(s.Locality), LogicalBlock: int32(s.LogicalBlk), Racks: s.Racks, Zones: s.Zones,
 		Labels: s.Labels, Parameters: s.Parameters, IoTimeoutMillis: s.IOTimeoutMillis, SlowReplicas: string(s.SlowReplicas),
+		Limits: limitsProto(s.Limits),
 	}
+}
+
+// limitsProto is nil for no limits.
+func limitsProto(l holdfast.Limits) *holdfastv1.Limits {
+	if l == (holdfast.Limits{}) {
+		return nil
+	}
+	return &holdfastv1.Limits{Iops: l.IOPS, Bandwidth: l.Bandwidth, BurstMillis: l.BurstMillis}
 }
 
 func specFrom(q *holdfastv1.CreateVolumeRequest) holdfast.Spec {
@@ -70,6 +79,7 @@ func specFrom(q *holdfastv1.CreateVolumeRequest) holdfast.Spec {
 		Locality: holdfast.Locality(q.GetLocality()), LogicalBlk: int(q.GetLogicalBlock()),
 		Racks: q.GetRacks(), Zones: q.GetZones(), Labels: q.GetLabels(),
 		IOTimeoutMillis: q.GetIoTimeoutMillis(), SlowReplicas: holdfast.SlowPolicy(q.GetSlowReplicas()),
+		Limits: holdfast.Limits{IOPS: q.GetLimits().GetIops(), Bandwidth: q.GetLimits().GetBandwidth(), BurstMillis: q.GetLimits().GetBurstMillis()},
 	}
 }
 

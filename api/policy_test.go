@@ -36,10 +36,24 @@ func TestPoliciesAreChangedOnline(t *testing.T) {
 	if v, err = c.vol.UpdateVolumePolicy(t.Context(), &holdfastv1.UpdateVolumePolicyRequest{Volume: "db", Replicas: &two}); err != nil || v.GetSpec().GetReplicas() != 2 {
 		t.Errorf("%v, %v", v.GetSpec(), err)
 	}
+	iops, burst, unlimited := int64(500), int64(2000), int64(0)
+	v, err = c.vol.UpdateVolumePolicy(t.Context(), &holdfastv1.UpdateVolumePolicyRequest{Volume: "db", Iops: &iops, BurstMillis: &burst})
+	if err != nil || v.GetSpec().GetLimits().GetIops() != 500 || v.GetSpec().GetLimits().GetBandwidth() != 0 || v.GetSpec().GetLimits().GetBurstMillis() != 2000 {
+		t.Errorf("%v, %v", v.GetSpec(), err)
+	}
+	if r, err = c.store.Volume(t.Context(), "db"); err != nil || r.Version != holdfast.RecordVersionLimits {
+		t.Errorf("version %d, %v", r.Version, err)
+	}
+	v, err = c.vol.UpdateVolumePolicy(t.Context(), &holdfastv1.UpdateVolumePolicyRequest{Volume: "db", Iops: &unlimited})
+	if err != nil || v.GetSpec().GetLimits() != nil {
+		t.Errorf("without a limit nothing is left of it: %v, %v", v.GetSpec(), err)
+	}
+	tooFew := int64(1)
 	tooShort, unknown := int64(10), "perhaps"
 	for what, q := range map[string]*holdfastv1.UpdateVolumePolicyRequest{
 		"nothing":   {Volume: "db"},
 		"too short": {Volume: "db", IoTimeoutMillis: &tooShort},
+		"too few":   {Volume: "db", Iops: &tooFew},
 		"unknown":   {Volume: "db", SlowReplicas: &unknown},
 		"none":      {Volume: "db", Replicas: &none},
 	} {

@@ -127,12 +127,30 @@ func notable(s *holdfast.Scrub) bool {
 	return s != nil && (s.Pending() || s.Mismatches > 0 || s.Unhealed > 0)
 }
 
+// changedLimits are limits with what a request changes of them. A burst without a
+// limit says nothing.
+func changedLimits(l holdfast.Limits, q *holdfastv1.UpdateVolumePolicyRequest) holdfast.Limits {
+	if q.Iops != nil {
+		l.IOPS = q.GetIops()
+	}
+	if q.Bandwidth != nil {
+		l.Bandwidth = q.GetBandwidth()
+	}
+	if q.BurstMillis != nil {
+		l.BurstMillis = q.GetBurstMillis()
+	}
+	if l.IOPS == 0 && l.Bandwidth == 0 && q.BurstMillis == nil {
+		l.BurstMillis = 0
+	}
+	return l
+}
+
 // UpdateVolumePolicy implements the service; see api.proto. A record that somebody
 // changed meanwhile is read again.
 func (s *Server) UpdateVolumePolicy(ctx context.Context, q *holdfastv1.UpdateVolumePolicyRequest) (*holdfastv1.Volume, error) {
 	op := "change policy of volume " + q.GetVolume()
-	if q.IoTimeoutMillis == nil && q.SlowReplicas == nil && q.Replicas == nil {
-		return nil, holdfast.E(op, holdfast.Invalid, "nothing is to be changed; give an I/O timeout, a policy for slow replicas, or a number of replicas")
+	if q.IoTimeoutMillis == nil && q.SlowReplicas == nil && q.Replicas == nil && q.Iops == nil && q.Bandwidth == nil && q.BurstMillis == nil {
+		return nil, holdfast.E(op, holdfast.Invalid, "nothing is to be changed; give an I/O timeout, a policy for slow replicas, a number of replicas, or limits of I/O")
 	}
 	for {
 		r, err := s.cfg.Store.Volume(ctx, q.GetVolume())
@@ -150,10 +168,11 @@ func (s *Server) UpdateVolumePolicy(ctx context.Context, q *holdfastv1.UpdateVol
 		if q.Replicas != nil {
 			spec.Replicas = int(q.GetReplicas())
 		}
+		spec.Limits = changedLimits(spec.Limits, q)
 		if err := spec.Validate(); err != nil {
 			return nil, holdfast.Wrap(op, err)
 		}
-		if spec.Replicas == r.Spec.Replicas && spec.IOTimeoutMillis == r.Spec.IOTimeoutMillis && spec.SlowReplicas == r.Spec.SlowReplicas {
+		if spec.Replicas == r.Spec.Replicas && spec.IOTimeoutMillis == r.Spec.IOTimeoutMillis && spec.SlowReplicas == r.Spec.SlowReplicas && spec.Limits == r.Spec.Limits {
 			return s.show(ctx, r)
 		}
 		next.SetSpec(spec)

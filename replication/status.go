@@ -94,6 +94,10 @@ func (p *Primary) peerStatus(t *peer) PeerStatus {
 // SizeBytes is the device's size.
 func (p *Primary) SizeBytes() int64 { return p.size }
 
+// Limits are those of the newest record that is known. They are kept by whoever
+// submits the device's requests.
+func (p *Primary) Limits() holdfast.Limits { return p.rec.Spec.Limits }
+
 // waits says what I/O waits for and since when.
 type waits struct {
 	what  string

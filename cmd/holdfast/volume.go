@@ -47,6 +47,7 @@ func (c *cli) volumeCreate() *cobra.Command {
 	q := &holdfastv1.CreateVolumeRequest{}
 	var size string
 	var timeout time.Duration
+	var limits *limitFlags
 	cmd := &cobra.Command{
 		Use: "create NAME --size SIZE", Short: "Create a volume, empty or from a snapshot",
 		Example: "  holdfast volume create db-test --from-snapshot before-upgrade\n  holdfast volume create db-1 --size 20GiB\n  holdfast volume create logs --size 500G --replicas 2 --fs ext4 --zone a,b --label app=logs",
@@ -54,6 +55,10 @@ func (c *cli) volumeCreate() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if size == "" && q.GetSourceSnapshot() == "" {
 				return usage(cmd, fmt.Errorf("the size is missing: add --size, such as --size 10GiB"))
+			}
+			var err error
+			if q.Limits, err = limits.proto(); err != nil {
+				return err
 			}
 			q.Name, q.IoTimeoutMillis = args[0], timeout.Milliseconds()
 			if q.GetSourceSnapshot() != "" {
@@ -75,6 +80,7 @@ func (c *cli) volumeCreate() *cobra.Command {
 	f.StringToStringVar(&q.Labels, "label", nil, "labels, key=value")
 	f.DurationVar(&timeout, "io-timeout", 0, ioTimeoutHelp)
 	f.StringVar(&q.SlowReplicas, "slow-replicas", "", slowReplicasHelp)
+	limits = addLimitFlags(cmd)
 	return cmd
 }
 

@@ -129,6 +129,9 @@ func (c *cli) volumeView(w io.Writer, v *holdfastv1.Volume) {
 	}
 	c.liveView(w, v)
 	field(w, "policy", "%s", policyText(s))
+	if s.GetLimits() != nil {
+		field(w, "limits", "%s", limitsText(s.GetLimits()))
+	}
 	if v.GetScrub() != nil {
 		field(w, "scrub", "%s", scrubLine(v.GetScrub(), time.Now()))
 	}

@@ -21,14 +21,16 @@ func (c *cli) volumeSet() *cobra.Command {
 	var timeout time.Duration
 	var slow string
 	var replicas int32
+	var limits *limitFlags
 	cmd := &cobra.Command{
-		Use: "set VOLUME", Short: "Change a volume's number of replicas, and what it does when something is slow or away",
+		Use: "set VOLUME", Short: "Change a volume's number of replicas, its limits of I/O, and what it does when something is slow or away",
 		Long: "Changes a volume's policies, also while it is in use; what is not named stays.\n" +
 			"More replicas are built in the background; of fewer, the surplus goes.\n" +
 			"With an I/O timeout, requests that cannot go on for so long fail with an I/O error, and\n" +
 			"later ones at once until I/O can go on again. The device stays. A write that failed so\n" +
-			"may be there afterwards or not, as after any disk error.",
-		Example: "  holdfast volume set db-1 --replicas 3\n  holdfast volume set db-1 --io-timeout 30s\n  holdfast volume set db-1 --io-timeout 0 --slow-replicas drop",
+			"may be there afterwards or not, as after any disk error.\n" +
+			"With --iops and --bandwidth, requests beyond the limits wait; 0 takes a limit away.",
+		Example: "  holdfast volume set db-1 --replicas 3\n  holdfast volume set db-1 --io-timeout 30s\n  holdfast volume set db-1 --io-timeout 0 --slow-replicas drop\n  holdfast volume set db-1 --iops 500 --bandwidth 50MiB --burst 10s",
 		Args:    exactly("the VOLUME"), ValidArgsFunction: c.volumeArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := &holdfastv1.UpdateVolumePolicyRequest{Volume: args[0]}
@@ -42,8 +44,12 @@ func (c *cli) volumeSet() *cobra.Command {
 			if cmd.Flags().Changed("replicas") {
 				q.Replicas = &replicas
 			}
-			if q.IoTimeoutMillis == nil && q.SlowReplicas == nil && q.Replicas == nil {
-				return usage(cmd, errors.New("nothing is to be changed: add --replicas, --io-timeout or --slow-replicas"))
+			var err error
+			if q.Iops, q.Bandwidth, q.BurstMillis, err = limits.read(); err != nil {
+				return err
+			}
+			if q.IoTimeoutMillis == nil && q.SlowReplicas == nil && q.Replicas == nil && q.Iops == nil && q.Bandwidth == nil && q.BurstMillis == nil {
+				return usage(cmd, errors.New("nothing is to be changed: add --replicas, --io-timeout, --slow-replicas, --iops, --bandwidth or --burst"))
 			}
 			cl, err := c.volumes()
 			if err != nil {
@@ -54,13 +60,14 @@ func (c *cli) volumeSet() *cobra.Command {
 				return c.explain(err)
 			}
 			return c.show(v, func(w io.Writer) {
-				fmt.Fprintf(w, "Volume %s: %s, %s\n", v.GetName(), plural(int(v.GetSpec().GetReplicas()), "replica"), policyText(v.GetSpec()))
+				fmt.Fprintf(w, "Volume %s: %s, %s, %s\n", v.GetName(), plural(int(v.GetSpec().GetReplicas()), "replica"), policyText(v.GetSpec()), limitsText(v.GetSpec().GetLimits()))
 			})
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "io-timeout", 0, ioTimeoutHelp)
 	cmd.Flags().Int32VarP(&replicas, "replicas", "r", 0, "copies, each on its own node")
 	cmd.Flags().StringVar(&slow, "slow-replicas", "", slowReplicasHelp)
+	limits = addLimitFlags(cmd)
 	return cmd
 }
 

@@ -16,6 +16,7 @@ func (s *server) UpdateVolumePolicy(_ context.Context, q *holdfastv1.UpdateVolum
 	s.policy = q
 	v := example()
 	v.Spec.IoTimeoutMillis, v.Spec.SlowReplicas = q.GetIoTimeoutMillis(), q.GetSlowReplicas()
+	v.Spec.Limits = &holdfastv1.Limits{Iops: q.GetIops(), Bandwidth: q.GetBandwidth(), BurstMillis: q.GetBurstMillis()}
 	return v, nil
 }
 
@@ -42,6 +43,21 @@ func TestPoliciesOfAVolume(t *testing.T) {
 	}
 	if s.policy.IoTimeoutMillis == nil || s.policy.GetIoTimeoutMillis() != 0 || s.policy.GetSlowReplicas() != "drop" {
 		t.Errorf("%v", s.policy)
+	}
+	if s.policy.Iops != nil || s.policy.Bandwidth != nil || s.policy.BurstMillis != nil {
+		t.Errorf("limits that are not named stay: %v", s.policy)
+	}
+	if code, out, says := do(t, at, "volume", "set", "db-1", "--iops", "500", "--bandwidth", "100MiB", "--burst", "10s"); code != exitOK || !strings.Contains(out, "I/O limited to 500 operations/s and 100 MiB/s, bursts of 10s") {
+		t.Errorf("%d %s %s", code, out, says)
+	}
+	if s.policy.GetIops() != 500 || s.policy.GetBandwidth() != 100<<20 || s.policy.GetBurstMillis() != 10000 || s.policy.IoTimeoutMillis != nil {
+		t.Errorf("%v", s.policy)
+	}
+	if code, out, _ := do(t, at, "volume", "set", "db-1", "--iops", "0", "--bandwidth", "0"); code != exitOK || !strings.Contains(out, "no limit of I/O") || s.policy.Iops == nil || s.policy.Bandwidth == nil {
+		t.Errorf("%d %s %v", code, out, s.policy)
+	}
+	if code, _, says := do(t, at, "volume", "create", "x", "-s", "1GiB", "--iops", "100"); code != exitOK || s.created.GetLimits().GetIops() != 100 || s.created.GetLimits().GetBandwidth() != 0 {
+		t.Errorf("%d %s %v", code, says, s.created)
 	}
 	if code, _, says := do(t, at, "volume", "set", "db-1"); code != exitUsage || !strings.Contains(says, "--io-timeout") {
 		t.Errorf("%d %s", code, says)

@@ -182,7 +182,8 @@ func TestParametersReachTheRecord(t *testing.T) {
 	}
 	cl := dial(t, newServer(t, c, csi.Config{}))
 	v := cl.mustCreate(t, create("db", gib, caps(blockCap(), mountCap("")),
-		params("replicas", "2", "minInSync", "2", "fsType", "ext4", "locality", "none", "racks", "r-b, r-d", "zones", "z1;z2", "logicalBlockSize", "512")))
+		params("replicas", "2", "minInSync", "2", "fsType", "ext4", "locality", "none", "racks", "r-b, r-d", "zones", "z1;z2", "logicalBlockSize", "512",
+			"iops", "500", "bandwidth", "50Mi", "burst", "10s")))
 	rec, err := c.Store.Volume(t.Context(), v.GetVolumeId())
 	if err != nil {
 		t.Fatal(err)
@@ -190,6 +191,9 @@ func TestParametersReachTheRecord(t *testing.T) {
 	s := rec.Spec
 	if s.Replicas != 2 || s.MinInSync != 2 || s.FSType != "ext4" || s.Locality != "none" || s.LogicalBlk != 512 || len(s.Zones) != 2 || s.Parameters["racks"] != "r-b, r-d" {
 		t.Errorf("spec %+v", s)
+	}
+	if s.Limits != (holdfast.Limits{IOPS: 500, Bandwidth: 50 << 20, BurstMillis: 10000}) || rec.Version != holdfast.RecordVersionLimits {
+		t.Errorf("limits %+v, version %d", s.Limits, rec.Version)
 	}
 	if rec.On("b") == nil || rec.On("d") == nil {
 		t.Errorf("replicas %+v", rec.Replicas)

@@ -19,7 +19,7 @@ type params struct {
 
 // parameterNames are what CreateVolume takes, compared without regard to case.
 func parameterNames() []string {
-	return []string{"replicas", "minInSync", "fsType", "locality", "racks", "zones", "logicalBlockSize", "ioTimeout", "slowReplicas"}
+	return []string{"replicas", "minInSync", "fsType", "locality", "racks", "zones", "logicalBlockSize", "ioTimeout", "slowReplicas", "iops", "bandwidth", "burst"}
 }
 
 // kubernetesPrefix marks what Kubernetes' sidecars add by themselves.
@@ -81,6 +81,8 @@ func (p *params) set(key, value string) (known bool, err error) {
 		if p.spec.SlowReplicas = holdfast.SlowPolicy(strings.ToLower(value)); !p.spec.SlowReplicas.Known() {
 			return true, fmt.Errorf("the policy %q is unknown; ask for off, report or drop", value)
 		}
+	case "iops", "bandwidth", "burst":
+		return true, p.limit(strings.ToLower(key), value)
 	case "racks", "rack":
 		p.spec.Racks = list(value)
 	case "zones", "zone":
@@ -89,6 +91,44 @@ func (p *params) set(key, value string) (known bool, err error) {
 		return false, nil
 	}
 	return true, nil
+}
+
+// limit reads one of the parameters about limits of I/O.
+func (p *params) limit(key, value string) error {
+	l := &p.spec.Limits
+	switch key {
+	case "iops":
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || n < holdfast.MinIOPS || n > holdfast.MaxIOPS {
+			return fmt.Errorf("%q is not possible; ask for %d to %d operations a second, or leave it out", value, holdfast.MinIOPS, holdfast.MaxIOPS)
+		}
+		l.IOPS = n
+	case "bandwidth":
+		n, err := quantity(value)
+		if err != nil || n < holdfast.MinBandwidth || n > holdfast.MaxBandwidth {
+			return fmt.Errorf("%q is not possible; ask for 1Mi to 1Ti bytes a second, such as 100Mi, or leave it out", value)
+		}
+		l.Bandwidth = n
+	default:
+		d, err := time.ParseDuration(value)
+		if err != nil || d < time.Millisecond || d > holdfast.MaxBurst {
+			return fmt.Errorf("%q is not possible; ask for 1ms to %v, such as 10s, or leave it out", value, holdfast.MaxBurst)
+		}
+		l.BurstMillis = d.Milliseconds()
+	}
+	return nil
+}
+
+// quantity reads a number of bytes: 104857600, 100Mi or 100MiB. Units without an i
+// are refused: they mean powers of ten to some and of two to others.
+func quantity(value string) (int64, error) {
+	number := strings.TrimRight(value, "KMGTiB")
+	exponent, known := map[string]int{"": 0, "Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4}[strings.TrimSuffix(value[len(number):], "B")]
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || !known || n > holdfast.MaxBandwidth>>(10*exponent) {
+		return 0, strconv.ErrSyntax
+	}
+	return n << (10 * exponent), nil
 }
 
 // differs says in which parameter a volume is not what was asked for; "" in none.

@@ -56,6 +56,11 @@ type waiter interface {
 	Waiting(id holdfast.VolumeID) string
 }
 
+// limiter is a Volume that holds back I/O beyond the volume's limits.
+type limiter interface {
+	Limited() (what string, long time.Duration)
+}
+
 // Waits lists what waits here, by volume; an empty id means all.
 func (a *Agent) Waits(only holdfast.VolumeID) map[holdfast.VolumeID][]Wait {
 	out := map[holdfast.VolumeID][]Wait{}
@@ -80,6 +85,11 @@ func (a *Agent) Waits(only holdfast.VolumeID) map[holdfast.VolumeID][]Wait {
 	for _, x := range a.serving() {
 		if only == "" || only == x.id {
 			out[x.id] = append(out[x.id], primaryWaits(x.vol.Status())...)
+			if l, ok := x.vol.(limiter); ok {
+				if what, long := l.Limited(); what != "" && long >= shownWait {
+					out[x.id] = append(out[x.id], Wait{What: "I/O", For: what, Long: long})
+				}
+			}
 		}
 	}
 	return out

@@ -184,7 +184,7 @@ func (h *Volume) untilServing(ctx context.Context) error {
 			h.Abort() // Close may have come too early to see it
 			return err
 		}
-		h.v.step(h.machine.Release)
+		h.v.step(h.beginRelease)
 		return err
 	}
 }

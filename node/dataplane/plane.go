@@ -201,6 +201,7 @@ func (p *Plane) tick() {
 		for _, h := range hs {
 			h.v.lock()
 			h.machine.Tick()
+			h.adoptLimits()
 			h.v.unlock()
 		}
 		clear(hs)
@@ -235,6 +236,9 @@ func (p *Plane) seen(e metadata.VolumeEvent) {
 			v.primary.machine.OnDeleted()
 		default:
 			v.primary.machine.OnRecord(e.Record)
+			if v.primary != nil {
+				v.primary.adoptLimits()
+			}
 		}
 	})
 }

@@ -19,6 +19,7 @@ type Volume struct {
 	serving chan struct{} // closed when it answers I/O
 	ended   chan struct{} // closed when it serves no more, with err
 	err     error
+	pacing  pacing
 
 	resizing sync.Mutex // guards the rest; a leaf
 	onResize func(sizeBytes int64)
@@ -62,6 +63,7 @@ func (v *volume) start(g granted) *Volume {
 	v.refs++
 	p.mu.Unlock()
 	h.machine.Start()
+	h.adoptLimits()
 	return h
 }
 
@@ -71,6 +73,7 @@ func (h *Volume) onEnded(err error) {
 	if h.v.primary == h {
 		h.v.primary = nil
 	}
+	h.v.later(h.endLimits) // what waited for them fails, as the machine has ended
 	p := h.v.plane
 	if p.cfg.Quiet != nil && !errors.Is(err, holdfast.Unavailable) {
 		p.cfg.Quiet.SetQuiet(h.v.id, 0) // the grant is given back, or somebody else's
@@ -82,10 +85,11 @@ func (h *Volume) onEnded(err error) {
 	close(h.ended)
 }
 
-// Submit takes a request of the device; it does not block.
+// Submit takes a request of the device; it does not block. Requests beyond the
+// volume's limits wait here first, in order.
 func (h *Volume) Submit(r *replication.Request) {
 	h.v.lock()
-	h.machine.Submit(r)
+	h.submit(r)
 	h.v.unlock()
 }
 
@@ -132,7 +136,7 @@ func (h *Volume) Err() error {
 // When ctx ends first, the error is of kind Unavailable and the release goes on;
 // the same call waits for it.
 func (h *Volume) Release(ctx context.Context) error {
-	h.v.step(h.machine.Release)
+	h.v.step(h.beginRelease)
 	select {
 	case <-h.ended:
 		return nil
@@ -148,6 +152,13 @@ func (h *Volume) Release(ctx context.Context) error {
 		}
 		return holdfast.WrapKind(op, holdfast.Unavailable, ctx.Err())
 	}
+}
+
+// beginRelease is called within a step. What waits for the volume's limits need
+// not wait any more.
+func (h *Volume) beginRelease() {
+	h.endLimits()
+	h.machine.Release()
 }
 
 // Abort ends the primary at once: all requests fail with Unavailable, and the

@@ -106,7 +106,7 @@ func EncodeRecord(r holdfast.Record) ([]byte, error) {
 // DecodeRecord reads a stored record. The error is of kind Corrupt.
 func DecodeRecord(key string, value []byte, revision int64) (holdfast.Record, error) {
 	var r holdfast.Record
-	if err := decode(key, value, &r, holdfast.RecordVersion, holdfast.RecordVersionScrub, holdfast.RecordVersionSnapshots, holdfast.RecordVersionWaiting); err != nil {
+	if err := decode(key, value, &r, holdfast.RecordVersion, holdfast.RecordVersionScrub, holdfast.RecordVersionSnapshots, holdfast.RecordVersionWaiting, holdfast.RecordVersionLimits); err != nil {
 		return holdfast.Record{}, err
 	}
 	if err := r.Validate(); err != nil {

@@ -109,6 +109,7 @@ type CreateVolumeRequest struct {
 	Labels          map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	IoTimeoutMillis int64                  `protobuf:"varint,20,opt,name=io_timeout_millis,json=ioTimeoutMillis,proto3" json:"io_timeout_millis,omitempty"` // I/O that waits for longer fails; 0 (default): it waits without limit
 	SlowReplicas    string                 `protobuf:"bytes,21,opt,name=slow_replicas,json=slowReplicas,proto3" json:"slow_replicas,omitempty"`             // off, report or drop; empty: as the node is configured
+	Limits          *Limits                `protobuf:"bytes,22,opt,name=limits,proto3" json:"limits,omitempty"`                                             // of the device's I/O; unset: none
 	// From here on: the new volume is a clone. Then size_bytes 0 is the source's
 	// size, a smaller one is refused; filesystem and logical block are the source's.
 	SourceSnapshot string `protobuf:"bytes,30,opt,name=source_snapshot,json=sourceSnapshot,proto3" json:"source_snapshot,omitempty"` // id or name
@@ -231,6 +232,13 @@ func (x *CreateVolumeRequest) GetSlowReplicas() string {
 	return ""
 }
 
+func (x *CreateVolumeRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 func (x *CreateVolumeRequest) GetSourceSnapshot() string {
 	if x != nil {
 		return x.SourceSnapshot
@@ -245,6 +253,67 @@ func (x *CreateVolumeRequest) GetSourceVolume() string {
 	return ""
 }
 
+// Limits bound what a volume's device may do.
+type Limits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Iops          int64                  `protobuf:"varint,1,opt,name=iops,proto3" json:"iops,omitempty"`                                  // operations a second, flushes aside; 0: no limit
+	Bandwidth     int64                  `protobuf:"varint,2,opt,name=bandwidth,proto3" json:"bandwidth,omitempty"`                        // bytes a second read and written together; 0: no limit
+	BurstMillis   int64                  `protobuf:"varint,3,opt,name=burst_millis,json=burstMillis,proto3" json:"burst_millis,omitempty"` // unused time that is kept for bursts; 0: one second
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Limits) GetIops() int64 {
+	if x != nil {
+		return x.Iops
+	}
+	return 0
+}
+
+func (x *Limits) GetBandwidth() int64 {
+	if x != nil {
+		return x.Bandwidth
+	}
+	return 0
+}
+
+func (x *Limits) GetBurstMillis() int64 {
+	if x != nil {
+		return x.BurstMillis
+	}
+	return 0
+}
+
 type ListVolumesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Labels        map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // only volumes that have all of these
@@ -255,7 +324,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[2]
+	mi := &file_holdfast_v1_api_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -267,7 +336,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[2]
+	mi := &file_holdfast_v1_api_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -280,7 +349,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListVolumesRequest) GetLabels() map[string]string {
@@ -306,7 +375,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[3]
+	mi := &file_holdfast_v1_api_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +387,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[3]
+	mi := &file_holdfast_v1_api_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +400,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -350,7 +419,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[4]
+	mi := &file_holdfast_v1_api_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -362,7 +431,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[4]
+	mi := &file_holdfast_v1_api_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -375,7 +444,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetVolumeRequest) GetVolume() string {
@@ -395,7 +464,7 @@ type ExpandVolumeRequest struct {
 
 func (x *ExpandVolumeRequest) Reset() {
 	*x = ExpandVolumeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[5]
+	mi := &file_holdfast_v1_api_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +476,7 @@ func (x *ExpandVolumeRequest) String() string {
 func (*ExpandVolumeRequest) ProtoMessage() {}
 
 func (x *ExpandVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[5]
+	mi := &file_holdfast_v1_api_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +489,7 @@ func (x *ExpandVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpandVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ExpandVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ExpandVolumeRequest) GetVolume() string {
@@ -448,7 +517,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[6]
+	mi := &file_holdfast_v1_api_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +529,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[6]
+	mi := &file_holdfast_v1_api_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +542,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -508,7 +577,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[7]
+	mi := &file_holdfast_v1_api_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +589,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[7]
+	mi := &file_holdfast_v1_api_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +602,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AttachVolumeResponse) GetNode() string {
@@ -567,7 +636,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[8]
+	mi := &file_holdfast_v1_api_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +648,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[8]
+	mi := &file_holdfast_v1_api_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +661,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -618,7 +687,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[9]
+	mi := &file_holdfast_v1_api_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +699,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[9]
+	mi := &file_holdfast_v1_api_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +712,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -661,7 +730,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[10]
+	mi := &file_holdfast_v1_api_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +742,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[10]
+	mi := &file_holdfast_v1_api_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +755,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{11}
 }
 
 type UpdateVolumeLabelsRequest struct {
@@ -700,7 +769,7 @@ type UpdateVolumeLabelsRequest struct {
 
 func (x *UpdateVolumeLabelsRequest) Reset() {
 	*x = UpdateVolumeLabelsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[11]
+	mi := &file_holdfast_v1_api_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +781,7 @@ func (x *UpdateVolumeLabelsRequest) String() string {
 func (*UpdateVolumeLabelsRequest) ProtoMessage() {}
 
 func (x *UpdateVolumeLabelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[11]
+	mi := &file_holdfast_v1_api_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +794,7 @@ func (x *UpdateVolumeLabelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVolumeLabelsRequest.ProtoReflect.Descriptor instead.
 func (*UpdateVolumeLabelsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpdateVolumeLabelsRequest) GetVolume() string {
@@ -756,13 +825,16 @@ type UpdateVolumePolicyRequest struct {
 	SlowReplicas    *string                `protobuf:"bytes,3,opt,name=slow_replicas,json=slowReplicas,proto3,oneof" json:"slow_replicas,omitempty"`             // off, report, drop; empty: as the node is configured
 	// More are built in the background; of fewer, the surplus goes. I/O goes on.
 	Replicas      *int32 `protobuf:"varint,30,opt,name=replicas,proto3,oneof" json:"replicas,omitempty"`
+	Iops          *int64 `protobuf:"varint,4,opt,name=iops,proto3,oneof" json:"iops,omitempty"`                                  // operations a second, flushes aside; 0: no limit
+	Bandwidth     *int64 `protobuf:"varint,5,opt,name=bandwidth,proto3,oneof" json:"bandwidth,omitempty"`                        // bytes a second read and written together; 0: no limit
+	BurstMillis   *int64 `protobuf:"varint,6,opt,name=burst_millis,json=burstMillis,proto3,oneof" json:"burst_millis,omitempty"` // unused time that is kept for bursts; 0: one second
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateVolumePolicyRequest) Reset() {
 	*x = UpdateVolumePolicyRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	mi := &file_holdfast_v1_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +846,7 @@ func (x *UpdateVolumePolicyRequest) String() string {
 func (*UpdateVolumePolicyRequest) ProtoMessage() {}
 
 func (x *UpdateVolumePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[12]
+	mi := &file_holdfast_v1_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +859,7 @@ func (x *UpdateVolumePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVolumePolicyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateVolumePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateVolumePolicyRequest) GetVolume() string {
@@ -818,6 +890,27 @@ func (x *UpdateVolumePolicyRequest) GetReplicas() int32 {
 	return 0
 }
 
+func (x *UpdateVolumePolicyRequest) GetIops() int64 {
+	if x != nil && x.Iops != nil {
+		return *x.Iops
+	}
+	return 0
+}
+
+func (x *UpdateVolumePolicyRequest) GetBandwidth() int64 {
+	if x != nil && x.Bandwidth != nil {
+		return *x.Bandwidth
+	}
+	return 0
+}
+
+func (x *UpdateVolumePolicyRequest) GetBurstMillis() int64 {
+	if x != nil && x.BurstMillis != nil {
+		return *x.BurstMillis
+	}
+	return 0
+}
+
 type ScrubVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -828,7 +921,7 @@ type ScrubVolumeRequest struct {
 
 func (x *ScrubVolumeRequest) Reset() {
 	*x = ScrubVolumeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[13]
+	mi := &file_holdfast_v1_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +933,7 @@ func (x *ScrubVolumeRequest) String() string {
 func (*ScrubVolumeRequest) ProtoMessage() {}
 
 func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[13]
+	mi := &file_holdfast_v1_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +946,7 @@ func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ScrubVolumeRequest) GetVolume() string {
@@ -881,7 +974,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	mi := &file_holdfast_v1_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +986,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[14]
+	mi := &file_holdfast_v1_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +999,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateSnapshotRequest) GetVolume() string {
@@ -940,7 +1033,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	mi := &file_holdfast_v1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1045,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[15]
+	mi := &file_holdfast_v1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1058,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -991,7 +1084,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	mi := &file_holdfast_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1096,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[16]
+	mi := &file_holdfast_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1109,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -1035,7 +1128,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	mi := &file_holdfast_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1140,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[17]
+	mi := &file_holdfast_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1153,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetSnapshotRequest) GetSnapshot() string {
@@ -1079,7 +1172,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	mi := &file_holdfast_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1184,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[18]
+	mi := &file_holdfast_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1197,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteSnapshotRequest) GetSnapshot() string {
@@ -1122,7 +1215,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	mi := &file_holdfast_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1227,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[19]
+	mi := &file_holdfast_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1240,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 type RestoreSnapshotRequest struct {
@@ -1159,7 +1252,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	mi := &file_holdfast_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1264,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[20]
+	mi := &file_holdfast_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1277,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RestoreSnapshotRequest) GetSnapshot() string {
@@ -1216,7 +1309,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1321,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[21]
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1334,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Snapshot) GetId() string {
@@ -1333,7 +1426,7 @@ type VolumeOrigin struct {
 
 func (x *VolumeOrigin) Reset() {
 	*x = VolumeOrigin{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1438,7 @@ func (x *VolumeOrigin) String() string {
 func (*VolumeOrigin) ProtoMessage() {}
 
 func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1451,7 @@ func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeOrigin.ProtoReflect.Descriptor instead.
 func (*VolumeOrigin) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *VolumeOrigin) GetVolumeId() string {
@@ -1403,7 +1496,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1508,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1521,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Scrub) GetId() string {
@@ -1546,7 +1639,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1651,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1664,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Volume) GetId() string {
@@ -1719,7 +1812,7 @@ type VolumeEvent struct {
 
 func (x *VolumeEvent) Reset() {
 	*x = VolumeEvent{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1824,7 @@ func (x *VolumeEvent) String() string {
 func (*VolumeEvent) ProtoMessage() {}
 
 func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1837,7 @@ func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeEvent.ProtoReflect.Descriptor instead.
 func (*VolumeEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VolumeEvent) GetAt() *timestamppb.Timestamp {
@@ -1783,13 +1876,14 @@ type VolumeSpec struct {
 	Parameters      map[string]string      `protobuf:"bytes,10,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	IoTimeoutMillis int64                  `protobuf:"varint,20,opt,name=io_timeout_millis,json=ioTimeoutMillis,proto3" json:"io_timeout_millis,omitempty"` // I/O that waits for longer fails; 0: it waits without limit
 	SlowReplicas    string                 `protobuf:"bytes,21,opt,name=slow_replicas,json=slowReplicas,proto3" json:"slow_replicas,omitempty"`             // off, report or drop; empty: as the node is configured
+	Limits          *Limits                `protobuf:"bytes,22,opt,name=limits,proto3" json:"limits,omitempty"`                                             // of the device's I/O; unset: none
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1895,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1908,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -1901,6 +1995,13 @@ func (x *VolumeSpec) GetSlowReplicas() string {
 	return ""
 }
 
+func (x *VolumeSpec) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 // Primary is the grant under which a node serves a volume.
 type Primary struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1913,7 +2014,7 @@ type Primary struct {
 
 func (x *Primary) Reset() {
 	*x = Primary{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2026,7 @@ func (x *Primary) String() string {
 func (*Primary) ProtoMessage() {}
 
 func (x *Primary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2039,7 @@ func (x *Primary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Primary.ProtoReflect.Descriptor instead.
 func (*Primary) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Primary) GetNode() string {
@@ -1987,7 +2088,7 @@ type VolumeReplica struct {
 
 func (x *VolumeReplica) Reset() {
 	*x = VolumeReplica{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2100,7 @@ func (x *VolumeReplica) String() string {
 func (*VolumeReplica) ProtoMessage() {}
 
 func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2113,7 @@ func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReplica.ProtoReflect.Descriptor instead.
 func (*VolumeReplica) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VolumeReplica) GetId() string {
@@ -2133,7 +2234,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2246,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2259,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Problem) GetSeverity() string {
@@ -2197,7 +2298,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2310,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2323,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 type ListNodesResponse struct {
@@ -2234,7 +2335,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2347,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2360,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2278,7 +2379,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2391,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2404,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -2322,7 +2423,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2435,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2448,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -2366,7 +2467,7 @@ type UndrainNodeRequest struct {
 
 func (x *UndrainNodeRequest) Reset() {
 	*x = UndrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2479,7 @@ func (x *UndrainNodeRequest) String() string {
 func (*UndrainNodeRequest) ProtoMessage() {}
 
 func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2492,7 @@ func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UndrainNodeRequest) GetNode() string {
@@ -2410,7 +2511,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2523,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2536,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -2456,7 +2557,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2569,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2582,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ForgetNodeResponse) GetRemoved() int32 {
@@ -2528,7 +2629,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2641,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2654,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Node) GetId() string {
@@ -2656,7 +2757,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2668,7 +2769,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2681,7 +2782,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListPoolsRequest) GetNode() string {
@@ -2700,7 +2801,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +2813,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +2826,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -2752,7 +2853,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +2865,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +2878,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Pool) GetId() string {
@@ -2844,7 +2945,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[41]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +2957,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[41]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +2970,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 // ClusterStatus is the whole at one glance.
@@ -2897,7 +2998,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[42]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2909,7 +3010,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[42]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2922,7 +3023,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -3048,7 +3149,7 @@ type VolumeScrub struct {
 
 func (x *VolumeScrub) Reset() {
 	*x = VolumeScrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[43]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3161,7 @@ func (x *VolumeScrub) String() string {
 func (*VolumeScrub) ProtoMessage() {}
 
 func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[43]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3174,7 @@ func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeScrub.ProtoReflect.Descriptor instead.
 func (*VolumeScrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *VolumeScrub) GetVolume() string {
@@ -3101,7 +3202,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[44]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3214,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[44]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3227,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Count) GetTotal() int32 {
@@ -3158,7 +3259,7 @@ type Repair struct {
 
 func (x *Repair) Reset() {
 	*x = Repair{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[45]
+	mi := &file_holdfast_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3170,7 +3271,7 @@ func (x *Repair) String() string {
 func (*Repair) ProtoMessage() {}
 
 func (x *Repair) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[45]
+	mi := &file_holdfast_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3183,7 +3284,7 @@ func (x *Repair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repair.ProtoReflect.Descriptor instead.
 func (*Repair) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Repair) GetVolume() string {
@@ -3237,7 +3338,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04rack\x18\x02 \x01(\tR\x04rack\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06region\x18\x04 \x01(\tR\x06region\"\xaa\x04\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\"\xd7\x04\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3252,12 +3353,17 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06labels\x18\n" +
 	" \x03(\v2,.holdfast.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x12*\n" +
 	"\x11io_timeout_millis\x18\x14 \x01(\x03R\x0fioTimeoutMillis\x12#\n" +
-	"\rslow_replicas\x18\x15 \x01(\tR\fslowReplicas\x12'\n" +
+	"\rslow_replicas\x18\x15 \x01(\tR\fslowReplicas\x12+\n" +
+	"\x06limits\x18\x16 \x01(\v2\x13.holdfast.v1.LimitsR\x06limits\x12'\n" +
 	"\x0fsource_snapshot\x18\x1e \x01(\tR\x0esourceSnapshot\x12#\n" +
 	"\rsource_volume\x18\x1f \x01(\tR\fsourceVolume\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
+	"\x06Limits\x12\x12\n" +
+	"\x04iops\x18\x01 \x01(\x03R\x04iops\x12\x1c\n" +
+	"\tbandwidth\x18\x02 \x01(\x03R\tbandwidth\x12!\n" +
+	"\fburst_millis\x18\x03 \x01(\x03R\vburstMillis\"\xa8\x01\n" +
 	"\x12ListVolumesRequest\x12C\n" +
 	"\x06labels\x18\x01 \x03(\v2+.holdfast.v1.ListVolumesRequest.LabelsEntryR\x06labels\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x1a9\n" +
@@ -3293,15 +3399,22 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x1a6\n" +
 	"\bSetEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf0\x02\n" +
 	"\x19UpdateVolumePolicyRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12/\n" +
 	"\x11io_timeout_millis\x18\x02 \x01(\x03H\x00R\x0fioTimeoutMillis\x88\x01\x01\x12(\n" +
 	"\rslow_replicas\x18\x03 \x01(\tH\x01R\fslowReplicas\x88\x01\x01\x12\x1f\n" +
-	"\breplicas\x18\x1e \x01(\x05H\x02R\breplicas\x88\x01\x01B\x14\n" +
+	"\breplicas\x18\x1e \x01(\x05H\x02R\breplicas\x88\x01\x01\x12\x17\n" +
+	"\x04iops\x18\x04 \x01(\x03H\x03R\x04iops\x88\x01\x01\x12!\n" +
+	"\tbandwidth\x18\x05 \x01(\x03H\x04R\tbandwidth\x88\x01\x01\x12&\n" +
+	"\fburst_millis\x18\x06 \x01(\x03H\x05R\vburstMillis\x88\x01\x01B\x14\n" +
 	"\x12_io_timeout_millisB\x10\n" +
 	"\x0e_slow_replicasB\v\n" +
-	"\t_replicas\"D\n" +
+	"\t_replicasB\a\n" +
+	"\x05_iopsB\f\n" +
+	"\n" +
+	"_bandwidthB\x0f\n" +
+	"\r_burst_millis\"D\n" +
 	"\x12ScrubVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xc6\x01\n" +
@@ -3394,7 +3507,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\vVolumeEvent\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
-	"\x04what\x18\x03 \x01(\tR\x04what\"\xbe\x04\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\"\xeb\x04\n" +
 	"\n" +
 	"VolumeSpec\x12\x1d\n" +
 	"\n" +
@@ -3412,7 +3525,8 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	" \x03(\v2'.holdfast.v1.VolumeSpec.ParametersEntryR\n" +
 	"parameters\x12*\n" +
 	"\x11io_timeout_millis\x18\x14 \x01(\x03R\x0fioTimeoutMillis\x12#\n" +
-	"\rslow_replicas\x18\x15 \x01(\tR\fslowReplicas\x1a9\n" +
+	"\rslow_replicas\x18\x15 \x01(\tR\fslowReplicas\x12+\n" +
+	"\x06limits\x18\x16 \x01(\v2\x13.holdfast.v1.LimitsR\x06limits\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -3573,159 +3687,162 @@ func file_holdfast_v1_api_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_api_proto_rawDescData
 }
 
-var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_holdfast_v1_api_proto_goTypes = []any{
 	(*Domain)(nil),                    // 0: holdfast.v1.Domain
 	(*CreateVolumeRequest)(nil),       // 1: holdfast.v1.CreateVolumeRequest
-	(*ListVolumesRequest)(nil),        // 2: holdfast.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 3: holdfast.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 4: holdfast.v1.GetVolumeRequest
-	(*ExpandVolumeRequest)(nil),       // 5: holdfast.v1.ExpandVolumeRequest
-	(*AttachVolumeRequest)(nil),       // 6: holdfast.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),      // 7: holdfast.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),       // 8: holdfast.v1.DetachVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 9: holdfast.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 10: holdfast.v1.DeleteVolumeResponse
-	(*UpdateVolumeLabelsRequest)(nil), // 11: holdfast.v1.UpdateVolumeLabelsRequest
-	(*UpdateVolumePolicyRequest)(nil), // 12: holdfast.v1.UpdateVolumePolicyRequest
-	(*ScrubVolumeRequest)(nil),        // 13: holdfast.v1.ScrubVolumeRequest
-	(*CreateSnapshotRequest)(nil),     // 14: holdfast.v1.CreateSnapshotRequest
-	(*ListSnapshotsRequest)(nil),      // 15: holdfast.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 16: holdfast.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 17: holdfast.v1.GetSnapshotRequest
-	(*DeleteSnapshotRequest)(nil),     // 18: holdfast.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 19: holdfast.v1.DeleteSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),    // 20: holdfast.v1.RestoreSnapshotRequest
-	(*Snapshot)(nil),                  // 21: holdfast.v1.Snapshot
-	(*VolumeOrigin)(nil),              // 22: holdfast.v1.VolumeOrigin
-	(*Scrub)(nil),                     // 23: holdfast.v1.Scrub
-	(*Volume)(nil),                    // 24: holdfast.v1.Volume
-	(*VolumeEvent)(nil),               // 25: holdfast.v1.VolumeEvent
-	(*VolumeSpec)(nil),                // 26: holdfast.v1.VolumeSpec
-	(*Primary)(nil),                   // 27: holdfast.v1.Primary
-	(*VolumeReplica)(nil),             // 28: holdfast.v1.VolumeReplica
-	(*Problem)(nil),                   // 29: holdfast.v1.Problem
-	(*ListNodesRequest)(nil),          // 30: holdfast.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 31: holdfast.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 32: holdfast.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),          // 33: holdfast.v1.DrainNodeRequest
-	(*UndrainNodeRequest)(nil),        // 34: holdfast.v1.UndrainNodeRequest
-	(*ForgetNodeRequest)(nil),         // 35: holdfast.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),        // 36: holdfast.v1.ForgetNodeResponse
-	(*Node)(nil),                      // 37: holdfast.v1.Node
-	(*ListPoolsRequest)(nil),          // 38: holdfast.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),         // 39: holdfast.v1.ListPoolsResponse
-	(*Pool)(nil),                      // 40: holdfast.v1.Pool
-	(*GetStatusRequest)(nil),          // 41: holdfast.v1.GetStatusRequest
-	(*ClusterStatus)(nil),             // 42: holdfast.v1.ClusterStatus
-	(*VolumeScrub)(nil),               // 43: holdfast.v1.VolumeScrub
-	(*Count)(nil),                     // 44: holdfast.v1.Count
-	(*Repair)(nil),                    // 45: holdfast.v1.Repair
-	nil,                               // 46: holdfast.v1.CreateVolumeRequest.LabelsEntry
-	nil,                               // 47: holdfast.v1.ListVolumesRequest.LabelsEntry
-	nil,                               // 48: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	nil,                               // 49: holdfast.v1.CreateSnapshotRequest.LabelsEntry
-	nil,                               // 50: holdfast.v1.ListSnapshotsRequest.LabelsEntry
-	nil,                               // 51: holdfast.v1.Snapshot.LabelsEntry
-	nil,                               // 52: holdfast.v1.VolumeSpec.LabelsEntry
-	nil,                               // 53: holdfast.v1.VolumeSpec.ParametersEntry
-	(*timestamppb.Timestamp)(nil),     // 54: google.protobuf.Timestamp
-	(*PrimaryStatus)(nil),             // 55: holdfast.v1.PrimaryStatus
-	(*Wait)(nil),                      // 56: holdfast.v1.Wait
-	(*CheckPoolRequest)(nil),          // 57: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),         // 58: holdfast.v1.CheckPoolResponse
+	(*Limits)(nil),                    // 2: holdfast.v1.Limits
+	(*ListVolumesRequest)(nil),        // 3: holdfast.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 4: holdfast.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 5: holdfast.v1.GetVolumeRequest
+	(*ExpandVolumeRequest)(nil),       // 6: holdfast.v1.ExpandVolumeRequest
+	(*AttachVolumeRequest)(nil),       // 7: holdfast.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),      // 8: holdfast.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),       // 9: holdfast.v1.DetachVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 10: holdfast.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 11: holdfast.v1.DeleteVolumeResponse
+	(*UpdateVolumeLabelsRequest)(nil), // 12: holdfast.v1.UpdateVolumeLabelsRequest
+	(*UpdateVolumePolicyRequest)(nil), // 13: holdfast.v1.UpdateVolumePolicyRequest
+	(*ScrubVolumeRequest)(nil),        // 14: holdfast.v1.ScrubVolumeRequest
+	(*CreateSnapshotRequest)(nil),     // 15: holdfast.v1.CreateSnapshotRequest
+	(*ListSnapshotsRequest)(nil),      // 16: holdfast.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 17: holdfast.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 18: holdfast.v1.GetSnapshotRequest
+	(*DeleteSnapshotRequest)(nil),     // 19: holdfast.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 20: holdfast.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),    // 21: holdfast.v1.RestoreSnapshotRequest
+	(*Snapshot)(nil),                  // 22: holdfast.v1.Snapshot
+	(*VolumeOrigin)(nil),              // 23: holdfast.v1.VolumeOrigin
+	(*Scrub)(nil),                     // 24: holdfast.v1.Scrub
+	(*Volume)(nil),                    // 25: holdfast.v1.Volume
+	(*VolumeEvent)(nil),               // 26: holdfast.v1.VolumeEvent
+	(*VolumeSpec)(nil),                // 27: holdfast.v1.VolumeSpec
+	(*Primary)(nil),                   // 28: holdfast.v1.Primary
+	(*VolumeReplica)(nil),             // 29: holdfast.v1.VolumeReplica
+	(*Problem)(nil),                   // 30: holdfast.v1.Problem
+	(*ListNodesRequest)(nil),          // 31: holdfast.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 32: holdfast.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 33: holdfast.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),          // 34: holdfast.v1.DrainNodeRequest
+	(*UndrainNodeRequest)(nil),        // 35: holdfast.v1.UndrainNodeRequest
+	(*ForgetNodeRequest)(nil),         // 36: holdfast.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 37: holdfast.v1.ForgetNodeResponse
+	(*Node)(nil),                      // 38: holdfast.v1.Node
+	(*ListPoolsRequest)(nil),          // 39: holdfast.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),         // 40: holdfast.v1.ListPoolsResponse
+	(*Pool)(nil),                      // 41: holdfast.v1.Pool
+	(*GetStatusRequest)(nil),          // 42: holdfast.v1.GetStatusRequest
+	(*ClusterStatus)(nil),             // 43: holdfast.v1.ClusterStatus
+	(*VolumeScrub)(nil),               // 44: holdfast.v1.VolumeScrub
+	(*Count)(nil),                     // 45: holdfast.v1.Count
+	(*Repair)(nil),                    // 46: holdfast.v1.Repair
+	nil,                               // 47: holdfast.v1.CreateVolumeRequest.LabelsEntry
+	nil,                               // 48: holdfast.v1.ListVolumesRequest.LabelsEntry
+	nil,                               // 49: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	nil,                               // 50: holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                               // 51: holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	nil,                               // 52: holdfast.v1.Snapshot.LabelsEntry
+	nil,                               // 53: holdfast.v1.VolumeSpec.LabelsEntry
+	nil,                               // 54: holdfast.v1.VolumeSpec.ParametersEntry
+	(*timestamppb.Timestamp)(nil),     // 55: google.protobuf.Timestamp
+	(*PrimaryStatus)(nil),             // 56: holdfast.v1.PrimaryStatus
+	(*Wait)(nil),                      // 57: holdfast.v1.Wait
+	(*CheckPoolRequest)(nil),          // 58: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),         // 59: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_api_proto_depIdxs = []int32{
-	46, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
-	47, // 1: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
-	24, // 2: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
-	24, // 3: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
-	48, // 4: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	49, // 5: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
-	50, // 6: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
-	21, // 7: holdfast.v1.ListSnapshotsResponse.snapshots:type_name -> holdfast.v1.Snapshot
-	54, // 8: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	51, // 9: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
-	54, // 10: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
-	54, // 11: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
-	54, // 12: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	26, // 13: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
-	27, // 14: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
-	28, // 15: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
-	55, // 16: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
-	29, // 17: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
-	23, // 18: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
-	56, // 19: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
-	25, // 20: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
-	22, // 21: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
-	54, // 22: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
-	52, // 23: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
-	53, // 24: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
-	37, // 25: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
-	0,  // 26: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
-	54, // 27: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
-	40, // 28: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
-	54, // 29: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
-	40, // 30: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
-	29, // 31: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
-	44, // 32: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
-	44, // 33: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
-	44, // 34: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
-	45, // 35: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
-	56, // 36: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
-	43, // 37: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
-	23, // 38: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
-	1,  // 39: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
-	2,  // 40: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
-	4,  // 41: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
-	5,  // 42: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
-	6,  // 43: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
-	8,  // 44: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
-	9,  // 45: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
-	11, // 46: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
-	12, // 47: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
-	13, // 48: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
-	14, // 49: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
-	15, // 50: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
-	17, // 51: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
-	18, // 52: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
-	20, // 53: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
-	41, // 54: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
-	30, // 55: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
-	32, // 56: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
-	33, // 57: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
-	34, // 58: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
-	35, // 59: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
-	38, // 60: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
-	57, // 61: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	24, // 62: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
-	3,  // 63: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
-	24, // 64: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
-	24, // 65: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
-	7,  // 66: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
-	24, // 67: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
-	10, // 68: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
-	24, // 69: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
-	24, // 70: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
-	24, // 71: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
-	21, // 72: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
-	16, // 73: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
-	21, // 74: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
-	19, // 75: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
-	24, // 76: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
-	42, // 77: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
-	31, // 78: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
-	37, // 79: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
-	37, // 80: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
-	37, // 81: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
-	36, // 82: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
-	39, // 83: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
-	58, // 84: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	62, // [62:85] is the sub-list for method output_type
-	39, // [39:62] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	47, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
+	2,  // 1: holdfast.v1.CreateVolumeRequest.limits:type_name -> holdfast.v1.Limits
+	48, // 2: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
+	25, // 3: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
+	25, // 4: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
+	49, // 5: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	50, // 6: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	51, // 7: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	22, // 8: holdfast.v1.ListSnapshotsResponse.snapshots:type_name -> holdfast.v1.Snapshot
+	55, // 9: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	52, // 10: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
+	55, // 11: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
+	55, // 12: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
+	55, // 13: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	27, // 14: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
+	28, // 15: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
+	29, // 16: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
+	56, // 17: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
+	30, // 18: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
+	24, // 19: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
+	57, // 20: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
+	26, // 21: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
+	23, // 22: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
+	55, // 23: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
+	53, // 24: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
+	54, // 25: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
+	2,  // 26: holdfast.v1.VolumeSpec.limits:type_name -> holdfast.v1.Limits
+	38, // 27: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
+	0,  // 28: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
+	55, // 29: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
+	41, // 30: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
+	55, // 31: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
+	41, // 32: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
+	30, // 33: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
+	45, // 34: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
+	45, // 35: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
+	45, // 36: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
+	46, // 37: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
+	57, // 38: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
+	44, // 39: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
+	24, // 40: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
+	1,  // 41: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
+	3,  // 42: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
+	5,  // 43: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
+	6,  // 44: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
+	7,  // 45: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
+	9,  // 46: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
+	10, // 47: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
+	12, // 48: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
+	13, // 49: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
+	14, // 50: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
+	15, // 51: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
+	16, // 52: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
+	18, // 53: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
+	19, // 54: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
+	21, // 55: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
+	42, // 56: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
+	31, // 57: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
+	33, // 58: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
+	34, // 59: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
+	35, // 60: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
+	36, // 61: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
+	39, // 62: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
+	58, // 63: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	25, // 64: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
+	4,  // 65: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
+	25, // 66: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
+	25, // 67: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
+	8,  // 68: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
+	25, // 69: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
+	11, // 70: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
+	25, // 71: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
+	25, // 72: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
+	25, // 73: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
+	22, // 74: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
+	17, // 75: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
+	22, // 76: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
+	20, // 77: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
+	25, // 78: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
+	43, // 79: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
+	32, // 80: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
+	38, // 81: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
+	38, // 82: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
+	38, // 83: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
+	37, // 84: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
+	40, // 85: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
+	59, // 86: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	64, // [64:87] is the sub-list for method output_type
+	41, // [41:64] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_api_proto_init() }
@@ -3734,14 +3851,14 @@ func file_holdfast_v1_api_proto_init() {
 		return
 	}
 	file_holdfast_v1_node_proto_init()
-	file_holdfast_v1_api_proto_msgTypes[12].OneofWrappers = []any{}
+	file_holdfast_v1_api_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_api_proto_rawDesc), len(file_holdfast_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
