@@ -43,6 +43,8 @@ type disk struct {
 	progress  replication.Progress
 	copying   map[*replication.Task]bool // repair copies begun and not applied: not in the tail
 
+	repairReads map[int64]int // blocks read for a repair, where somebody counts them
+
 	failsUntil time.Duration // accesses end with errors, some of them
 
 	onPromise func(old, next replication.Promise) // for the coverage
@@ -230,6 +232,9 @@ func (d *disk) apply(t *replication.Task, part func() bool) {
 	switch t.Kind {
 	case replication.TaskRead:
 		read := d.content(t)
+		for b := first; t.Copied && d.repairReads != nil && b < last; b += blockCells {
+			d.repairReads[b/blockCells]++
+		}
 		for b := first; b < last && read != nil; b++ {
 			blk := t.Buf.B[(b-first)*cellSize:][:cellSize]
 			clear(blk)
