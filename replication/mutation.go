@@ -39,6 +39,7 @@ const (
 	Mutate7DroppedSource
 	Mutate7ResumeForgets
 	Mutate7ProgressTooFar
+	Mutate7ProgressEarly
 	Mutate9CarryOn
 	Mutate9DropLast
 	Mutate10KeepOldRecord

@@ -49,6 +49,7 @@ func Mutations() []MutationInfo {
 		{Mutate7DroppedSource, "7", "DroppedSource", "a repair goes on from a source that was dropped"},
 		{Mutate7ResumeForgets, "7", "ResumeForgets", "a resumed repair forgets what changed since"},
 		{Mutate7ProgressTooFar, "7", "ProgressTooFar", "the progress of a repair counts pieces that are under way"},
+		{Mutate7ProgressEarly, "7", "ProgressEarly", "the progress of a repair does not wait for writes of earlier epochs"},
 		{Mutate9CarryOn, "9", "CarryOn", "a live primary goes on with a replica that lost power"},
 		{Mutate9DropLast, "9", "DropLast", "the last in-sync replica is replaced by a stale one"},
 		{Mutate10KeepOldRecord, "10", "KeepOldRecord", "a replica promises an epoch without keeping its record"},

@@ -71,7 +71,7 @@ func (p *Primary) sendProgress(r *repair) {
 	if !r.isLive && !s.sent {
 		s.asOf = 0
 	}
-	if s.asOf == 0 || s.sent || !r.t.answered(s.barrier) {
+	if s.asOf == 0 || s.sent || !r.t.answered(s.barrier) && !mutant(Mutate7ProgressEarly) {
 		return
 	}
 	s.sent, s.done = true, r.left

@@ -71,18 +71,31 @@ func (d *device) issue() {
 	}
 	w := d.c.w
 	o := d.place()
-	r := &replication.Request{Offset: o.first * cellSize, Length: o.cells * cellSize}
 	x := w.rng.Float64()
 	if d.changes()*2 > d.c.cfg.Depth {
 		x *= 0.4 // where writes wait, reads still show what is old
 	}
 	switch {
 	case x < 0.40:
-		o.kind, r.Op, r.Buf = opRead, replication.OpRead, buf.Get(int(r.Length))
+		o.kind = opRead
 	case x < 0.80:
-		o.kind, r.Op, r.Buf = opWrite, replication.OpWrite, buf.Get(int(r.Length))
-		r.FUA = w.chance(0.15)
-		o.fua = r.FUA
+		o.kind, o.fua = opWrite, w.chance(0.15)
+	case x < 0.88:
+		o.kind = opTrim
+	default:
+		o.kind, o.first, o.cells = opFlush, 0, 0
+	}
+	d.start(o)
+}
+
+// start begins an operation.
+func (d *device) start(o *op) {
+	r := &replication.Request{Offset: o.first * cellSize, Length: o.cells * cellSize, FUA: o.fua}
+	switch o.kind {
+	case opRead:
+		r.Op, r.Buf = replication.OpRead, buf.Get(int(r.Length))
+	case opWrite:
+		r.Op, r.Buf = replication.OpWrite, buf.Get(int(r.Length))
 		d.c.values += 8 * blockCells
 		o.value = d.c.values
 		for i := range o.cells {
@@ -90,11 +103,10 @@ func (d *device) issue() {
 			clear(cell)
 			binary.LittleEndian.PutUint64(cell, o.value+value(i))
 		}
-	case x < 0.88:
-		o.kind, r.Op = opTrim, replication.OpTrim
+	case opTrim:
+		r.Op = replication.OpTrim
 	default:
-		o.kind, r.Op = opFlush, replication.OpFlush
-		o.first, o.cells = 0, 0
+		r.Op = replication.OpFlush
 	}
 	r.Done = func(r *replication.Request, err error) { d.answered(o, r, err) }
 	d.c.history = append(d.c.history, o)
@@ -209,7 +221,7 @@ func (c *cluster) drive() {
 		pause := w.between(10*time.Millisecond, 500*time.Millisecond)
 		h := c.meta.hosts[w.rng.IntN(len(c.meta.hosts))]
 		switch {
-		case c.detachedWork(), c.attaching:
+		case c.staged(), c.detachedWork(), c.attaching:
 		case len(c.devs) == 0:
 			c.moveTo(h, w.chance(0.1))
 		case !c.quiet && c.may("move"):
@@ -224,7 +236,7 @@ func (c *cluster) drive() {
 
 // request has one of the devices asked for something, several times.
 func (c *cluster) request(kind ChoiceKind, n, times int) {
-	if len(c.devs) == 0 || c.quiet {
+	if len(c.devs) == 0 || c.quiet || c.staged() {
 		return
 	}
 	d := c.devs[c.w.rng.IntN(len(c.devs))]

@@ -19,7 +19,7 @@ func (c *cluster) fault() {
 	}
 	c.every(streamFaults, w.between(500*time.Millisecond, 3*time.Second), func(n int) time.Duration {
 		switch {
-		case c.restoring:
+		case c.restoring, c.staged():
 			return time.Second
 		case c.meta.calm:
 			return 0

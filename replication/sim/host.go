@@ -13,7 +13,8 @@ import (
 // and a primary or none.
 type host struct {
 	*machine
-	c *cluster
+	c      *cluster
+	hinder func(*replication.Task) time.Duration // how much longer its disk waits before it begins a task
 
 	disk      *disk // nil: no replica here
 	replicaID holdfast.ReplicaID
@@ -73,6 +74,7 @@ func (h *host) ticker(life int) {
 
 // die is the end of the machine's process for this volume.
 func (h *host) die(power bool) {
+	h.hinder = nil
 	if h.disk != nil {
 		h.store.kill()
 		if power {

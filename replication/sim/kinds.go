@@ -26,7 +26,7 @@ func groups() map[string][]string {
 		"replace":   {"replace", "drain"},
 		"move":      {"move", "detach", "clear"},
 		"snapshot":  {"snapshot"},
-		"scenes":    {"expire", "undo", "relay", "last", "double", "hush", "interrupt", "alone", "source"},
+		"scenes":    {"expire", "undo", "relay", "last", "double", "hush", "interrupt", "alone", "source", "stale", "undone", "unflushed", "flying", "failed", "halfway"},
 	}
 }
 

@@ -8,31 +8,6 @@ import (
 
 // Scenes whose faults wait for the record to show their moment.
 
-// relay has one replica come back, after a power loss, while a second is away,
-// and makes it the second's only source.
-func (c *cluster) relay() {
-	in := c.members()
-	if len(in) < 3 {
-		return
-	}
-	c.lodge()
-	first, middle, last := in[0], in[1], in[2]
-	if c.holder() == middle || c.holder() == last {
-		return
-	}
-	c.down(last, false, 20*time.Second)
-	c.when(8*time.Second, func() bool { return !c.inSync(last) }, func() {
-		c.cold(30 * time.Millisecond)
-		c.soon(35*time.Millisecond, func() { c.down(middle, true, 100*time.Millisecond) })
-		c.soon(700*time.Millisecond, func() {
-			c.when(8*time.Second, func() bool { return c.inSync(middle) }, func() {
-				c.down(first, false, 8*time.Second)
-				c.when(8*time.Second, func() bool { return !c.inSync(first) }, func() { c.restart(last) })
-			})
-		})
-	})
-}
-
 // alone leaves one in-sync replica, which loses power after it wrote what another
 // one lacks.
 func (c *cluster) alone() {
@@ -82,31 +57,6 @@ func (c *cluster) last() {
 					}
 				}
 			})
-		})
-	})
-}
-
-// source has the replica leave from which another one is being repaired.
-func (c *cluster) source() {
-	in, w := c.members(), c.w
-	if len(in) < 3 || c.free() == nil {
-		return
-	}
-	target := in[0]
-	if target == c.holder() {
-		target = in[1]
-	}
-	c.down(target, false, 20*time.Second)
-	c.when(8*time.Second, func() bool { return !c.inSync(target) }, func() {
-		c.storm(300 * time.Millisecond)
-		c.soon(500*time.Millisecond, func() {
-			c.restart(target)
-			target.jitterUntil = w.now + 3*time.Second
-		})
-		c.when(5*time.Second, func() bool { return c.state(target) == holdfast.Rebuilding }, func() {
-			c.keepUntil = w.now + 2*time.Second
-			c.storm(300 * time.Millisecond)
-			c.leaveOldest()
 		})
 	})
 }

@@ -17,16 +17,12 @@ func (c *cluster) scene(kind string) {
 		c.expire()
 	case "undo":
 		c.undo()
-	case "relay":
-		c.relay()
 	case "double":
 		c.double()
 	case "last":
 		c.last()
 	case "alone":
 		c.alone()
-	case "source":
-		c.source()
 	case "hush":
 		c.hush()
 	case "forget":
@@ -37,6 +33,8 @@ func (c *cluster) scene(kind string) {
 		c.rollback()
 	case "interrupt":
 		c.interrupt()
+	default:
+		c.direct(kind)
 	}
 }
 
@@ -209,6 +207,7 @@ func (c *cluster) dropped(want holdfast.Record) {
 	h := c.host(want.Primary.Node)
 	if c.hushed {
 		c.hushed, c.quiet = false, false
+		c.pile(h)
 		c.storm(50 * time.Millisecond)
 		for _, x := range in {
 			x.jitterUntil = w.now + 200*time.Millisecond

@@ -72,6 +72,9 @@ func Default(seed uint64) Config {
 	if more.IntN(3) > 0 {
 		cfg.Kinds = few(more)
 	}
+	if seed%2 == 0 {
+		cfg.stageOnly(seed/2, more)
+	}
 	return cfg
 }
 
@@ -136,6 +139,7 @@ type cluster struct {
 	bounded    int           // operations before this one belong to earlier primaries
 	lossSeen   int           // of which the history knows
 	quiet      bool
+	stageUntil time.Duration // nobody but a scene does anything
 	faults     map[string]int
 	lastEnd    error // of a primary
 	rolledBack bool  // the metadata store was

@@ -160,7 +160,10 @@ func (s *site) endFaults() time.Duration {
 	s.w.logf("--- faults end")
 	s.out, s.calm = false, true
 	for _, c := range s.volumes {
-		c.cfg.Kinds = []string{"none"}
+		c.cfg.Kinds, c.stageUntil = []string{"none"}, 0
+		for _, h := range c.meta.hosts {
+			h.hinder = nil
+		}
 	}
 	for _, m := range s.machines {
 		m.mend()

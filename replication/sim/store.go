@@ -77,7 +77,12 @@ type store struct {
 	boot  string
 }
 
-type running struct{ t *replication.Task }
+// running is a task; a write has begun when its tail and intent are noted, which
+// is what the engine does first when the task's turn has come.
+type running struct {
+	t     *replication.Task
+	begun bool
+}
 
 func (s *store) State() replication.StoreState {
 	d := s.d
@@ -124,11 +129,16 @@ func (s *store) Submit(t *replication.Task) {
 	if s.host.stuckUntil > s.w.now {
 		d += s.host.stuckUntil - s.w.now
 	}
+	if isWrite(t) && s.host.lateUntil > s.w.now {
+		d += time.Second
+	}
+	wait := s.w.between(0, d)
+	if s.host.hinder != nil {
+		more := s.host.hinder(t)
+		wait, d = wait+more, d+more
+	}
 	if isWrite(t) {
-		s.d.begin(t) // tail and intent come first
-		if s.host.lateUntil > s.w.now {
-			d += time.Second
-		}
+		s.w.after(wait, func() { s.begin(r) })
 	}
 	s.w.after(d, func() {
 		if s.dead {
@@ -149,6 +159,14 @@ func (s *store) Submit(t *replication.Task) {
 	})
 }
 
+// begin notes a write's tail and intent, unless its process has ended.
+func (s *store) begin(r *running) {
+	if !s.dead && !r.begun {
+		r.begun = true
+		s.d.begin(r.t)
+	}
+}
+
 // fail does a task in part, or not at all, and says so.
 func (s *store) fail(t *replication.Task) {
 	if t.Kind == replication.TaskWrite || t.Kind == replication.TaskTrim {
@@ -161,7 +179,7 @@ func (s *store) fail(t *replication.Task) {
 func (s *store) kill() {
 	s.dead = true
 	for _, r := range s.tasks {
-		if (isWrite(r.t) || r.t.Kind == replication.TaskSnapshot || r.t.Kind == replication.TaskDropSnapshot) && s.w.chance(0.7) {
+		if (r.begun || r.t.Kind == replication.TaskSnapshot || r.t.Kind == replication.TaskDropSnapshot) && s.w.chance(0.7) {
 			s.host.c.noteCut(s, r.t)
 			s.d.apply(r.t, func() bool { return s.w.chance(0.6) })
 		}
