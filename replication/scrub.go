@@ -83,6 +83,7 @@ type scrub struct {
 	busy   bool
 	dead   bool // ended; what it waited for only lets go
 	locked bool
+	paced  bool // waits for the node's budget
 	hold   hold
 
 	window   holdfast.Extent
@@ -188,7 +189,7 @@ func (p *Primary) tickScrub(now time.Duration) {
 
 // stepScrub does what can be done now.
 func (p *Primary) stepScrub(s *scrub) {
-	for !s.dead && !s.busy && p.phase == serving && p.now() >= s.retryAt {
+	for !s.dead && !s.busy && !s.paced && p.phase == serving && p.now() >= s.retryAt {
 		if s.stage == scrubHealing {
 			if !p.scrubHealed(s) {
 				return
@@ -222,6 +223,10 @@ func (p *Primary) advanceScrub(s *scrub) bool {
 			s.stage = scrubChecking
 			return true
 		}
+		if g := p.ports.Repairs; g != nil && !g.Take(piece.Length, func() { p.pacedScrub(s) }) {
+			s.todo, s.paced = union(s.todo, []holdfast.Extent{piece}), true
+			return false
+		}
 		p.scrubs.pace.tokens -= float64(piece.Length)
 		p.hashScrub(s, piece, func(hashes [][]Hash) { s.compare(piece, hashes) })
 	case scrubChecking:
@@ -232,6 +237,13 @@ func (p *Primary) advanceScrub(s *scrub) bool {
 		p.lockScrub(s, block)
 	}
 	return true
+}
+
+// pacedScrub goes on when the node's budget, which yields to the application's
+// writes, may have room.
+func (p *Primary) pacedScrub(s *scrub) {
+	s.paced = false
+	p.stepScrub(s)
 }
 
 // listScrub begins a window, if there is one left.

@@ -287,3 +287,34 @@ func TestAScrubKeepsToItsRate(t *testing.T) {
 	c.settle(time.Second)
 	c.mustBeDone(0, 0)
 }
+
+// budget is a node's budget that has nothing until it is filled.
+type budget struct {
+	full  bool
+	again []func()
+}
+
+func (b *budget) Turn(holdfast.ReplicaID) string { return "" }
+func (b *budget) Done(holdfast.ReplicaID)        {}
+func (b *budget) Wrote(int64, time.Duration)     {}
+func (b *budget) Take(_ int64, again func()) bool {
+	if !b.full {
+		b.again = append(b.again, again)
+	}
+	return b.full
+}
+
+func TestAScrubWaitsForTheNodesBudget(t *testing.T) {
+	c := withCopies(t, states{in, in}, nil)
+	b := &budget{}
+	c.p.ports.Repairs = b
+	c.p.Scrub("a")
+	c.settle(500 * time.Millisecond)
+	if s := c.scrub(); s.State != ScrubRunning || c.hash != 0 || len(b.again) != 1 {
+		t.Fatalf("%d hashes, asked %d times: %+v", c.hash, len(b.again), s)
+	}
+	b.full = true
+	b.again[0]()
+	c.settle(time.Second)
+	c.mustBeDone(0, 0)
+}
