@@ -15,6 +15,7 @@ var orders = map[Mutation]func(t *testing.T) error{
 	Mutate2AckBeforePromise: ackAfterPromise,
 	Mutate3NoWindow:         noReadWithoutWindow,
 	Mutate5SendTwice:        sentOnce,
+	Mutate6CopiesUntold:     copiesInTails,
 }
 
 func TestOrders(t *testing.T) {
@@ -80,6 +81,43 @@ func sentOnce(t *testing.T) error {
 	g.must(w, "both have it")
 	if s := g.state(2); s != holdfast.Stale {
 		t.Errorf("the lost replica is %s", s)
+	}
+	return nil
+}
+
+// copiesInTails: what a take-over copies to one replica stays in its tail until all
+// have it. If it is broken off and the source does not come back, nobody else knows
+// that the two others differ.
+func copiesInTails(t *testing.T) error {
+	g := newRig(t, states{in, in, in}, nil)
+	g.greet(0, Welcome{Tail: []holdfast.Extent{blocks(1, 1), blocks(9, 1)}})
+	g.greet(1, Welcome{}).holding(MsgTrim, MsgFlush)
+	g.greet(2, Welcome{}).holding(MsgTrim)
+	g.serve()
+	seq := uint64(0)
+	for range 2 {
+		for i := 1; i <= 2; i++ {
+			m := g.take(i, MsgTrim)
+			if m.Seq == 0 || m.Seq <= m.Committed {
+				return errors.New("what was copied to one replica is in no tail, though another may not get it")
+			}
+			seq = m.Seq
+			g.answer(i, m, StatusOK)
+		}
+		g.serve()
+	}
+	if m := g.take(1, MsgFlush); m.Committed >= seq {
+		return errors.New("the tails forget what was copied before it is durable everywhere")
+	}
+	g.lost(1)
+	for i := range 3 { // all are greeted again
+		if _, ok := g.dials[rigID(i)]; ok {
+			g.greet(i, Welcome{Tail: []holdfast.Extent{blocks(1, 1)}})
+		}
+	}
+	g.settleDown(2 * time.Second)
+	if !g.serving || g.p.committed() < seq {
+		t.Errorf("serving %v, committed up to %d of %d: the tails are never forgotten", g.serving, g.p.committed(), seq)
 	}
 	return nil
 }

@@ -26,6 +26,7 @@ const (
 	Mutate5EarlyUnlock
 	Mutate5SendTwice
 	Mutate6NoReconcile
+	Mutate6CopiesUntold
 	Mutate6UndoneNotDurable
 	Mutate6KeepSuspects
 	Mutate6ForgetFailed

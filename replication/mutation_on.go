@@ -36,6 +36,7 @@ func Mutations() []MutationInfo {
 		{Mutate5EarlyUnlock, "5", "EarlyUnlock", "a range is free though a replica under repair has not answered"},
 		{Mutate5SendTwice, "5", "SendTwice", "a rejoining replica gets what it already has on the way"},
 		{Mutate6NoReconcile, "6", "NoReconcile", "a take-over leaves the tails as they are"},
+		{Mutate6CopiesUntold, "6", "CopiesUntold", "what a take-over has copied to one replica is in no tail"},
 		{Mutate6UndoneNotDurable, "6", "UndoneNotDurable", "what a take-over undoes is not flushed"},
 		{Mutate6KeepSuspects, "6", "KeepSuspects", "replicas with suspects stay in sync"},
 		{Mutate6ForgetFailed, "6", "ForgetFailed", "a write that failed for the application is forgotten"},

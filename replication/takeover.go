@@ -149,6 +149,7 @@ func (p *Primary) leaveOut(stay []*peer) bool {
 // are away (invariant 7).
 func (p *Primary) reconcile() {
 	p.takeover.run++
+	p.seq = 1 // of what is copied here; see committed
 	var in []*peer
 	var tails extentSet
 	for _, t := range p.peers {
@@ -234,7 +235,7 @@ func (p *Primary) trimAll(targets []*peer, holes extentSet, done func(ok bool)) 
 		return
 	}
 	p.toAll(targets, func() *Message {
-		return &Message{Type: MsgTrim, Offset: holes[0].Offset, Length: holes[0].Length}
+		return &Message{Type: MsgTrim, Seq: p.seq, Offset: holes[0].Offset, Length: holes[0].Length}
 	}, func(ok bool) {
 		if !ok {
 			done(false)
@@ -259,7 +260,7 @@ func (p *Primary) copyAll(source *peer, targets []*peer, data extentSet, done fu
 		}
 		b := m.Buf // released by who called this, after the sends below
 		p.toAll(targets, func() *Message {
-			return &Message{Type: MsgWrite, Offset: piece.Offset, Length: piece.Length, Buf: b.Retain()}
+			return &Message{Type: MsgWrite, Seq: p.seq, Offset: piece.Offset, Length: piece.Length, Buf: b.Retain()}
 		}, func(ok bool) {
 			if !ok {
 				done(false)

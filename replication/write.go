@@ -239,8 +239,13 @@ func (p *Primary) cutInflight() {
 }
 
 // committed is the number up to which all writes are applied on every in-sync
-// replica.
+// replica. What a take-over copies has a number too, and is in the tails of those
+// that have got it until all have: if it is broken off and its source does not come
+// back, nothing else says where the others differ (invariant 6).
 func (p *Primary) committed() uint64 {
+	if p.phase < serving && !mutant(Mutate6CopiesUntold) {
+		return 0
+	}
 	if len(p.inflight) > 0 {
 		return p.inflight[0].seq - 1
 	}

@@ -184,7 +184,7 @@ func Run(cfg Config) (res Result) {
 	for _, c := range s.volumes {
 		if cfg.Snapshots {
 			c.snapshotting()
-			c.cfg.Heal *= 4 // a repair goes in stages, each of which may look at everything
+			c.cfg.Heal *= 12 // a repair goes in stages, each of which may look at everything, one replica after the other, at 16 KiB/s (seed 4103397)
 		}
 	}
 	w.runUntil(cfg.Faults, nil)
