@@ -55,12 +55,13 @@ type cluster struct {
 
 // node is one of them; its replica survives its plane.
 type node struct {
-	c     *cluster
-	id    holdfast.NodeID
-	rep   holdfast.ReplicaID
-	store *memory.Store
-	plane *Plane
-	back  backing
+	c      *cluster
+	id     holdfast.NodeID
+	rep    holdfast.ReplicaID
+	store  *memory.Store
+	plane  *Plane
+	served chan struct{} // closed when the plane answers nobody any more
+	back   backing
 
 	quiet  grantNotes // outlives the plane
 	mu     sync.Mutex
@@ -179,12 +180,15 @@ func (nd *node) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
+	served := make(chan struct{})
 	go func() {
-		if err := p.Serve(l); err != nil {
+		defer close(served)
+		// One that is closed before it began to serve is refused.
+		if err := p.Serve(l); err != nil && p.life.Err() == nil {
 			t.Errorf("serve: %v", err)
 		}
 	}()
-	nd.plane = p
+	nd.plane, nd.served = p, served
 	if nd.rep != "" {
 		nd.back = nd.c.back(nd, nd.rep)
 		if err := p.addReplica(nd.c.vol, nd.rep, nd.back); err != nil {
@@ -206,6 +210,7 @@ func (nd *node) stop() {
 	if err := nd.plane.Close(); err != nil {
 		nd.c.t.Errorf("close: %v", err)
 	}
+	<-nd.served
 	nd.plane = nil
 }
 

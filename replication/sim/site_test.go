@@ -66,10 +66,10 @@ func (s *site) judgeAfter(t *testing.T, serving func(int) bool) error {
 	return s.judge()
 }
 
-// Seeds have from three to seven nodes, and from one to three volumes.
+// Seeds have from three to seven nodes, and odd ones from one to three volumes.
 func TestShapes(t *testing.T) {
 	hosts, volumes := map[int]int{}, map[int]int{}
-	for seed := range uint64(200) {
+	for seed := range uint64(400) {
 		cfg := Default(seed)
 		hosts[cfg.Hosts]++
 		volumes[len(cfg.beside())]++
@@ -81,7 +81,7 @@ func TestShapes(t *testing.T) {
 	}
 	for n := 1; n <= 3; n++ {
 		if volumes[n] < 20 {
-			t.Errorf("%d runs of 200 have %d volumes", volumes[n], n)
+			t.Errorf("%d runs of 400 have %d volumes", volumes[n], n)
 		}
 	}
 	if len(hosts) != 5 || len(volumes) != 3 {
