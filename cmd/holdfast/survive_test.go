@@ -194,6 +194,7 @@ func TestApplicationsDoNotNoticeThatTheDaemonIsKilled(t *testing.T) {
 			defer cancel()
 			fio := exec.CommandContext(ctx, "fio", "--name=verify", "--directory="+m.path("mnt"), "--size=64m", "--rw=randwrite", "--bs=4k", "--ioengine=libaio",
 				"--iodepth=16", "--direct=1", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--loops=1000", "--time_based", "--runtime=5", "--fsync=64", "--thread")
+			fio.Dir = m.dir // where it leaves its state
 			var out bytes.Buffer
 			fio.Stdout, fio.Stderr = &out, &out
 			if err := fio.Start(); err != nil {
