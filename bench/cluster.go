@@ -22,7 +22,7 @@ import (
 
 const (
 	nodes     = 3
-	poolBytes = 4 << 30
+	poolBytes = 8 << 30
 )
 
 // cluster is three daemons on 127.0.0.1; the first one has the etcd inside.
@@ -39,7 +39,7 @@ type process struct {
 }
 
 func newCluster(o options) *cluster {
-	return &cluster{dir: o.dir, binary: o.binary, conns: rpc.NewConns(rpc.Config{CallTimeout: 30 * time.Second})}
+	return &cluster{dir: o.dir, binary: o.binary, procs: make([]*process, nodes), conns: rpc.NewConns(rpc.Config{CallTimeout: 30 * time.Second})}
 }
 
 func nodeName(i int) string { return fmt.Sprintf("n%d", i+1) }
@@ -107,6 +107,7 @@ func (c *cluster) configure(i int, ports []int) error {
 	return holdfast.Wrap("configure node "+nodeName(i), err)
 }
 
+// startNode starts a node's daemon, also again.
 func (c *cluster) startNode(i int) error {
 	log, err := os.Create(c.path(i, "log"))
 	if err != nil {
@@ -121,7 +122,7 @@ func (c *cluster) startNode(i int) error {
 		return holdfast.Wrap("start node "+nodeName(i), err)
 	}
 	p := &process{cmd: cmd, done: make(chan struct{})}
-	c.procs = append(c.procs, p)
+	c.procs[i] = p
 	go func() {
 		_ = cmd.Wait()
 		close(p.done)
@@ -148,6 +149,9 @@ func (c *cluster) stop() {
 	_ = c.conns.Close()
 	for i := len(c.procs) - 1; i >= 0; i-- {
 		p := c.procs[i]
+		if p == nil {
+			continue
+		}
 		_ = p.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-p.done:

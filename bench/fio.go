@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 )
 
 // sizeBytes is the size of every volume, file and device that is measured.
-const sizeBytes = 512 << 20
+const sizeBytes int64 = 512 << 20
 
 // load is one pattern of I/O.
 type load struct {
@@ -25,6 +26,10 @@ type load struct {
 	block      int
 	depth      int
 	fsync      bool
+	mixed      bool  // reads and writes count together
+	once       bool  // each block at most once
+	size       int64 // of the target; 0: sizeBytes
+	bytes      int64 // after which it ends; 0: size
 }
 
 func loads() []load {
@@ -197,6 +202,7 @@ type fioOutput struct {
 	Jobs []struct {
 		Error             int
 		Read, Write, Sync fioDirection
+		Mixed             fioDirection
 	}
 }
 
@@ -219,7 +225,16 @@ func (t fioTimes) micros(p string) float64 { return t.Percentile[p] / 1e3 }
 // killed.
 func fio(ctx context.Context, path string, l load, runtime time.Duration) (sample, error) {
 	args := []string{"--name=bench", "--thread", "--filename=" + path, "--rw=" + l.rw, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--iodepth=%d", l.depth),
-		fmt.Sprintf("--size=%d", sizeBytes), "--ioengine=libaio", "--direct=1", "--randrepeat=0", "--norandommap", "--output-format=json"}
+		fmt.Sprintf("--size=%d", cmp.Or(l.size, sizeBytes)), "--ioengine=libaio", "--direct=1", "--randrepeat=0", "--output-format=json"}
+	if !l.once {
+		args = append(args, "--norandommap")
+	}
+	if l.mixed {
+		args = append(args, "--rwmixread=70", "--unified_rw_reporting=1")
+	}
+	if l.bytes > 0 {
+		args = append(args, fmt.Sprintf("--io_size=%d", l.bytes))
+	}
 	if runtime > 0 {
 		args = append(args, "--time_based", fmt.Sprintf("--runtime=%dms", runtime.Milliseconds()))
 	}
@@ -236,6 +251,9 @@ func fio(ctx context.Context, path string, l load, runtime time.Duration) (sampl
 	}
 	j := r.Jobs[0]
 	d := j.Write
+	if l.mixed {
+		d = j.Mixed
+	}
 	if d.TotalIOs == 0 {
 		d = j.Read
 	}

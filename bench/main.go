@@ -7,8 +7,8 @@
 // Runs of the targets are interleaved and repeated; it prints medians with their
 // range and writes all of it as JSON. Everything shares one machine's CPUs, so
 // the ratios say more than the rates: a replicated write is three times the work
-// on the same CPUs. It needs root, fio, /dev/fuse, loop devices and about 5 GiB
-// of memory, and removes everything it made, also when it is interrupted; a run
+// on the same CPUs. It needs root, fio, /dev/fuse, loop devices and about
+// 12 GiB of memory, and removes everything it made, also when it is interrupted; a run
 // that was killed is cleaned up by the next one.
 //
 // Goroutines: one per daemon, which waits for its end.
@@ -37,7 +37,8 @@ import (
 // options are the command line.
 type options struct {
 	binary, dir, out string
-	short, control   bool
+	short            bool
+	control, repair  bool
 	repeat           int
 	runtime          time.Duration
 	targets, loads   string
@@ -52,6 +53,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.out, "out", "build/bench.json", "where the results go")
 	fs.BoolVar(&o.short, "short", false, "a quick look: one repetition of half a second")
 	fs.BoolVar(&o.control, "control", true, "also measure creating, attaching and taking over volumes")
+	fs.BoolVar(&o.repair, "repair", true, "also measure I/O beside a repair")
 	fs.IntVar(&o.repeat, "repeat", 5, "repetitions")
 	fs.DurationVar(&o.runtime, "runtime", 2*time.Second, "of each measurement")
 	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,x1,x3")
@@ -135,6 +137,11 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	if err := b.data(ctx, targets); err != nil {
 		return err
+	}
+	if b.o.repair {
+		if err := b.repairs(ctx); err != nil {
+			return err
+		}
 	}
 	if b.o.control {
 		return b.controlPlane(ctx)

@@ -43,12 +43,14 @@ type series struct {
 
 // results is what a run found; written as JSON.
 type results struct {
-	When    time.Time `json:"when"`
-	Kernel  string    `json:"kernel"`
-	CPUs    int       `json:"cpus"`
-	Runtime string    `json:"runtime"` // of each measurement
-	Series  []*series `json:"series"`
-	Control control   `json:"control"`
+	When    time.Time       `json:"when"`
+	Kernel  string          `json:"kernel"`
+	CPUs    int             `json:"cpus"`
+	Runtime string          `json:"runtime"` // of each measurement
+	Series  []*series       `json:"series"`
+	Repair  []*besideRepair `json:"repair,omitempty"`
+	Resync  *resync         `json:"resync,omitempty"`
+	Control control         `json:"control"`
 }
 
 // control is about the control plane, in milliseconds.
@@ -148,6 +150,12 @@ func (r *results) print(w io.Writer) {
 		}
 	}
 	fmt.Fprintln(w, "\n* CPU seconds per million operations; machine: everything that runs on it")
+	for _, s := range r.Repair {
+		s.print(w)
+	}
+	if r.Resync != nil {
+		r.Resync.print(w)
+	}
 	if c := r.Control; len(c.Create) > 0 {
 		fmt.Fprintf(w, "\ncreate a volume with 3 replicas: %s ms\nattach it: %s ms\n", spread(c.Create), spread(c.Attach))
 		fmt.Fprintf(w, "its node is killed: attached elsewhere after %.0f ms, of which %.0f ms once the lease (%.0f ms) had run out\n", c.FromKill, c.TakeOver, c.Lease)
