@@ -44,6 +44,7 @@ type Agent struct {
 	pools      []*poolSlot
 	volumes    map[holdfast.VolumeID]*slot
 	upkeep     map[holdfast.VolumeID]*upkeep
+	kept       map[holdfast.VolumeID]time.Time // until when its maintenance primary is kept, for a hold
 	records    map[holdfast.VolumeID]holdfast.Record
 	creations  map[holdfast.ReplicaID]*turn
 	operations map[holdfast.VolumeID][]*operation
@@ -74,7 +75,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		started:     time.Now().UTC(),
 		registered:  make(chan struct{}),
 		refreshSoon: make(chan struct{}, 1), purgeSoon: make(chan struct{}, 1), checkSoon: make(chan struct{}, 1),
-		volumes: map[holdfast.VolumeID]*slot{}, upkeep: map[holdfast.VolumeID]*upkeep{},
+		volumes: map[holdfast.VolumeID]*slot{}, upkeep: map[holdfast.VolumeID]*upkeep{}, kept: map[holdfast.VolumeID]time.Time{},
 		records: map[holdfast.VolumeID]holdfast.Record{}, creations: map[holdfast.ReplicaID]*turn{}, adopted: map[holdfast.VolumeID]bool{},
 		operations: map[holdfast.VolumeID][]*operation{},
 	}

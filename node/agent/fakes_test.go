@@ -124,6 +124,8 @@ type fakeVolume struct {
 	stuck   error // Release fails with it
 	scrub   replication.ScrubStatus
 	endless bool // a scrub does not end by itself
+	held    string
+	block   bool // Hold waits for its caller to go
 }
 
 func (v *fakeVolume) Submit(r *replication.Request) { r.Done(r, nil) }

@@ -27,7 +27,8 @@ func (a *Agent) keepMaintaining(ctx context.Context) {
 }
 
 func (a *Agent) maintain(ctx context.Context) {
-	recs := a.needy()
+	kept := a.keptNow()
+	recs := a.needy(kept)
 	if len(recs) == 0 {
 		a.endUpkeep(nil)
 		a.dropLeftovers(ctx, nil)
@@ -44,20 +45,20 @@ func (a *Agent) maintain(ctx context.Context) {
 	}
 	mine := map[holdfast.VolumeID]bool{}
 	for _, rec := range recs {
-		mine[rec.ID] = Maintainer(rec, alive) == a.cfg.ID
+		mine[rec.ID] = Maintainer(rec, alive) == a.cfg.ID || kept[rec.ID] && !servedElsewhere(rec, alive, a.cfg.ID)
 	}
 	a.endUpkeep(mine)
 	a.dropLeftovers(ctx, mine)
 	for _, rec := range recs {
 		if mine[rec.ID] {
-			a.startUpkeep(rec.ID)
+			a.startUpkeep(rec.ID, kept[rec.ID])
 		}
 	}
 }
 
-// needy lists the volumes that could need maintenance, in the order of their
-// ids, so that every node takes them in the same order.
-func (a *Agent) needy() []holdfast.Record {
+// needy lists the volumes that could need maintenance, or are kept for a hold, in
+// the order of their ids, so that every node takes them in the same order.
+func (a *Agent) needy(kept map[holdfast.VolumeID]bool) []holdfast.Record {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var recs []holdfast.Record
@@ -66,7 +67,7 @@ func (a *Agent) needy() []holdfast.Record {
 			recs = append(recs, rec)
 		}
 	}
-	recs = slices.DeleteFunc(recs, func(r holdfast.Record) bool { return !imperfect(r) })
+	recs = slices.DeleteFunc(recs, func(r holdfast.Record) bool { return !imperfect(r) && !kept[r.ID] })
 	slices.SortFunc(recs, func(x, y holdfast.Record) int { return compareIDs(x.ID, y.ID) })
 	return recs
 }
@@ -134,10 +135,11 @@ func workable(r holdfast.Record, alive map[holdfast.NodeID]bool) bool {
 }
 
 // startUpkeep opens a maintenance primary unless one is there, the node has
-// enough of them, or the volume is being attached.
-func (a *Agent) startUpkeep(id holdfast.VolumeID) {
+// enough of them (which does not count for one that is wanted at once), or the
+// volume is being attached.
+func (a *Agent) startUpkeep(id holdfast.VolumeID, atOnce bool) {
 	a.mu.Lock()
-	if a.closed || a.upkeep[id] != nil || a.volumes[id] != nil || len(a.upkeep) >= a.cfg.MaxMaintenance {
+	if a.closed || a.upkeep[id] != nil || a.volumes[id] != nil || len(a.upkeep) >= a.cfg.MaxMaintenance && !atOnce {
 		a.mu.Unlock()
 		return
 	}
@@ -188,12 +190,13 @@ func (a *Agent) runUpkeep(ctx context.Context, id holdfast.VolumeID, u *upkeep) 
 	a.note(id, "maintenance ended")
 }
 
-// endUpkeep ends the maintenance that is not this node's any more.
+// endUpkeep ends the maintenance that is not this node's any more, unless it has
+// been asked for meanwhile.
 func (a *Agent) endUpkeep(mine map[holdfast.VolumeID]bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for id, u := range a.upkeep {
-		if !mine[id] {
+		if !mine[id] && !time.Now().Before(a.kept[id]) {
 			u.cancel()
 		}
 	}

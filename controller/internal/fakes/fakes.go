@@ -37,11 +37,13 @@ type Cluster struct {
 	mu    sync.Mutex
 	nodes map[holdfast.NodeID]*Node
 	fault Fault
+	holds map[holdfast.VolumeID]Hold
+	cuts  map[holdfast.SnapshotID]Cut
 }
 
 // New makes a cluster without nodes.
 func New(t testing.TB) *Cluster {
-	c := &Cluster{T: t, Store: memory.New(), nodes: map[holdfast.NodeID]*Node{}}
+	c := &Cluster{T: t, Store: memory.New(), nodes: map[holdfast.NodeID]*Node{}, holds: map[holdfast.VolumeID]Hold{}, cuts: map[holdfast.SnapshotID]Cut{}}
 	t.Cleanup(func() { _ = c.Store.Close() })
 	return c
 }

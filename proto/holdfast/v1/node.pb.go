@@ -1385,6 +1385,374 @@ func (x *SnapshotUsage) GetAllocatedBytes() int64 {
 	return 0
 }
 
+type PrepareHoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	KeepMillis    int64                  `protobuf:"varint,2,opt,name=keep_millis,json=keepMillis,proto3" json:"keep_millis,omitempty"` // for how long a primary for maintenance is kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareHoldRequest) Reset() {
+	*x = PrepareHoldRequest{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareHoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareHoldRequest) ProtoMessage() {}
+
+func (x *PrepareHoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareHoldRequest.ProtoReflect.Descriptor instead.
+func (*PrepareHoldRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PrepareHoldRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *PrepareHoldRequest) GetKeepMillis() int64 {
+	if x != nil {
+		return x.KeepMillis
+	}
+	return 0
+}
+
+type PrepareHoldResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareHoldResponse) Reset() {
+	*x = PrepareHoldResponse{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareHoldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareHoldResponse) ProtoMessage() {}
+
+func (x *PrepareHoldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareHoldResponse.ProtoReflect.Descriptor instead.
+func (*PrepareHoldResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{22}
+}
+
+type HoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`                           // names the hold; never used again for another one
+	TtlMillis     int64                  `protobuf:"varint,3,opt,name=ttl_millis,json=ttlMillis,proto3" json:"ttl_millis,omitempty"` // the hold ends by itself after so long, at most 10 s
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRequest) Reset() {
+	*x = HoldRequest{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRequest) ProtoMessage() {}
+
+func (x *HoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
+func (*HoldRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *HoldRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *HoldRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *HoldRequest) GetTtlMillis() int64 {
+	if x != nil {
+		return x.TtlMillis
+	}
+	return 0
+}
+
+type HoldResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldResponse) Reset() {
+	*x = HoldResponse{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldResponse) ProtoMessage() {}
+
+func (x *HoldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
+func (*HoldResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{24}
+}
+
+type CutRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	SnapshotId    string                 `protobuf:"bytes,3,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CutRequest) Reset() {
+	*x = CutRequest{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CutRequest) ProtoMessage() {}
+
+func (x *CutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CutRequest.ProtoReflect.Descriptor instead.
+func (*CutRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CutRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *CutRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *CutRequest) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+type CutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CutResponse) Reset() {
+	*x = CutResponse{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CutResponse) ProtoMessage() {}
+
+func (x *CutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CutResponse.ProtoReflect.Descriptor instead.
+func (*CutResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{26}
+}
+
+type UnholdRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnholdRequest) Reset() {
+	*x = UnholdRequest{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnholdRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnholdRequest) ProtoMessage() {}
+
+func (x *UnholdRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnholdRequest.ProtoReflect.Descriptor instead.
+func (*UnholdRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *UnholdRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *UnholdRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+type UnholdResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnholdResponse) Reset() {
+	*x = UnholdResponse{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnholdResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnholdResponse) ProtoMessage() {}
+
+func (x *UnholdResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnholdResponse.ProtoReflect.Descriptor instead.
+func (*UnholdResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{28}
+}
+
 type CheckPoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PoolId        string                 `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
@@ -1394,7 +1762,7 @@ type CheckPoolRequest struct {
 
 func (x *CheckPoolRequest) Reset() {
 	*x = CheckPoolRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[21]
+	mi := &file_holdfast_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1774,7 @@ func (x *CheckPoolRequest) String() string {
 func (*CheckPoolRequest) ProtoMessage() {}
 
 func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[21]
+	mi := &file_holdfast_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1787,7 @@ func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolRequest.ProtoReflect.Descriptor instead.
 func (*CheckPoolRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CheckPoolRequest) GetPoolId() string {
@@ -1441,7 +1809,7 @@ type CheckPoolResponse struct {
 
 func (x *CheckPoolResponse) Reset() {
 	*x = CheckPoolResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[22]
+	mi := &file_holdfast_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1821,7 @@ func (x *CheckPoolResponse) String() string {
 func (*CheckPoolResponse) ProtoMessage() {}
 
 func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[22]
+	mi := &file_holdfast_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1834,7 @@ func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolResponse.ProtoReflect.Descriptor instead.
 func (*CheckPoolResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CheckPoolResponse) GetDone() int64 {
@@ -1622,21 +1990,47 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"snapshotId\x12\x1d\n" +
 	"\n" +
 	"held_bytes\x18\x02 \x01(\x03R\theldBytes\x12'\n" +
-	"\x0fallocated_bytes\x18\x03 \x01(\x03R\x0eallocatedBytes\"+\n" +
+	"\x0fallocated_bytes\x18\x03 \x01(\x03R\x0eallocatedBytes\"R\n" +
+	"\x12PrepareHoldRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1f\n" +
+	"\vkeep_millis\x18\x02 \x01(\x03R\n" +
+	"keepMillis\"\x15\n" +
+	"\x13PrepareHoldResponse\"_\n" +
+	"\vHoldRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x1d\n" +
+	"\n" +
+	"ttl_millis\x18\x03 \x01(\x03R\tttlMillis\"\x0e\n" +
+	"\fHoldResponse\"`\n" +
+	"\n" +
+	"CutRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x1f\n" +
+	"\vsnapshot_id\x18\x03 \x01(\tR\n" +
+	"snapshotId\"\r\n" +
+	"\vCutResponse\"B\n" +
+	"\rUnholdRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"\x10\n" +
+	"\x0eUnholdResponse\"+\n" +
 	"\x10CheckPoolRequest\x12\x17\n" +
 	"\apool_id\x18\x01 \x01(\tR\x06poolId\"u\n" +
 	"\x11CheckPoolResponse\x12\x12\n" +
 	"\x04done\x18\x01 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x1a\n" +
 	"\bproblems\x18\x03 \x03(\tR\bproblems\x12\x1a\n" +
-	"\bfinished\x18\x04 \x01(\bR\bfinished2\xe9\x03\n" +
+	"\bfinished\x18\x04 \x01(\bR\bfinished2\xf5\x05\n" +
 	"\vNodeService\x12V\n" +
 	"\rCreateReplica\x12!.holdfast.v1.CreateReplicaRequest\x1a\".holdfast.v1.CreateReplicaResponse\x12\\\n" +
 	"\x0fPurgeTombstones\x12#.holdfast.v1.PurgeTombstonesRequest\x1a$.holdfast.v1.PurgeTombstonesResponse\x12A\n" +
 	"\x06Attach\x12\x1a.holdfast.v1.AttachRequest\x1a\x1b.holdfast.v1.AttachResponse\x12A\n" +
 	"\x06Detach\x12\x1a.holdfast.v1.DetachRequest\x1a\x1b.holdfast.v1.DetachResponse\x12P\n" +
 	"\vNodeVolumes\x12\x1f.holdfast.v1.NodeVolumesRequest\x1a .holdfast.v1.NodeVolumesResponse\x12L\n" +
-	"\tCheckPool\x12\x1d.holdfast.v1.CheckPoolRequest\x1a\x1e.holdfast.v1.CheckPoolResponse0\x012\\\n" +
+	"\tCheckPool\x12\x1d.holdfast.v1.CheckPoolRequest\x1a\x1e.holdfast.v1.CheckPoolResponse0\x01\x12P\n" +
+	"\vPrepareHold\x12\x1f.holdfast.v1.PrepareHoldRequest\x1a .holdfast.v1.PrepareHoldResponse\x12;\n" +
+	"\x04Hold\x12\x18.holdfast.v1.HoldRequest\x1a\x19.holdfast.v1.HoldResponse\x128\n" +
+	"\x03Cut\x12\x17.holdfast.v1.CutRequest\x1a\x18.holdfast.v1.CutResponse\x12A\n" +
+	"\x06Unhold\x12\x1a.holdfast.v1.UnholdRequest\x1a\x1b.holdfast.v1.UnholdResponse2\\\n" +
 	"\x11ControllerService\x12G\n" +
 	"\bFindings\x12\x1c.holdfast.v1.FindingsRequest\x1a\x1d.holdfast.v1.FindingsResponseBCZAgithub.com/holdfast-storage/holdfast/proto/holdfast/v1;holdfastv1b\x06proto3"
 
@@ -1652,7 +2046,7 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_holdfast_v1_node_proto_goTypes = []any{
 	(*FindingsRequest)(nil),         // 0: holdfast.v1.FindingsRequest
 	(*FindingsResponse)(nil),        // 1: holdfast.v1.FindingsResponse
@@ -1675,8 +2069,16 @@ var file_holdfast_v1_node_proto_goTypes = []any{
 	(*PeerStatus)(nil),              // 18: holdfast.v1.PeerStatus
 	(*ReplicaStatus)(nil),           // 19: holdfast.v1.ReplicaStatus
 	(*SnapshotUsage)(nil),           // 20: holdfast.v1.SnapshotUsage
-	(*CheckPoolRequest)(nil),        // 21: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),       // 22: holdfast.v1.CheckPoolResponse
+	(*PrepareHoldRequest)(nil),      // 21: holdfast.v1.PrepareHoldRequest
+	(*PrepareHoldResponse)(nil),     // 22: holdfast.v1.PrepareHoldResponse
+	(*HoldRequest)(nil),             // 23: holdfast.v1.HoldRequest
+	(*HoldResponse)(nil),            // 24: holdfast.v1.HoldResponse
+	(*CutRequest)(nil),              // 25: holdfast.v1.CutRequest
+	(*CutResponse)(nil),             // 26: holdfast.v1.CutResponse
+	(*UnholdRequest)(nil),           // 27: holdfast.v1.UnholdRequest
+	(*UnholdResponse)(nil),          // 28: holdfast.v1.UnholdResponse
+	(*CheckPoolRequest)(nil),        // 29: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),       // 30: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
 	2,  // 0: holdfast.v1.FindingsResponse.findings:type_name -> holdfast.v1.Finding
@@ -1693,17 +2095,25 @@ var file_holdfast_v1_node_proto_depIdxs = []int32{
 	7,  // 11: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
 	9,  // 12: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
 	11, // 13: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	21, // 14: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	0,  // 15: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
-	4,  // 16: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	6,  // 17: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	8,  // 18: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	10, // 19: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	12, // 20: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	22, // 21: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	1,  // 22: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
+	29, // 14: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	21, // 15: holdfast.v1.NodeService.PrepareHold:input_type -> holdfast.v1.PrepareHoldRequest
+	23, // 16: holdfast.v1.NodeService.Hold:input_type -> holdfast.v1.HoldRequest
+	25, // 17: holdfast.v1.NodeService.Cut:input_type -> holdfast.v1.CutRequest
+	27, // 18: holdfast.v1.NodeService.Unhold:input_type -> holdfast.v1.UnholdRequest
+	0,  // 19: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
+	4,  // 20: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	6,  // 21: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	8,  // 22: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	10, // 23: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	12, // 24: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	30, // 25: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	22, // 26: holdfast.v1.NodeService.PrepareHold:output_type -> holdfast.v1.PrepareHoldResponse
+	24, // 27: holdfast.v1.NodeService.Hold:output_type -> holdfast.v1.HoldResponse
+	26, // 28: holdfast.v1.NodeService.Cut:output_type -> holdfast.v1.CutResponse
+	28, // 29: holdfast.v1.NodeService.Unhold:output_type -> holdfast.v1.UnholdResponse
+	1,  // 30: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
+	20, // [20:31] is the sub-list for method output_type
+	9,  // [9:20] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1720,7 +2130,7 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -27,6 +27,10 @@ const (
 	NodeService_Detach_FullMethodName          = "/holdfast.v1.NodeService/Detach"
 	NodeService_NodeVolumes_FullMethodName     = "/holdfast.v1.NodeService/NodeVolumes"
 	NodeService_CheckPool_FullMethodName       = "/holdfast.v1.NodeService/CheckPool"
+	NodeService_PrepareHold_FullMethodName     = "/holdfast.v1.NodeService/PrepareHold"
+	NodeService_Hold_FullMethodName            = "/holdfast.v1.NodeService/Hold"
+	NodeService_Cut_FullMethodName             = "/holdfast.v1.NodeService/Cut"
+	NodeService_Unhold_FullMethodName          = "/holdfast.v1.NodeService/Unhold"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -53,6 +57,20 @@ type NodeServiceClient interface {
 	NodeVolumes(ctx context.Context, in *NodeVolumesRequest, opts ...grpc.CallOption) (*NodeVolumesResponse, error)
 	// CheckPool verifies everything a pool holds.
 	CheckPool(ctx context.Context, in *CheckPoolRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckPoolResponse], error)
+	// PrepareHold has a primary serve the volume here, so that Hold need not wait
+	// for one: where nobody serves it, one for maintenance, kept for a while.
+	// Unavailable when another node serves it.
+	PrepareHold(ctx context.Context, in *PrepareHoldRequest, opts ...grpc.CallOption) (*PrepareHoldResponse, error)
+	// Hold stops the volume's writes for a group's snapshot and answers when none is
+	// under way. The hold ends by itself after its time. Unavailable when nobody
+	// serves the volume here, or not all its in-sync replicas can be reached.
+	Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldResponse, error)
+	// Cut takes a group's snapshot, which the record shows as wanted, under a hold,
+	// and answers when every in-sync replica has it. Unavailable when the hold of
+	// this token is over.
+	Cut(ctx context.Context, in *CutRequest, opts ...grpc.CallOption) (*CutResponse, error)
+	// Unhold lets writes go. Unavailable when the hold was over already.
+	Unhold(ctx context.Context, in *UnholdRequest, opts ...grpc.CallOption) (*UnholdResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -132,6 +150,46 @@ func (c *nodeServiceClient) CheckPool(ctx context.Context, in *CheckPoolRequest,
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type NodeService_CheckPoolClient = grpc.ServerStreamingClient[CheckPoolResponse]
 
+func (c *nodeServiceClient) PrepareHold(ctx context.Context, in *PrepareHoldRequest, opts ...grpc.CallOption) (*PrepareHoldResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PrepareHoldResponse)
+	err := c.cc.Invoke(ctx, NodeService_PrepareHold_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HoldResponse)
+	err := c.cc.Invoke(ctx, NodeService_Hold_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) Cut(ctx context.Context, in *CutRequest, opts ...grpc.CallOption) (*CutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CutResponse)
+	err := c.cc.Invoke(ctx, NodeService_Cut_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) Unhold(ctx context.Context, in *UnholdRequest, opts ...grpc.CallOption) (*UnholdResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnholdResponse)
+	err := c.cc.Invoke(ctx, NodeService_Unhold_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -156,6 +214,20 @@ type NodeServiceServer interface {
 	NodeVolumes(context.Context, *NodeVolumesRequest) (*NodeVolumesResponse, error)
 	// CheckPool verifies everything a pool holds.
 	CheckPool(*CheckPoolRequest, grpc.ServerStreamingServer[CheckPoolResponse]) error
+	// PrepareHold has a primary serve the volume here, so that Hold need not wait
+	// for one: where nobody serves it, one for maintenance, kept for a while.
+	// Unavailable when another node serves it.
+	PrepareHold(context.Context, *PrepareHoldRequest) (*PrepareHoldResponse, error)
+	// Hold stops the volume's writes for a group's snapshot and answers when none is
+	// under way. The hold ends by itself after its time. Unavailable when nobody
+	// serves the volume here, or not all its in-sync replicas can be reached.
+	Hold(context.Context, *HoldRequest) (*HoldResponse, error)
+	// Cut takes a group's snapshot, which the record shows as wanted, under a hold,
+	// and answers when every in-sync replica has it. Unavailable when the hold of
+	// this token is over.
+	Cut(context.Context, *CutRequest) (*CutResponse, error)
+	// Unhold lets writes go. Unavailable when the hold was over already.
+	Unhold(context.Context, *UnholdRequest) (*UnholdResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -183,6 +255,18 @@ func (UnimplementedNodeServiceServer) NodeVolumes(context.Context, *NodeVolumesR
 }
 func (UnimplementedNodeServiceServer) CheckPool(*CheckPoolRequest, grpc.ServerStreamingServer[CheckPoolResponse]) error {
 	return status.Error(codes.Unimplemented, "method CheckPool not implemented")
+}
+func (UnimplementedNodeServiceServer) PrepareHold(context.Context, *PrepareHoldRequest) (*PrepareHoldResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PrepareHold not implemented")
+}
+func (UnimplementedNodeServiceServer) Hold(context.Context, *HoldRequest) (*HoldResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Hold not implemented")
+}
+func (UnimplementedNodeServiceServer) Cut(context.Context, *CutRequest) (*CutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Cut not implemented")
+}
+func (UnimplementedNodeServiceServer) Unhold(context.Context, *UnholdRequest) (*UnholdResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Unhold not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -306,6 +390,78 @@ func _NodeService_CheckPool_Handler(srv interface{}, stream grpc.ServerStream) e
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type NodeService_CheckPoolServer = grpc.ServerStreamingServer[CheckPoolResponse]
 
+func _NodeService_PrepareHold_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PrepareHoldRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).PrepareHold(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_PrepareHold_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).PrepareHold(ctx, req.(*PrepareHoldRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_Hold_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HoldRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Hold(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Hold_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Hold(ctx, req.(*HoldRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_Cut_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Cut(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Cut_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Cut(ctx, req.(*CutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_Unhold_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnholdRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Unhold(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Unhold_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Unhold(ctx, req.(*UnholdRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -332,6 +488,22 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "NodeVolumes",
 			Handler:    _NodeService_NodeVolumes_Handler,
+		},
+		{
+			MethodName: "PrepareHold",
+			Handler:    _NodeService_PrepareHold_Handler,
+		},
+		{
+			MethodName: "Hold",
+			Handler:    _NodeService_Hold_Handler,
+		},
+		{
+			MethodName: "Cut",
+			Handler:    _NodeService_Cut_Handler,
+		},
+		{
+			MethodName: "Unhold",
+			Handler:    _NodeService_Unhold_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
