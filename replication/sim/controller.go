@@ -99,6 +99,30 @@ func (c *cluster) leave(h *host) {
 	})
 }
 
+// refill ends all drains and adds empty replicas where there are too few, as the
+// controller does all the time: a metadata store that was installed anew while
+// nodes were drained may have found no room for them.
+func (c *cluster) refill() {
+	for _, h := range c.meta.hosts {
+		h.cordoned = 0
+	}
+	c.change("add replicas", func(r *holdfast.Record) bool {
+		staying := 0
+		for _, x := range r.Replicas {
+			if !x.Leaving {
+				staying++
+			}
+		}
+		changed := false
+		for h := c.free(); h != nil && staying < r.Spec.Replicas; h = c.free() {
+			c.place(r, h)
+			staying++
+			changed = true
+		}
+		return changed
+	})
+}
+
 // place puts an empty replica into the record.
 func (c *cluster) place(r *holdfast.Record, h *host) {
 	c.replicas++

@@ -175,6 +175,9 @@ func (s *site) endFaults() time.Duration {
 	for _, m := range s.machines {
 		s.w.runUntil(max(s.w.now, m.pausedUntil), nil) // a pause ends by itself
 	}
+	for _, c := range s.volumes {
+		c.refill()
+	}
 	return s.w.now
 }
 
