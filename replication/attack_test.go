@@ -177,44 +177,6 @@ func TestALateLocalReadDoesNotReachTheBuffer(t *testing.T) {
 	r.r.Buf.Release()
 }
 
-func TestARepairGoesOnThoughWritesWaitForMinInSync(t *testing.T) {
-	two := func(c *Config) { c.Record.Spec.MinInSync = 2 }
-	back := func(t *testing.T) (*rig, *result) {
-		g := served(t, states{in, in}, two)
-		g.conn(1).holding(MsgWrite)
-		w := g.submit(OpWrite, blocks(3, 1))
-		g.serve()
-		g.lost(1)
-		g.pass(time.Second)
-		g.commit()
-		g.serve()
-		g.mustWait(w, "too few are in sync")
-		g.changes[rigID(0)] = []holdfast.Extent{blocks(3, 1)}
-		return g, w
-	}
-	t.Run("serving", func(t *testing.T) {
-		g, w := back(t)
-		g.greet(1, Welcome{})
-		g.settleDown(3 * time.Second)
-		g.must(w, "two are in sync again")
-	})
-	t.Run("releasing", func(t *testing.T) {
-		g, w := back(t)
-		g.p.Release()
-		g.greet(1, Welcome{})
-		g.settleDown(3 * time.Second)
-		g.must(w, "two are in sync again")
-		if !g.ended || g.err != nil {
-			t.Fatalf("it is not released: %+v", g.p.Status())
-		}
-	})
-	t.Run("lowered", func(t *testing.T) {
-		g, w := back(t)
-		g.control(func(r *holdfast.Record) { r.Spec.MinInSync = 1 })
-		g.must(w, "one is enough now")
-	})
-}
-
 func TestACandidateIsForgottenWhenARecordOvertakesTheSwap(t *testing.T) {
 	g, _ := candidate(t, nil)
 	g.control(func(r *holdfast.Record) { r.Spec.Labels = map[string]string{"a": "b"} })

@@ -66,7 +66,24 @@ func (f *flusher) clear(p *Primary, bits uint32) {
 	if mutant(Mutate4FlushFirst) {
 		f.left = 0
 	}
-	if f.left != 0 {
+	if f.left == 0 {
+		f.finish(p)
+	}
+}
+
+// settle answers a flush that minInSync has held back.
+func (f *flusher) settle(p *Primary) {
+	if len(f.running) > 0 && f.left == 0 {
+		f.finish(p)
+	}
+}
+
+// finish answers a flush that all needed replicas have done, unless too few of
+// them are in sync to acknowledge anything: what it makes durable on fewer than
+// minInSync replicas is as little acknowledged as a write would be. A repaired
+// replica counts for it, since it was flushed before it came in.
+func (f *flusher) finish(p *Primary) {
+	if !p.mayAck() {
 		return
 	}
 	rs := f.running

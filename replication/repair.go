@@ -66,9 +66,9 @@ func (b *pacer) refill(now time.Duration) {
 }
 
 // working says whether replicas are repaired: while the volume is served, and
-// while a release waits for writes that minInSync holds back.
+// while a release waits for writes and flushes that minInSync holds back.
 func (p *Primary) working() bool {
-	return p.phase == serving || p.phase == releasing && len(p.inflight) > 0
+	return p.phase == serving || p.phase == releasing && (len(p.inflight) > 0 || len(p.flush.running) > 0)
 }
 
 // tickRepairs starts repairs and keeps them going.

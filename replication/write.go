@@ -173,6 +173,7 @@ func (p *Primary) settleHeld() {
 	for _, w := range append([]*write(nil), p.inflight...) {
 		p.settleWrite(w)
 	}
+	p.flush.settle(p)
 }
 
 // unlockWrite gives the range of a write free that all needed replicas have
