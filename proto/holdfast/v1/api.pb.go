@@ -1287,6 +1287,139 @@ func (x *RestoreSnapshotRequest) GetSnapshot() string {
 	return ""
 }
 
+type ListSnapshotRangesRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot string                 `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Base     string                 `protobuf:"bytes,2,opt,name=base,proto3" json:"base,omitempty"` // an older snapshot of the same volume; empty: where there is data
+	// Where to begin, to go on with a listing that broke off: the end of the last
+	// range that was received.
+	StartingOffset int64 `protobuf:"varint,3,opt,name=starting_offset,json=startingOffset,proto3" json:"starting_offset,omitempty"`
+	MaxRanges      int32 `protobuf:"varint,4,opt,name=max_ranges,json=maxRanges,proto3" json:"max_ranges,omitempty"` // in one answer; 0: as many as suit
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ListSnapshotRangesRequest) Reset() {
+	*x = ListSnapshotRangesRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotRangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotRangesRequest) ProtoMessage() {}
+
+func (x *ListSnapshotRangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotRangesRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotRangesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListSnapshotRangesRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *ListSnapshotRangesRequest) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *ListSnapshotRangesRequest) GetStartingOffset() int64 {
+	if x != nil {
+		return x.StartingOffset
+	}
+	return 0
+}
+
+func (x *ListSnapshotRangesRequest) GetMaxRanges() int32 {
+	if x != nil {
+		return x.MaxRanges
+	}
+	return 0
+}
+
+// SnapshotRanges is a part of a listing, in order; ranges do not overlap.
+type SnapshotRanges struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SizeBytes int64                  `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // the snapshot's
+	Ranges    []*ByteRange           `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	// What only this snapshot refers to, on one replica, as far as it was not told
+	// before: what deleting it gives free. 0 with a base.
+	ExclusiveBytes int64 `protobuf:"varint,3,opt,name=exclusive_bytes,json=exclusiveBytes,proto3" json:"exclusive_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SnapshotRanges) Reset() {
+	*x = SnapshotRanges{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotRanges) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotRanges) ProtoMessage() {}
+
+func (x *SnapshotRanges) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotRanges.ProtoReflect.Descriptor instead.
+func (*SnapshotRanges) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SnapshotRanges) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *SnapshotRanges) GetRanges() []*ByteRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *SnapshotRanges) GetExclusiveBytes() int64 {
+	if x != nil {
+		return x.ExclusiveBytes
+	}
+	return 0
+}
+
 // Snapshot is a volume's content at one point in time.
 type Snapshot struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1309,7 +1442,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1454,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[22]
+	mi := &file_holdfast_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1467,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Snapshot) GetId() string {
@@ -1426,7 +1559,7 @@ type VolumeOrigin struct {
 
 func (x *VolumeOrigin) Reset() {
 	*x = VolumeOrigin{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1571,7 @@ func (x *VolumeOrigin) String() string {
 func (*VolumeOrigin) ProtoMessage() {}
 
 func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[23]
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1584,7 @@ func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeOrigin.ProtoReflect.Descriptor instead.
 func (*VolumeOrigin) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VolumeOrigin) GetVolumeId() string {
@@ -1496,7 +1629,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1641,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[24]
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1654,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Scrub) GetId() string {
@@ -1639,7 +1772,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1784,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1797,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Volume) GetId() string {
@@ -1812,7 +1945,7 @@ type VolumeEvent struct {
 
 func (x *VolumeEvent) Reset() {
 	*x = VolumeEvent{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1957,7 @@ func (x *VolumeEvent) String() string {
 func (*VolumeEvent) ProtoMessage() {}
 
 func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1970,7 @@ func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeEvent.ProtoReflect.Descriptor instead.
 func (*VolumeEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VolumeEvent) GetAt() *timestamppb.Timestamp {
@@ -1883,7 +2016,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2028,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2041,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -2014,7 +2147,7 @@ type Primary struct {
 
 func (x *Primary) Reset() {
 	*x = Primary{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2159,7 @@ func (x *Primary) String() string {
 func (*Primary) ProtoMessage() {}
 
 func (x *Primary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2172,7 @@ func (x *Primary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Primary.ProtoReflect.Descriptor instead.
 func (*Primary) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Primary) GetNode() string {
@@ -2088,7 +2221,7 @@ type VolumeReplica struct {
 
 func (x *VolumeReplica) Reset() {
 	*x = VolumeReplica{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2233,7 @@ func (x *VolumeReplica) String() string {
 func (*VolumeReplica) ProtoMessage() {}
 
 func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2246,7 @@ func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReplica.ProtoReflect.Descriptor instead.
 func (*VolumeReplica) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VolumeReplica) GetId() string {
@@ -2234,7 +2367,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2379,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2392,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Problem) GetSeverity() string {
@@ -2298,7 +2431,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2443,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2456,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 type ListNodesResponse struct {
@@ -2335,7 +2468,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2480,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2493,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2379,7 +2512,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2524,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2537,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -2423,7 +2556,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2568,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2581,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -2467,7 +2600,7 @@ type UndrainNodeRequest struct {
 
 func (x *UndrainNodeRequest) Reset() {
 	*x = UndrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +2612,7 @@ func (x *UndrainNodeRequest) String() string {
 func (*UndrainNodeRequest) ProtoMessage() {}
 
 func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +2625,7 @@ func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UndrainNodeRequest) GetNode() string {
@@ -2511,7 +2644,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2656,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2669,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -2557,7 +2690,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2702,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2715,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ForgetNodeResponse) GetRemoved() int32 {
@@ -2629,7 +2762,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2774,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2787,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Node) GetId() string {
@@ -2757,7 +2890,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2902,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +2915,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListPoolsRequest) GetNode() string {
@@ -2801,7 +2934,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +2946,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +2959,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -2853,7 +2986,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[41]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2865,7 +2998,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[41]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2878,7 +3011,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Pool) GetId() string {
@@ -2945,7 +3078,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[42]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3090,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[42]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3103,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 // ClusterStatus is the whole at one glance.
@@ -2998,7 +3131,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[43]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3143,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[43]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3156,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -3149,7 +3282,7 @@ type VolumeScrub struct {
 
 func (x *VolumeScrub) Reset() {
 	*x = VolumeScrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[44]
+	mi := &file_holdfast_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3294,7 @@ func (x *VolumeScrub) String() string {
 func (*VolumeScrub) ProtoMessage() {}
 
 func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[44]
+	mi := &file_holdfast_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3307,7 @@ func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeScrub.ProtoReflect.Descriptor instead.
 func (*VolumeScrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *VolumeScrub) GetVolume() string {
@@ -3202,7 +3335,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[45]
+	mi := &file_holdfast_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3347,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[45]
+	mi := &file_holdfast_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3360,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Count) GetTotal() int32 {
@@ -3259,7 +3392,7 @@ type Repair struct {
 
 func (x *Repair) Reset() {
 	*x = Repair{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[46]
+	mi := &file_holdfast_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3271,7 +3404,7 @@ func (x *Repair) String() string {
 func (*Repair) ProtoMessage() {}
 
 func (x *Repair) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[46]
+	mi := &file_holdfast_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3284,7 +3417,7 @@ func (x *Repair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repair.ProtoReflect.Descriptor instead.
 func (*Repair) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Repair) GetVolume() string {
@@ -3439,7 +3572,18 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"\x18\n" +
 	"\x16DeleteSnapshotResponse\"4\n" +
 	"\x16RestoreSnapshotRequest\x12\x1a\n" +
-	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"\xac\x03\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"\x93\x01\n" +
+	"\x19ListSnapshotRangesRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x12\n" +
+	"\x04base\x18\x02 \x01(\tR\x04base\x12'\n" +
+	"\x0fstarting_offset\x18\x03 \x01(\x03R\x0estartingOffset\x12\x1d\n" +
+	"\n" +
+	"max_ranges\x18\x04 \x01(\x05R\tmaxRanges\"\x88\x01\n" +
+	"\x0eSnapshotRanges\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12.\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x16.holdfast.v1.ByteRangeR\x06ranges\x12'\n" +
+	"\x0fexclusive_bytes\x18\x03 \x01(\x03R\x0eexclusiveBytes\"\xac\x03\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3656,13 +3800,14 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\fDeleteVolume\x12 .holdfast.v1.DeleteVolumeRequest\x1a!.holdfast.v1.DeleteVolumeResponse\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/v1/volumes/{volume}\x12y\n" +
 	"\x12UpdateVolumeLabels\x12&.holdfast.v1.UpdateVolumeLabelsRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/labels\x12y\n" +
 	"\x12UpdateVolumePolicy\x12&.holdfast.v1.UpdateVolumePolicyRequest\x1a\x13.holdfast.v1.Volume\"&\x82\xd3\xe4\x93\x02 :\x01*2\x1b/v1/volumes/{volume}/policy\x12j\n" +
-	"\vScrubVolume\x12\x1f.holdfast.v1.ScrubVolumeRequest\x1a\x13.holdfast.v1.Volume\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/volumes/{volume}/scrub2\xc7\x04\n" +
+	"\vScrubVolume\x12\x1f.holdfast.v1.ScrubVolumeRequest\x1a\x13.holdfast.v1.Volume\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/volumes/{volume}/scrub2\xce\x05\n" +
 	"\x0fSnapshotService\x12e\n" +
 	"\x0eCreateSnapshot\x12\".holdfast.v1.CreateSnapshotRequest\x1a\x15.holdfast.v1.Snapshot\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/snapshots\x12m\n" +
 	"\rListSnapshots\x12!.holdfast.v1.ListSnapshotsRequest\x1a\".holdfast.v1.ListSnapshotsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/snapshots\x12g\n" +
 	"\vGetSnapshot\x12\x1f.holdfast.v1.GetSnapshotRequest\x1a\x15.holdfast.v1.Snapshot\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/snapshots/{snapshot}\x12{\n" +
 	"\x0eDeleteSnapshot\x12\".holdfast.v1.DeleteSnapshotRequest\x1a#.holdfast.v1.DeleteSnapshotResponse\" \x82\xd3\xe4\x93\x02\x1a*\x18/v1/snapshots/{snapshot}\x12x\n" +
-	"\x0fRestoreSnapshot\x12#.holdfast.v1.RestoreSnapshotRequest\x1a\x13.holdfast.v1.Volume\"+\x82\xd3\xe4\x93\x02%:\x01*\" /v1/snapshots/{snapshot}/restore2\xa6\x06\n" +
+	"\x0fRestoreSnapshot\x12#.holdfast.v1.RestoreSnapshotRequest\x1a\x13.holdfast.v1.Volume\"+\x82\xd3\xe4\x93\x02%:\x01*\" /v1/snapshots/{snapshot}/restore\x12\x84\x01\n" +
+	"\x12ListSnapshotRanges\x12&.holdfast.v1.ListSnapshotRangesRequest\x1a\x1b.holdfast.v1.SnapshotRanges\"'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/snapshots/{snapshot}/ranges0\x012\xa6\x06\n" +
 	"\x0eClusterService\x12Z\n" +
 	"\tGetStatus\x12\x1d.holdfast.v1.GetStatusRequest\x1a\x1a.holdfast.v1.ClusterStatus\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/status\x12]\n" +
@@ -3687,7 +3832,7 @@ func file_holdfast_v1_api_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_api_proto_rawDescData
 }
 
-var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_holdfast_v1_api_proto_goTypes = []any{
 	(*Domain)(nil),                    // 0: holdfast.v1.Domain
 	(*CreateVolumeRequest)(nil),       // 1: holdfast.v1.CreateVolumeRequest
@@ -3711,138 +3856,144 @@ var file_holdfast_v1_api_proto_goTypes = []any{
 	(*DeleteSnapshotRequest)(nil),     // 19: holdfast.v1.DeleteSnapshotRequest
 	(*DeleteSnapshotResponse)(nil),    // 20: holdfast.v1.DeleteSnapshotResponse
 	(*RestoreSnapshotRequest)(nil),    // 21: holdfast.v1.RestoreSnapshotRequest
-	(*Snapshot)(nil),                  // 22: holdfast.v1.Snapshot
-	(*VolumeOrigin)(nil),              // 23: holdfast.v1.VolumeOrigin
-	(*Scrub)(nil),                     // 24: holdfast.v1.Scrub
-	(*Volume)(nil),                    // 25: holdfast.v1.Volume
-	(*VolumeEvent)(nil),               // 26: holdfast.v1.VolumeEvent
-	(*VolumeSpec)(nil),                // 27: holdfast.v1.VolumeSpec
-	(*Primary)(nil),                   // 28: holdfast.v1.Primary
-	(*VolumeReplica)(nil),             // 29: holdfast.v1.VolumeReplica
-	(*Problem)(nil),                   // 30: holdfast.v1.Problem
-	(*ListNodesRequest)(nil),          // 31: holdfast.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 32: holdfast.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 33: holdfast.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),          // 34: holdfast.v1.DrainNodeRequest
-	(*UndrainNodeRequest)(nil),        // 35: holdfast.v1.UndrainNodeRequest
-	(*ForgetNodeRequest)(nil),         // 36: holdfast.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),        // 37: holdfast.v1.ForgetNodeResponse
-	(*Node)(nil),                      // 38: holdfast.v1.Node
-	(*ListPoolsRequest)(nil),          // 39: holdfast.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),         // 40: holdfast.v1.ListPoolsResponse
-	(*Pool)(nil),                      // 41: holdfast.v1.Pool
-	(*GetStatusRequest)(nil),          // 42: holdfast.v1.GetStatusRequest
-	(*ClusterStatus)(nil),             // 43: holdfast.v1.ClusterStatus
-	(*VolumeScrub)(nil),               // 44: holdfast.v1.VolumeScrub
-	(*Count)(nil),                     // 45: holdfast.v1.Count
-	(*Repair)(nil),                    // 46: holdfast.v1.Repair
-	nil,                               // 47: holdfast.v1.CreateVolumeRequest.LabelsEntry
-	nil,                               // 48: holdfast.v1.ListVolumesRequest.LabelsEntry
-	nil,                               // 49: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	nil,                               // 50: holdfast.v1.CreateSnapshotRequest.LabelsEntry
-	nil,                               // 51: holdfast.v1.ListSnapshotsRequest.LabelsEntry
-	nil,                               // 52: holdfast.v1.Snapshot.LabelsEntry
-	nil,                               // 53: holdfast.v1.VolumeSpec.LabelsEntry
-	nil,                               // 54: holdfast.v1.VolumeSpec.ParametersEntry
-	(*timestamppb.Timestamp)(nil),     // 55: google.protobuf.Timestamp
-	(*PrimaryStatus)(nil),             // 56: holdfast.v1.PrimaryStatus
-	(*Wait)(nil),                      // 57: holdfast.v1.Wait
-	(*CheckPoolRequest)(nil),          // 58: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),         // 59: holdfast.v1.CheckPoolResponse
+	(*ListSnapshotRangesRequest)(nil), // 22: holdfast.v1.ListSnapshotRangesRequest
+	(*SnapshotRanges)(nil),            // 23: holdfast.v1.SnapshotRanges
+	(*Snapshot)(nil),                  // 24: holdfast.v1.Snapshot
+	(*VolumeOrigin)(nil),              // 25: holdfast.v1.VolumeOrigin
+	(*Scrub)(nil),                     // 26: holdfast.v1.Scrub
+	(*Volume)(nil),                    // 27: holdfast.v1.Volume
+	(*VolumeEvent)(nil),               // 28: holdfast.v1.VolumeEvent
+	(*VolumeSpec)(nil),                // 29: holdfast.v1.VolumeSpec
+	(*Primary)(nil),                   // 30: holdfast.v1.Primary
+	(*VolumeReplica)(nil),             // 31: holdfast.v1.VolumeReplica
+	(*Problem)(nil),                   // 32: holdfast.v1.Problem
+	(*ListNodesRequest)(nil),          // 33: holdfast.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 34: holdfast.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 35: holdfast.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),          // 36: holdfast.v1.DrainNodeRequest
+	(*UndrainNodeRequest)(nil),        // 37: holdfast.v1.UndrainNodeRequest
+	(*ForgetNodeRequest)(nil),         // 38: holdfast.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 39: holdfast.v1.ForgetNodeResponse
+	(*Node)(nil),                      // 40: holdfast.v1.Node
+	(*ListPoolsRequest)(nil),          // 41: holdfast.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),         // 42: holdfast.v1.ListPoolsResponse
+	(*Pool)(nil),                      // 43: holdfast.v1.Pool
+	(*GetStatusRequest)(nil),          // 44: holdfast.v1.GetStatusRequest
+	(*ClusterStatus)(nil),             // 45: holdfast.v1.ClusterStatus
+	(*VolumeScrub)(nil),               // 46: holdfast.v1.VolumeScrub
+	(*Count)(nil),                     // 47: holdfast.v1.Count
+	(*Repair)(nil),                    // 48: holdfast.v1.Repair
+	nil,                               // 49: holdfast.v1.CreateVolumeRequest.LabelsEntry
+	nil,                               // 50: holdfast.v1.ListVolumesRequest.LabelsEntry
+	nil,                               // 51: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	nil,                               // 52: holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                               // 53: holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	nil,                               // 54: holdfast.v1.Snapshot.LabelsEntry
+	nil,                               // 55: holdfast.v1.VolumeSpec.LabelsEntry
+	nil,                               // 56: holdfast.v1.VolumeSpec.ParametersEntry
+	(*ByteRange)(nil),                 // 57: holdfast.v1.ByteRange
+	(*timestamppb.Timestamp)(nil),     // 58: google.protobuf.Timestamp
+	(*PrimaryStatus)(nil),             // 59: holdfast.v1.PrimaryStatus
+	(*Wait)(nil),                      // 60: holdfast.v1.Wait
+	(*CheckPoolRequest)(nil),          // 61: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),         // 62: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_api_proto_depIdxs = []int32{
-	47, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
+	49, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
 	2,  // 1: holdfast.v1.CreateVolumeRequest.limits:type_name -> holdfast.v1.Limits
-	48, // 2: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
-	25, // 3: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
-	25, // 4: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
-	49, // 5: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	50, // 6: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
-	51, // 7: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
-	22, // 8: holdfast.v1.ListSnapshotsResponse.snapshots:type_name -> holdfast.v1.Snapshot
-	55, // 9: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	52, // 10: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
-	55, // 11: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
-	55, // 12: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
-	55, // 13: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	27, // 14: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
-	28, // 15: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
-	29, // 16: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
-	56, // 17: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
-	30, // 18: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
-	24, // 19: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
-	57, // 20: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
-	26, // 21: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
-	23, // 22: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
-	55, // 23: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
-	53, // 24: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
-	54, // 25: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
-	2,  // 26: holdfast.v1.VolumeSpec.limits:type_name -> holdfast.v1.Limits
-	38, // 27: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
-	0,  // 28: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
-	55, // 29: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
-	41, // 30: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
-	55, // 31: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
-	41, // 32: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
-	30, // 33: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
-	45, // 34: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
-	45, // 35: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
-	45, // 36: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
-	46, // 37: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
-	57, // 38: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
-	44, // 39: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
-	24, // 40: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
-	1,  // 41: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
-	3,  // 42: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
-	5,  // 43: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
-	6,  // 44: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
-	7,  // 45: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
-	9,  // 46: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
-	10, // 47: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
-	12, // 48: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
-	13, // 49: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
-	14, // 50: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
-	15, // 51: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
-	16, // 52: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
-	18, // 53: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
-	19, // 54: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
-	21, // 55: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
-	42, // 56: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
-	31, // 57: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
-	33, // 58: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
-	34, // 59: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
-	35, // 60: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
-	36, // 61: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
-	39, // 62: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
-	58, // 63: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	25, // 64: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
-	4,  // 65: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
-	25, // 66: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
-	25, // 67: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
-	8,  // 68: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
-	25, // 69: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
-	11, // 70: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
-	25, // 71: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
-	25, // 72: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
-	25, // 73: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
-	22, // 74: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
-	17, // 75: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
-	22, // 76: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
-	20, // 77: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
-	25, // 78: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
-	43, // 79: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
-	32, // 80: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
-	38, // 81: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
-	38, // 82: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
-	38, // 83: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
-	37, // 84: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
-	40, // 85: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
-	59, // 86: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	64, // [64:87] is the sub-list for method output_type
-	41, // [41:64] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	50, // 2: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
+	27, // 3: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
+	27, // 4: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
+	51, // 5: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	52, // 6: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	53, // 7: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	24, // 8: holdfast.v1.ListSnapshotsResponse.snapshots:type_name -> holdfast.v1.Snapshot
+	57, // 9: holdfast.v1.SnapshotRanges.ranges:type_name -> holdfast.v1.ByteRange
+	58, // 10: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	54, // 11: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
+	58, // 12: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
+	58, // 13: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
+	58, // 14: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	29, // 15: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
+	30, // 16: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
+	31, // 17: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
+	59, // 18: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
+	32, // 19: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
+	26, // 20: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
+	60, // 21: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
+	28, // 22: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
+	25, // 23: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
+	58, // 24: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
+	55, // 25: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
+	56, // 26: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
+	2,  // 27: holdfast.v1.VolumeSpec.limits:type_name -> holdfast.v1.Limits
+	40, // 28: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
+	0,  // 29: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
+	58, // 30: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
+	43, // 31: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
+	58, // 32: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
+	43, // 33: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
+	32, // 34: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
+	47, // 35: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
+	47, // 36: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
+	47, // 37: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
+	48, // 38: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
+	60, // 39: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
+	46, // 40: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
+	26, // 41: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
+	1,  // 42: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
+	3,  // 43: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
+	5,  // 44: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
+	6,  // 45: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
+	7,  // 46: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
+	9,  // 47: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
+	10, // 48: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
+	12, // 49: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
+	13, // 50: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
+	14, // 51: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
+	15, // 52: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
+	16, // 53: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
+	18, // 54: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
+	19, // 55: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
+	21, // 56: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
+	22, // 57: holdfast.v1.SnapshotService.ListSnapshotRanges:input_type -> holdfast.v1.ListSnapshotRangesRequest
+	44, // 58: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
+	33, // 59: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
+	35, // 60: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
+	36, // 61: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
+	37, // 62: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
+	38, // 63: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
+	41, // 64: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
+	61, // 65: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	27, // 66: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
+	4,  // 67: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
+	27, // 68: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
+	27, // 69: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
+	8,  // 70: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
+	27, // 71: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
+	11, // 72: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
+	27, // 73: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
+	27, // 74: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
+	27, // 75: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
+	24, // 76: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
+	17, // 77: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
+	24, // 78: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
+	20, // 79: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
+	27, // 80: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
+	23, // 81: holdfast.v1.SnapshotService.ListSnapshotRanges:output_type -> holdfast.v1.SnapshotRanges
+	45, // 82: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
+	34, // 83: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
+	40, // 84: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
+	40, // 85: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
+	40, // 86: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
+	39, // 87: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
+	42, // 88: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
+	62, // 89: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	66, // [66:90] is the sub-list for method output_type
+	42, // [42:66] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_api_proto_init() }
@@ -3858,7 +4009,7 @@ func file_holdfast_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_api_proto_rawDesc), len(file_holdfast_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   55,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -504,11 +504,12 @@ var VolumeService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	SnapshotService_CreateSnapshot_FullMethodName  = "/holdfast.v1.SnapshotService/CreateSnapshot"
-	SnapshotService_ListSnapshots_FullMethodName   = "/holdfast.v1.SnapshotService/ListSnapshots"
-	SnapshotService_GetSnapshot_FullMethodName     = "/holdfast.v1.SnapshotService/GetSnapshot"
-	SnapshotService_DeleteSnapshot_FullMethodName  = "/holdfast.v1.SnapshotService/DeleteSnapshot"
-	SnapshotService_RestoreSnapshot_FullMethodName = "/holdfast.v1.SnapshotService/RestoreSnapshot"
+	SnapshotService_CreateSnapshot_FullMethodName     = "/holdfast.v1.SnapshotService/CreateSnapshot"
+	SnapshotService_ListSnapshots_FullMethodName      = "/holdfast.v1.SnapshotService/ListSnapshots"
+	SnapshotService_GetSnapshot_FullMethodName        = "/holdfast.v1.SnapshotService/GetSnapshot"
+	SnapshotService_DeleteSnapshot_FullMethodName     = "/holdfast.v1.SnapshotService/DeleteSnapshot"
+	SnapshotService_RestoreSnapshot_FullMethodName    = "/holdfast.v1.SnapshotService/RestoreSnapshot"
+	SnapshotService_ListSnapshotRanges_FullMethodName = "/holdfast.v1.SnapshotService/ListSnapshotRanges"
 )
 
 // SnapshotServiceClient is the client API for SnapshotService service.
@@ -532,6 +533,10 @@ type SnapshotServiceClient interface {
 	// RestoreSnapshot makes the volume's content that of the snapshot again, for
 	// good. Refused while the volume is attached.
 	RestoreSnapshot(ctx context.Context, in *RestoreSnapshotRequest, opts ...grpc.CallOption) (*Volume, error)
+	// ListSnapshotRanges lists where a snapshot has data or, with a base, what may
+	// differ from that older snapshot of the same volume: never less than what
+	// differs. Over REST it is one JSON object per line.
+	ListSnapshotRanges(ctx context.Context, in *ListSnapshotRangesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SnapshotRanges], error)
 }
 
 type snapshotServiceClient struct {
@@ -592,6 +597,25 @@ func (c *snapshotServiceClient) RestoreSnapshot(ctx context.Context, in *Restore
 	return out, nil
 }
 
+func (c *snapshotServiceClient) ListSnapshotRanges(ctx context.Context, in *ListSnapshotRangesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SnapshotRanges], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SnapshotService_ServiceDesc.Streams[0], SnapshotService_ListSnapshotRanges_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListSnapshotRangesRequest, SnapshotRanges]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SnapshotService_ListSnapshotRangesClient = grpc.ServerStreamingClient[SnapshotRanges]
+
 // SnapshotServiceServer is the server API for SnapshotService service.
 // All implementations must embed UnimplementedSnapshotServiceServer
 // for forward compatibility.
@@ -613,6 +637,10 @@ type SnapshotServiceServer interface {
 	// RestoreSnapshot makes the volume's content that of the snapshot again, for
 	// good. Refused while the volume is attached.
 	RestoreSnapshot(context.Context, *RestoreSnapshotRequest) (*Volume, error)
+	// ListSnapshotRanges lists where a snapshot has data or, with a base, what may
+	// differ from that older snapshot of the same volume: never less than what
+	// differs. Over REST it is one JSON object per line.
+	ListSnapshotRanges(*ListSnapshotRangesRequest, grpc.ServerStreamingServer[SnapshotRanges]) error
 	mustEmbedUnimplementedSnapshotServiceServer()
 }
 
@@ -637,6 +665,9 @@ func (UnimplementedSnapshotServiceServer) DeleteSnapshot(context.Context, *Delet
 }
 func (UnimplementedSnapshotServiceServer) RestoreSnapshot(context.Context, *RestoreSnapshotRequest) (*Volume, error) {
 	return nil, status.Error(codes.Unimplemented, "method RestoreSnapshot not implemented")
+}
+func (UnimplementedSnapshotServiceServer) ListSnapshotRanges(*ListSnapshotRangesRequest, grpc.ServerStreamingServer[SnapshotRanges]) error {
+	return status.Error(codes.Unimplemented, "method ListSnapshotRanges not implemented")
 }
 func (UnimplementedSnapshotServiceServer) mustEmbedUnimplementedSnapshotServiceServer() {}
 func (UnimplementedSnapshotServiceServer) testEmbeddedByValue()                         {}
@@ -749,6 +780,17 @@ func _SnapshotService_RestoreSnapshot_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SnapshotService_ListSnapshotRanges_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListSnapshotRangesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SnapshotServiceServer).ListSnapshotRanges(m, &grpc.GenericServerStream[ListSnapshotRangesRequest, SnapshotRanges]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SnapshotService_ListSnapshotRangesServer = grpc.ServerStreamingServer[SnapshotRanges]
+
 // SnapshotService_ServiceDesc is the grpc.ServiceDesc for SnapshotService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -777,7 +819,13 @@ var SnapshotService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _SnapshotService_RestoreSnapshot_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ListSnapshotRanges",
+			Handler:       _SnapshotService_ListSnapshotRanges_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "holdfast/v1/api.proto",
 }
 

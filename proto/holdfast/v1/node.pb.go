@@ -1865,6 +1865,212 @@ func (x *CheckPoolResponse) GetFinished() bool {
 	return false
 }
 
+type ListSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PoolId        string                 `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
+	ReplicaId     string                 `protobuf:"bytes,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	SnapshotId    string                 `protobuf:"bytes,3,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	Cut           string                 `protobuf:"bytes,4,opt,name=cut,proto3" json:"cut,omitempty"`                     // the attempt that took it
+	BaseId        string                 `protobuf:"bytes,5,opt,name=base_id,json=baseId,proto3" json:"base_id,omitempty"` // empty: where the snapshot has data
+	BaseCut       string                 `protobuf:"bytes,6,opt,name=base_cut,json=baseCut,proto3" json:"base_cut,omitempty"`
+	Offset        int64                  `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"` // where to begin, in whole blocks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotRequest) Reset() {
+	*x = ListSnapshotRequest{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotRequest) ProtoMessage() {}
+
+func (x *ListSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ListSnapshotRequest) GetPoolId() string {
+	if x != nil {
+		return x.PoolId
+	}
+	return ""
+}
+
+func (x *ListSnapshotRequest) GetReplicaId() string {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return ""
+}
+
+func (x *ListSnapshotRequest) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *ListSnapshotRequest) GetCut() string {
+	if x != nil {
+		return x.Cut
+	}
+	return ""
+}
+
+func (x *ListSnapshotRequest) GetBaseId() string {
+	if x != nil {
+		return x.BaseId
+	}
+	return ""
+}
+
+func (x *ListSnapshotRequest) GetBaseCut() string {
+	if x != nil {
+		return x.BaseCut
+	}
+	return ""
+}
+
+func (x *ListSnapshotRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+// ListSnapshotResponse is one step, in order.
+type ListSnapshotResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	End            int64                  `protobuf:"varint,1,opt,name=end,proto3" json:"end,omitempty"` // what lies before it is listed
+	Ranges         []*ByteRange           `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	ExclusiveBytes int64                  `protobuf:"varint,3,opt,name=exclusive_bytes,json=exclusiveBytes,proto3" json:"exclusive_bytes,omitempty"` // of this step, without a base: what only this snapshot refers to
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ListSnapshotResponse) Reset() {
+	*x = ListSnapshotResponse{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotResponse) ProtoMessage() {}
+
+func (x *ListSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ListSnapshotResponse) GetEnd() int64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *ListSnapshotResponse) GetRanges() []*ByteRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *ListSnapshotResponse) GetExclusiveBytes() int64 {
+	if x != nil {
+		return x.ExclusiveBytes
+	}
+	return 0
+}
+
+// ByteRange is a part of a volume.
+type ByteRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        int64                  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        int64                  `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ByteRange) Reset() {
+	*x = ByteRange{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ByteRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ByteRange) ProtoMessage() {}
+
+func (x *ByteRange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ByteRange.ProtoReflect.Descriptor instead.
+func (*ByteRange) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ByteRange) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ByteRange) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 var File_holdfast_v1_node_proto protoreflect.FileDescriptor
 
 const file_holdfast_v1_node_proto_rawDesc = "" +
@@ -2019,7 +2225,24 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\x04done\x18\x01 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x1a\n" +
 	"\bproblems\x18\x03 \x03(\tR\bproblems\x12\x1a\n" +
-	"\bfinished\x18\x04 \x01(\bR\bfinished2\xf5\x05\n" +
+	"\bfinished\x18\x04 \x01(\bR\bfinished\"\xcc\x01\n" +
+	"\x13ListSnapshotRequest\x12\x17\n" +
+	"\apool_id\x18\x01 \x01(\tR\x06poolId\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x02 \x01(\tR\treplicaId\x12\x1f\n" +
+	"\vsnapshot_id\x18\x03 \x01(\tR\n" +
+	"snapshotId\x12\x10\n" +
+	"\x03cut\x18\x04 \x01(\tR\x03cut\x12\x17\n" +
+	"\abase_id\x18\x05 \x01(\tR\x06baseId\x12\x19\n" +
+	"\bbase_cut\x18\x06 \x01(\tR\abaseCut\x12\x16\n" +
+	"\x06offset\x18\a \x01(\x03R\x06offset\"\x81\x01\n" +
+	"\x14ListSnapshotResponse\x12\x10\n" +
+	"\x03end\x18\x01 \x01(\x03R\x03end\x12.\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x16.holdfast.v1.ByteRangeR\x06ranges\x12'\n" +
+	"\x0fexclusive_bytes\x18\x03 \x01(\x03R\x0eexclusiveBytes\";\n" +
+	"\tByteRange\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\x03R\x06length2\xcc\x06\n" +
 	"\vNodeService\x12V\n" +
 	"\rCreateReplica\x12!.holdfast.v1.CreateReplicaRequest\x1a\".holdfast.v1.CreateReplicaResponse\x12\\\n" +
 	"\x0fPurgeTombstones\x12#.holdfast.v1.PurgeTombstonesRequest\x1a$.holdfast.v1.PurgeTombstonesResponse\x12A\n" +
@@ -2030,7 +2253,8 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\vPrepareHold\x12\x1f.holdfast.v1.PrepareHoldRequest\x1a .holdfast.v1.PrepareHoldResponse\x12;\n" +
 	"\x04Hold\x12\x18.holdfast.v1.HoldRequest\x1a\x19.holdfast.v1.HoldResponse\x128\n" +
 	"\x03Cut\x12\x17.holdfast.v1.CutRequest\x1a\x18.holdfast.v1.CutResponse\x12A\n" +
-	"\x06Unhold\x12\x1a.holdfast.v1.UnholdRequest\x1a\x1b.holdfast.v1.UnholdResponse2\\\n" +
+	"\x06Unhold\x12\x1a.holdfast.v1.UnholdRequest\x1a\x1b.holdfast.v1.UnholdResponse\x12U\n" +
+	"\fListSnapshot\x12 .holdfast.v1.ListSnapshotRequest\x1a!.holdfast.v1.ListSnapshotResponse0\x012\\\n" +
 	"\x11ControllerService\x12G\n" +
 	"\bFindings\x12\x1c.holdfast.v1.FindingsRequest\x1a\x1d.holdfast.v1.FindingsResponseBCZAgithub.com/holdfast-storage/holdfast/proto/holdfast/v1;holdfastv1b\x06proto3"
 
@@ -2046,7 +2270,7 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_holdfast_v1_node_proto_goTypes = []any{
 	(*FindingsRequest)(nil),         // 0: holdfast.v1.FindingsRequest
 	(*FindingsResponse)(nil),        // 1: holdfast.v1.FindingsResponse
@@ -2079,6 +2303,9 @@ var file_holdfast_v1_node_proto_goTypes = []any{
 	(*UnholdResponse)(nil),          // 28: holdfast.v1.UnholdResponse
 	(*CheckPoolRequest)(nil),        // 29: holdfast.v1.CheckPoolRequest
 	(*CheckPoolResponse)(nil),       // 30: holdfast.v1.CheckPoolResponse
+	(*ListSnapshotRequest)(nil),     // 31: holdfast.v1.ListSnapshotRequest
+	(*ListSnapshotResponse)(nil),    // 32: holdfast.v1.ListSnapshotResponse
+	(*ByteRange)(nil),               // 33: holdfast.v1.ByteRange
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
 	2,  // 0: holdfast.v1.FindingsResponse.findings:type_name -> holdfast.v1.Finding
@@ -2090,33 +2317,36 @@ var file_holdfast_v1_node_proto_depIdxs = []int32{
 	18, // 6: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
 	17, // 7: holdfast.v1.PrimaryStatus.scrub:type_name -> holdfast.v1.ScrubStatus
 	20, // 8: holdfast.v1.ReplicaStatus.snapshots:type_name -> holdfast.v1.SnapshotUsage
-	3,  // 9: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
-	5,  // 10: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
-	7,  // 11: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
-	9,  // 12: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
-	11, // 13: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	29, // 14: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	21, // 15: holdfast.v1.NodeService.PrepareHold:input_type -> holdfast.v1.PrepareHoldRequest
-	23, // 16: holdfast.v1.NodeService.Hold:input_type -> holdfast.v1.HoldRequest
-	25, // 17: holdfast.v1.NodeService.Cut:input_type -> holdfast.v1.CutRequest
-	27, // 18: holdfast.v1.NodeService.Unhold:input_type -> holdfast.v1.UnholdRequest
-	0,  // 19: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
-	4,  // 20: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	6,  // 21: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	8,  // 22: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	10, // 23: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	12, // 24: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	30, // 25: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	22, // 26: holdfast.v1.NodeService.PrepareHold:output_type -> holdfast.v1.PrepareHoldResponse
-	24, // 27: holdfast.v1.NodeService.Hold:output_type -> holdfast.v1.HoldResponse
-	26, // 28: holdfast.v1.NodeService.Cut:output_type -> holdfast.v1.CutResponse
-	28, // 29: holdfast.v1.NodeService.Unhold:output_type -> holdfast.v1.UnholdResponse
-	1,  // 30: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
-	20, // [20:31] is the sub-list for method output_type
-	9,  // [9:20] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	33, // 9: holdfast.v1.ListSnapshotResponse.ranges:type_name -> holdfast.v1.ByteRange
+	3,  // 10: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
+	5,  // 11: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
+	7,  // 12: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
+	9,  // 13: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
+	11, // 14: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
+	29, // 15: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	21, // 16: holdfast.v1.NodeService.PrepareHold:input_type -> holdfast.v1.PrepareHoldRequest
+	23, // 17: holdfast.v1.NodeService.Hold:input_type -> holdfast.v1.HoldRequest
+	25, // 18: holdfast.v1.NodeService.Cut:input_type -> holdfast.v1.CutRequest
+	27, // 19: holdfast.v1.NodeService.Unhold:input_type -> holdfast.v1.UnholdRequest
+	31, // 20: holdfast.v1.NodeService.ListSnapshot:input_type -> holdfast.v1.ListSnapshotRequest
+	0,  // 21: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
+	4,  // 22: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	6,  // 23: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	8,  // 24: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	10, // 25: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	12, // 26: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	30, // 27: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	22, // 28: holdfast.v1.NodeService.PrepareHold:output_type -> holdfast.v1.PrepareHoldResponse
+	24, // 29: holdfast.v1.NodeService.Hold:output_type -> holdfast.v1.HoldResponse
+	26, // 30: holdfast.v1.NodeService.Cut:output_type -> holdfast.v1.CutResponse
+	28, // 31: holdfast.v1.NodeService.Unhold:output_type -> holdfast.v1.UnholdResponse
+	32, // 32: holdfast.v1.NodeService.ListSnapshot:output_type -> holdfast.v1.ListSnapshotResponse
+	1,  // 33: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
+	22, // [22:34] is the sub-list for method output_type
+	10, // [10:22] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_node_proto_init() }
@@ -2130,7 +2360,7 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -31,6 +31,7 @@ const (
 	NodeService_Hold_FullMethodName            = "/holdfast.v1.NodeService/Hold"
 	NodeService_Cut_FullMethodName             = "/holdfast.v1.NodeService/Cut"
 	NodeService_Unhold_FullMethodName          = "/holdfast.v1.NodeService/Unhold"
+	NodeService_ListSnapshot_FullMethodName    = "/holdfast.v1.NodeService/ListSnapshot"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -71,6 +72,10 @@ type NodeServiceClient interface {
 	Cut(ctx context.Context, in *CutRequest, opts ...grpc.CallOption) (*CutResponse, error)
 	// Unhold lets writes go. Unavailable when the hold was over already.
 	Unhold(ctx context.Context, in *UnholdRequest, opts ...grpc.CallOption) (*UnholdResponse, error)
+	// ListSnapshot lists where a snapshot of a replica that is stored here has data
+	// or, with a base, what may differ from that older one. NotFound when the
+	// replica does not have them.
+	ListSnapshot(ctx context.Context, in *ListSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListSnapshotResponse], error)
 }
 
 type nodeServiceClient struct {
@@ -190,6 +195,25 @@ func (c *nodeServiceClient) Unhold(ctx context.Context, in *UnholdRequest, opts 
 	return out, nil
 }
 
+func (c *nodeServiceClient) ListSnapshot(ctx context.Context, in *ListSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListSnapshotResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NodeService_ServiceDesc.Streams[1], NodeService_ListSnapshot_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListSnapshotRequest, ListSnapshotResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_ListSnapshotClient = grpc.ServerStreamingClient[ListSnapshotResponse]
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -228,6 +252,10 @@ type NodeServiceServer interface {
 	Cut(context.Context, *CutRequest) (*CutResponse, error)
 	// Unhold lets writes go. Unavailable when the hold was over already.
 	Unhold(context.Context, *UnholdRequest) (*UnholdResponse, error)
+	// ListSnapshot lists where a snapshot of a replica that is stored here has data
+	// or, with a base, what may differ from that older one. NotFound when the
+	// replica does not have them.
+	ListSnapshot(*ListSnapshotRequest, grpc.ServerStreamingServer[ListSnapshotResponse]) error
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -267,6 +295,9 @@ func (UnimplementedNodeServiceServer) Cut(context.Context, *CutRequest) (*CutRes
 }
 func (UnimplementedNodeServiceServer) Unhold(context.Context, *UnholdRequest) (*UnholdResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Unhold not implemented")
+}
+func (UnimplementedNodeServiceServer) ListSnapshot(*ListSnapshotRequest, grpc.ServerStreamingServer[ListSnapshotResponse]) error {
+	return status.Error(codes.Unimplemented, "method ListSnapshot not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -462,6 +493,17 @@ func _NodeService_Unhold_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_ListSnapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListSnapshotRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServiceServer).ListSnapshot(m, &grpc.GenericServerStream[ListSnapshotRequest, ListSnapshotResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_ListSnapshotServer = grpc.ServerStreamingServer[ListSnapshotResponse]
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -510,6 +552,11 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "CheckPool",
 			Handler:       _NodeService_CheckPool_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ListSnapshot",
+			Handler:       _NodeService_ListSnapshot_Handler,
 			ServerStreams: true,
 		},
 	},
