@@ -23,6 +23,7 @@ type Snapshots interface {
 	FindSnapshot(ctx context.Context, handleOrName string) (holdfast.Record, holdfast.Snapshot, error)
 	DeleteSnapshot(ctx context.Context, ref lifecycle.SnapshotRef) error
 	Restore(ctx context.Context, ref lifecycle.SnapshotRef) (holdfast.Record, error)
+	OpenRanges(ctx context.Context, q lifecycle.RangesRequest) (*lifecycle.Ranges, error)
 }
 
 // clone makes a volume from the source that a request names.

@@ -16,15 +16,15 @@ import (
 )
 
 func (c *cli) snapshotCommand() *cobra.Command {
-	g := group("snapshot", "Take, show, restore and delete snapshots of volumes",
-		c.snapshotCreate(), c.snapshotList(), c.snapshotInspect(), c.snapshotRestore(), c.snapshotDelete())
+	g := group("snapshot", "Take, show, compare, restore and delete snapshots of volumes",
+		c.snapshotCreate(), c.snapshotList(), c.snapshotInspect(), c.snapshotDiff(), c.snapshotRestore(), c.snapshotDelete())
 	g.Aliases = []string{"snapshots", "snap"}
 	return g
 }
 
 // snapshotArgs completes the names of snapshots.
 func (c *cli) snapshotArgs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
+	if len(args) > 0 && cmd.Name() != "diff" {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	cl, err := c.snapshots()
@@ -120,24 +120,20 @@ func (c *cli) snapshotInspect() *cobra.Command {
 			if err != nil {
 				return c.explain(err)
 			}
-			return c.show(x, func(w io.Writer) { c.snapshotView(w, x) })
+			return c.show(x, func(w io.Writer) { c.snapshotView(cmd.Context(), w, x) })
 		},
 	}
 }
 
 // snapshotView is a snapshot for people.
-func (c *cli) snapshotView(w io.Writer, x *holdfastv1.Snapshot) {
+func (c *cli) snapshotView(ctx context.Context, w io.Writer, x *holdfastv1.Snapshot) {
 	fmt.Fprintf(w, "Snapshot %s\n", x.GetName())
 	field(w, "id", "%s", x.GetId())
 	field(w, "volume", "%s (%s)", x.GetVolume(), x.GetVolumeId())
 	field(w, "state", "%s", c.colour(x.GetState()))
 	field(w, "taken", "%s (%s ago)", x.GetCreated().AsTime().Local().Format(time.DateTime), since(x.GetCreated().AsTime(), time.Now()))
-	field(w, "size", "%s, as the volume had", api.Bytes(x.GetSizeBytes()))
-	if x.GetAllocatedBytes() < 0 {
-		field(w, "takes", "unknown: no node with a replica tells")
-	} else {
-		field(w, "allocated", "%s per replica", api.Bytes(x.GetAllocatedBytes()))
-		field(w, "exclusive", "%s per replica at most, which deleting it gives free", api.Bytes(x.GetExclusiveBytes()))
+	if x.GetSizeBytes() > 0 {
+		c.snapshotSizes(ctx, w, x)
 	}
 	if x.GetGroup() != "" {
 		field(w, "group", "%s", x.GetGroup())

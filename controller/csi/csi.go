@@ -1,4 +1,4 @@
-// Package csi is the CSI controller and identity services, version 1.13 of the
+// Package csi is the CSI controller, snapshot metadata and identity services, version 1.13 of the
 // specification.
 //
 // It promises what orchestrators rely on: a repeated call joins the one under way
@@ -83,11 +83,12 @@ func New(cfg Config) (*Server, error) {
 	return &Server{cfg: cfg}, nil
 }
 
-// Register adds both services to a gRPC server. Where the controller service is
+// Register adds all services to a gRPC server. Where the controller service is
 // not wanted, register the identity alone with RegisterIdentity.
 func (s *Server) Register(g grpc.ServiceRegistrar) {
 	csipb.RegisterIdentityServer(g, s)
 	csipb.RegisterControllerServer(g, s)
+	csipb.RegisterSnapshotMetadataServer(g, snapshotMetadata{Server: s})
 }
 
 // RegisterIdentity adds the identity service alone.

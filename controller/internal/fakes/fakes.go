@@ -34,11 +34,12 @@ type Cluster struct {
 	T     testing.TB
 	Store *memory.Store // the nodes' own client: faults go on others, see memory.Store.Client
 
-	mu    sync.Mutex
-	nodes map[holdfast.NodeID]*Node
-	fault Fault
-	holds map[holdfast.VolumeID]Hold
-	cuts  map[holdfast.SnapshotID]Cut
+	mu      sync.Mutex
+	nodes   map[holdfast.NodeID]*Node
+	fault   Fault
+	holds   map[holdfast.VolumeID]Hold
+	cuts    map[holdfast.SnapshotID]Cut
+	listing Listing
 }
 
 // New makes a cluster without nodes.
