@@ -24,6 +24,7 @@ type rig struct {
 	boots   map[holdfast.ReplicaID]string
 	sizes   map[holdfast.ReplicaID]int64
 	changes map[holdfast.ReplicaID][]holdfast.Extent
+	allocs  map[holdfast.ReplicaID][]holdfast.Extent // where it is no hole
 	serving bool
 	ended   bool
 	err     error
@@ -89,7 +90,7 @@ func newRig(t *testing.T, states []holdfast.ReplicaState, change func(*Config)) 
 		change(&cfg)
 	}
 	g := &rig{t: t, now: time.Hour, stored: cfg.Record.Clone(), dials: map[holdfast.ReplicaID]uint64{}, conns: map[holdfast.ReplicaID]*fakeConn{},
-		boots: map[holdfast.ReplicaID]string{}, sizes: map[holdfast.ReplicaID]int64{}, changes: map[holdfast.ReplicaID][]holdfast.Extent{}}
+		boots: map[holdfast.ReplicaID]string{}, sizes: map[holdfast.ReplicaID]int64{}, changes: map[holdfast.ReplicaID][]holdfast.Extent{}, allocs: map[holdfast.ReplicaID][]holdfast.Extent{}}
 	g.p = NewPrimary(cfg, Ports{Clock: g, Dialer: g, Records: g, Events: Events{
 		Serving: func() { g.serving = true },
 		Ended:   func(err error) { g.ended, g.err = true, err },
@@ -200,6 +201,8 @@ func (g *rig) answer(i int, m *Message, status Status) {
 		}
 	case m.Type == MsgHash:
 		a.Hashes = make([]Hash, (m.Length+HashBlock-1)/HashBlock)
+	case m.Type == MsgAllocated:
+		a.Extents = g.allocs[rigID(i)]
 	case m.Type == MsgChanged:
 		a.Extents = g.changes[rigID(i)]
 	}

@@ -37,7 +37,11 @@ const (
 	MsgSnapRead      MsgType = 21 // as Read, of the snapshot; so are the next two
 	MsgSnapAllocated MsgType = 22
 	MsgSnapHash      MsgType = 23
-	MsgTypeEnd       MsgType = 24
+	// MsgRoom: Length bytes are to be copied to or from this replica by a repair
+	// that has Offset bytes left, or 0 at its source. Answered when there is room.
+	// Only sent to replicas that report Room.
+	MsgRoom    MsgType = 24
+	MsgTypeEnd MsgType = 25
 )
 
 // Status is the outcome in an answer.
@@ -141,6 +145,8 @@ type Welcome struct {
 	// there is none. Releases that do not keep any leave it out, and are not asked
 	// to.
 	Progress *Progress `json:"progress,omitempty"`
+	// Room: a repair asks for room before it copies (MsgRoom).
+	Room bool `json:"room,omitempty"`
 }
 
 // MaxParts bounds a Progress.

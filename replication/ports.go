@@ -54,8 +54,8 @@ type RepairGate interface {
 	// are none it says false, and calls again, once, as an event of the machine,
 	// when there are.
 	Take(n int64, again func()) bool
-	// Wrote tells how long one of the application's writes took.
-	Wrote(bytes int64, took time.Duration)
+	// Served tells how long one of the application's reads or writes took.
+	Served(op Op, bytes int64, took time.Duration)
 }
 
 // Events tells the owner what happened. Fields may be nil. They are called from

@@ -185,7 +185,9 @@ func (p *Primary) finishRead(rd *read, err error) {
 	if err == nil && !rd.inner {
 		p.counters.Reads++
 		p.counters.ReadBytes += uint64(rd.req.Length)
-		p.counters.ReadTime.add(p.awake() - rd.req.at)
+		took := p.awake() - rd.req.at
+		p.counters.ReadTime.add(took)
+		p.tellGate(OpRead, rd.req.Length, took)
 	}
 	rd.req.Done(rd.req, err)
 	if !rd.inner {

@@ -37,6 +37,7 @@ type repair struct {
 	asked   bool     // it asked
 	waits   string   // what it waits for
 	save    progress
+	rooms   [2]room // at its target and its source
 
 	st                  staged
 	total, left, copied int64
@@ -266,6 +267,13 @@ func (p *Primary) mustWait(r *repair) string {
 	why := p.ports.Repairs.Turn(r.t.rep.ID)
 	r.turn = why == ""
 	return why
+}
+
+// tellGate tells what shares the node with repairs how long a request took.
+func (p *Primary) tellGate(op Op, bytes int64, took time.Duration) {
+	if p.ports.Repairs != nil {
+		p.ports.Repairs.Served(op, bytes, took)
+	}
 }
 
 // endTurn lets the next repair of this node have its turn.

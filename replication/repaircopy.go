@@ -69,10 +69,11 @@ func (p *Primary) nextChunk(r *repair) bool {
 		r.pending = p.cut(r)
 	}
 	c := r.pending
-	if c == nil || p.ports.Repairs != nil && !p.ports.Repairs.Take(c.cost(), func() { p.pump(r) }) {
+	if c == nil || !p.hasRoom(r, c.cost()) || p.ports.Repairs != nil && !p.ports.Repairs.Take(c.cost(), func() { p.pump(r) }) {
 		return false
 	}
 	r.pending = nil
+	r.useRoom(c.cost())
 	p.repairs.tokens -= float64(c.cost())
 	r.chunks = append(r.chunks, c)
 	r.flying += c.cost()

@@ -13,6 +13,12 @@ type ReplicaConfig struct {
 	Volume  holdfast.VolumeID
 	Replica holdfast.ReplicaID
 	Clock   Clock
+	// Room, if set, says whether its node has room for n bytes more that a repair
+	// by a primary elsewhere copies to or from this replica; left is what the repair
+	// has left to copy to it, 0 at the source. If there is none, it says false and
+	// calls again, once, as an event of the machine, when it is worth asking again.
+	// In the end it says true.
+	Room func(n, left int64, again func()) bool
 }
 
 // Replica is the state machine that stands before one store: it serves the
@@ -245,7 +251,7 @@ func (r *Replica) open(g *greeting) {
 	st := r.store.State()
 	r.size = st.SizeBytes
 	w := &Welcome{Boot: st.Boot, SizeBytes: st.SizeBytes, MapSince: st.MapSince, Tail: union(st.Tail).coarsen(maxListed, r.size),
-		Suspects: union(st.Suspects).coarsen(maxListed, r.size), QuietNanos: int64(now - r.otherAnswered), Progress: &st.Progress, Snapshots: st.Snapshots}
+		Suspects: union(st.Suspects).coarsen(maxListed, r.size), QuietNanos: int64(now - r.otherAnswered), Progress: &st.Progress, Snapshots: st.Snapshots, Room: r.cfg.Room != nil}
 	r.answer(r.session, &Message{Type: MsgHello, ID: g.m.ID, Welcome: w})
 }
 
@@ -268,6 +274,10 @@ func (r *Replica) serve(s *session, m *Message) {
 	}
 	if m.Type == MsgRecord {
 		r.onRecord(s, m)
+		return
+	}
+	if m.Type == MsgRoom {
+		r.room(s, m)
 		return
 	}
 	t := r.task(s, m)
@@ -302,6 +312,8 @@ func (r *Replica) sensible(m *Message) bool {
 		return m.Length > 0 && m.Length%holdfast.BlockSize == 0
 	case MsgRecord:
 		return m.Record != nil
+	case MsgRoom:
+		return sensibleRoom(m)
 	case MsgProgress:
 		return m.Progress != nil && m.Progress.Sound()
 	case MsgPing, MsgQuiet, MsgFlush, MsgChanged, MsgMark, MsgSettle:

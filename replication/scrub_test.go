@@ -294,9 +294,9 @@ type budget struct {
 	again []func()
 }
 
-func (b *budget) Turn(holdfast.ReplicaID) string { return "" }
-func (b *budget) Done(holdfast.ReplicaID)        {}
-func (b *budget) Wrote(int64, time.Duration)     {}
+func (b *budget) Turn(holdfast.ReplicaID) string  { return "" }
+func (b *budget) Done(holdfast.ReplicaID)         {}
+func (b *budget) Served(Op, int64, time.Duration) {}
 func (b *budget) Take(_ int64, again func()) bool {
 	if !b.full {
 		b.again = append(b.again, again)

@@ -178,6 +178,8 @@ func (p *Primary) repairWaits(t *peer, now time.Duration) string {
 		return "the next attempt: " + t.refusal
 	case t.repair != nil && t.repair.waits != "":
 		return t.repair.waits
+	case t.repair != nil && t.repair.roomWait(now) != "":
+		return t.repair.roomWait(now)
 	case t.repair != nil && t.repair.stage == repairReady:
 		return "the metadata store, to say that it is in sync"
 	}

@@ -221,9 +221,7 @@ func (p *Primary) countWrite(w *write) {
 	c.Writes++
 	c.WriteBytes += uint64(w.ext.Length)
 	c.WriteTime.add(took)
-	if p.ports.Repairs != nil {
-		p.ports.Repairs.Wrote(w.ext.Length, took)
-	}
+	p.tellGate(OpWrite, w.ext.Length, took)
 }
 
 // cutInflight forgets finished writes at the front, which moves committed on.

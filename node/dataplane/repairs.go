@@ -1,137 +1,15 @@
 package dataplane
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication"
 )
-
-// The repairs of all volumes served here share one budget. It adapts: a moment in
-// each second without copying shows how long the application's small writes take
-// by themselves, and when they take clearly longer beside copying, the rate falls
-// at once and rises again step by step (additive increase, multiplicative
-// decrease). It never falls below a floor. A repair needs no more than that to
-// end: live writes reach its target from the start, so that what it lacks only
-// shrinks.
-const (
-	paceCycle = time.Second            // in which there is one moment without copying
-	paceQuiet = 80 * time.Millisecond  // that moment
-	paceSlice = 100 * time.Millisecond // after which the rate is looked at
-	paceFew   = 8                      // writes make a median
-	paceBurst = 10 * time.Millisecond  // of the rate may be taken at once
-	paceSmall = 64 << 10               // bytes of a write that counts
-
-	// paceSlower times as long, and paceJitter more, is clearly longer.
-	paceSlower = 1.15
-	paceJitter = 30 * time.Microsecond
-)
-
-// pace decides at which rate repairs copy. It does no I/O and knows no clock.
-type pace struct {
-	limit, floor float64 // bytes a second
-	rate         float64
-	free         time.Duration // when the next bytes may be taken
-	cycle        time.Duration // when this one began
-	slice        time.Duration // likewise
-	used         time.Duration // when bytes were last taken
-	base         time.Duration // median without copying; 0: not known
-	with         []time.Duration
-	without      []time.Duration
-	seen         int // writes in this cycle
-}
-
-func newPace(limit int64) *pace {
-	l := float64(limit)
-	return &pace{limit: l, floor: min(l, max(l/25, 1<<20)), rate: l / 4, used: -time.Hour}
-}
-
-// take takes n bytes, or says when to ask again.
-func (p *pace) take(n int64, now time.Duration) (wait time.Duration) {
-	if p.limit == 0 {
-		return 0
-	}
-	p.turn(now)
-	p.used = now
-	if end := p.cycle + paceQuiet; p.quiet(now) {
-		return end - now
-	}
-	if p.free > now {
-		return p.free - now
-	}
-	p.free = max(p.free, now-paceBurst) + time.Duration(float64(n)/p.rate*float64(time.Second))
-	return 0
-}
-
-// quiet says whether this is the moment without copying: only where the
-// application writes.
-func (p *pace) quiet(now time.Duration) bool { return p.seen >= paceFew && now < p.cycle+paceQuiet }
-
-// wrote notes one of the application's writes.
-func (p *pace) wrote(bytes int64, took, now time.Duration) {
-	if bytes > paceSmall || now-p.used > paceCycle || p.limit == 0 {
-		return
-	}
-	p.turn(now)
-	switch {
-	case now < p.cycle+paceQuiet && now-took >= p.cycle:
-		p.without = append(p.without, took)
-	case now-took >= p.cycle+paceQuiet:
-		p.with = append(p.with, took)
-	}
-	p.seen++
-}
-
-// turn ends slices and cycles whose time has passed.
-func (p *pace) turn(now time.Duration) {
-	if now-p.slice >= paceSlice {
-		p.judge()
-		p.slice = now
-	}
-	if now-p.cycle < paceCycle {
-		return
-	}
-	if len(p.without) >= paceFew {
-		m := median(p.without)
-		if p.base == 0 || now-p.cycle > 2*paceCycle {
-			p.base = m
-		}
-		p.base = (p.base + m) / 2
-	}
-	p.cycle, p.without = now, p.without[:0]
-	if now-p.slice > paceCycle {
-		p.seen = 0
-	}
-	p.seen = min(p.seen, paceFew)
-	if len(p.with) == 0 && p.seen < paceFew {
-		p.seen = 0
-	}
-}
-
-// judge changes the rate by what was seen since it was last looked at.
-func (p *pace) judge() {
-	switch {
-	case len(p.with) == 0:
-		p.rate = min(p.limit, p.rate+p.limit/8) // nobody is in the way
-		p.seen = 0
-	case len(p.with) < paceFew:
-		return // some more are needed
-	case p.base == 0:
-		p.rate = p.floor // not known yet: carefully
-	case float64(median(p.with)) > paceSlower*float64(p.base)+float64(paceJitter):
-		p.rate = max(p.floor, p.rate*0.6)
-	default:
-		p.rate = min(p.limit, p.rate+p.limit/32)
-	}
-	p.with = p.with[:0]
-}
-
-func median(xs []time.Duration) time.Duration {
-	slices.Sort(xs)
-	return xs[len(xs)/2]
-}
 
 // repairs is the budget of a node.
 type repairs struct {
@@ -142,10 +20,12 @@ type repairs struct {
 	pace    *pace
 	running map[holdfast.ReplicaID]bool
 	queue   []holdfast.ReplicaID
+	guests  turns // of repairs by primaries elsewhere
 }
 
 func newRepairs(p *Plane) *repairs {
-	return &repairs{plane: p, most: p.cfg.Repairs, pace: newPace(p.cfg.RepairRate), running: map[holdfast.ReplicaID]bool{}}
+	return &repairs{plane: p, most: p.cfg.Repairs, pace: newPace(p.cfg.RepairRate), running: map[holdfast.ReplicaID]bool{},
+		guests: turns{most: p.cfg.Repairs, running: map[holdfast.ReplicaID]time.Duration{}}}
 }
 
 // gate is the budget as one volume's primary uses it.
@@ -182,11 +62,11 @@ func (r *repairs) Done(id holdfast.ReplicaID) {
 	r.queue = slices.DeleteFunc(r.queue, func(x holdfast.ReplicaID) bool { return x == id })
 }
 
-// Wrote implements replication.RepairGate.
-func (r *repairs) Wrote(bytes int64, took time.Duration) {
+// Served implements replication.RepairGate.
+func (r *repairs) Served(op replication.Op, bytes int64, took time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.pace.wrote(bytes, took, r.plane.clock.Now())
+	r.pace.served(op, bytes, took, r.plane.clock.Now())
 }
 
 // Take implements replication.RepairGate.
@@ -200,6 +80,34 @@ func (g gate) Take(n int64, again func()) bool {
 	g.plane.spawn(func() {
 		pause(g.plane.life, wait)
 		g.v.step(again)
+	})
+	return false
+}
+
+// room says after which time it is worth asking again whether a repair by a
+// primary elsewhere may copy n bytes to or from a replica here; 0: it may now.
+// Small repairs need no turn, nor do sources, where nothing is left.
+func (r *repairs) room(id holdfast.ReplicaID, n, left int64) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.plane.clock.Now()
+	small := cmp.Or(r.plane.cfg.Primary.SmallRepair, replication.DefaultConfig().SmallRepair)
+	if left > small && !r.guests.turn(id, now) {
+		return turnAsk
+	}
+	return r.pace.take(n, now)
+}
+
+// room is replication.ReplicaConfig.Room for this replica.
+func (r *localReplica) room(n, left int64, again func()) bool {
+	p := r.v.plane
+	wait := p.repairs.room(r.id, n, left)
+	if wait <= 0 {
+		return true
+	}
+	p.spawn(func() {
+		pause(p.life, wait)
+		r.v.step(again)
 	})
 	return false
 }

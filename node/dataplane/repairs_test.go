@@ -6,14 +6,22 @@ import (
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication"
 )
 
-// drive lets a repair take chunks for as long as span, beside an application
-// whose writes take base, and more the more is copied; it returns what was taken
-// in the last half.
-func drive(p *pace, span time.Duration, writes int, base time.Duration, slope float64) int64 {
+// app is an application that does so many reads and writes each millisecond. One
+// takes base, reads a quarter of that, and all the longer the more is copied.
+type app struct {
+	reads, writes int
+	base          time.Duration
+	slope         float64 // µs for each MiB/s
+}
+
+// drive lets a repair take chunks for as long as span, beside an application; it
+// returns what was taken in the last half, in bytes a second.
+func drive(p *pace, span time.Duration, a app) int64 {
 	var taken, second int64
-	var next, write time.Duration
+	var next, last time.Duration
 	copied := 0.0 // bytes a second, lately
 	for now := time.Duration(0); now < span; now += time.Millisecond {
 		copied *= 0.97
@@ -29,40 +37,54 @@ func drive(p *pace, span time.Duration, writes int, base time.Duration, slope fl
 			}
 			next = now
 		}
-		if writes > 0 && now >= write {
-			for range writes {
-				p.wrote(4096, base+time.Duration(slope*copied/float64(1<<20)*float64(time.Microsecond)), now)
+		if now >= last {
+			more := time.Duration(a.slope * copied / float64(1<<20) * float64(time.Microsecond))
+			for range a.writes {
+				p.served(replication.OpWrite, 4096, a.base+more, now)
 			}
-			write = now + time.Millisecond
+			for range a.reads {
+				p.served(replication.OpRead, 4096, a.base/4+more, now)
+			}
+			last = now + time.Millisecond
 		}
 	}
 	return second * int64(time.Second) / int64(span/2)
 }
 
 func TestPaceUsesAllWhenNobodyWrites(t *testing.T) {
-	if got := drive(newPace(200<<20), 4*time.Second, 0, 0, 0); got < 180<<20 {
+	if got := drive(newPace(200<<20), 4*time.Second, app{}); got < 180<<20 {
 		t.Errorf("%d MiB/s of 200", got>>20)
 	}
 }
 
-func TestPaceUsesAllWhenWritesDoNotSuffer(t *testing.T) {
-	if got := drive(newPace(200<<20), 10*time.Second, 4, 300*time.Microsecond, 0); got < 150<<20 {
-		t.Errorf("%d MiB/s of 200, though nobody suffers", got>>20)
+func TestPaceUsesAllWhenNobodySuffers(t *testing.T) {
+	for _, a := range []app{{writes: 4}, {reads: 4}, {reads: 4, writes: 4}, {reads: 8, writes: 1}} {
+		a.base = 300 * time.Microsecond
+		if got := drive(newPace(200<<20), 10*time.Second, a); got < 150<<20 {
+			t.Errorf("%d MiB/s of 200, though nobody suffers: %+v", got>>20, a)
+		}
 	}
 }
 
 func TestPaceYieldsAndNeverStops(t *testing.T) {
-	p := newPace(200 << 20)
-	got := drive(p, 10*time.Second, 4, 300*time.Microsecond, 50) // 50 µs for each MiB/s
-	if got > 20<<20 || got < 6<<20 {
-		t.Errorf("%d MiB/s beside writes that suffer; the floor is %d", got>>20, int64(p.floor)>>20)
+	for _, a := range []app{{writes: 4}, {reads: 4}, {reads: 3, writes: 1}} {
+		a.base, a.slope = 300*time.Microsecond, 50
+		p := newPace(200 << 20)
+		got := drive(p, 10*time.Second, a)
+		if got > 20<<20 || got < 6<<20 {
+			t.Errorf("%d MiB/s beside I/O that suffers; the floor is %d: %+v", got>>20, int64(p.floor)>>20, a)
+		}
 	}
 }
 
 func TestPaceFindsTheRateThatDoesNoHarm(t *testing.T) {
-	got := drive(newPace(200<<20), 20*time.Second, 4, 300*time.Microsecond, 1.5) // 1.5 µs for each: 75 µs are allowed
-	if got < 25<<20 || got > 90<<20 {
-		t.Errorf("%d MiB/s; about 50 do no harm", got>>20)
+	// 1.5 µs for each MiB/s: 60 µs are allowed.
+	if got := drive(newPace(200<<20), 20*time.Second, app{writes: 4, base: 300 * time.Microsecond, slope: 1.5}); got < 20<<20 || got > 75<<20 {
+		t.Errorf("%d MiB/s; about 40 do no harm", got>>20)
+	}
+	// Of reads of 75 µs, 37: a write's time says nothing about a read's.
+	if got := drive(newPace(200<<20), 20*time.Second, app{reads: 4, writes: 1, base: 300 * time.Microsecond, slope: 1.5}); got < 12<<20 || got > 60<<20 {
+		t.Errorf("%d MiB/s beside reads; about 28 do no harm", got>>20)
 	}
 }
 

@@ -28,7 +28,7 @@ func (p *Plane) addReplica(vol holdfast.VolumeID, id holdfast.ReplicaID, back ba
 		return err
 	}
 	r := &localReplica{v: v, id: id, store: newStore(v, back), conns: map[*tcpConn]struct{}{}, closed: make(chan struct{})}
-	r.machine = replication.NewReplica(replication.ReplicaConfig{Cluster: p.cfg.Cluster, Volume: vol, Replica: id, Clock: p.clock}, r.store)
+	r.machine = replication.NewReplica(replication.ReplicaConfig{Cluster: p.cfg.Cluster, Volume: vol, Replica: id, Clock: p.clock, Room: r.room}, r.store)
 	r.store.done1 = r.machine.OnDone
 	v.step(func() {
 		if err = p.enroll(r); err == nil {

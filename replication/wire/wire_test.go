@@ -32,7 +32,7 @@ var typeNames = map[replication.MsgType]string{
 	replication.MsgRead: "read", replication.MsgChanged: "changed", replication.MsgAllocated: "allocated",
 	replication.MsgHash: "hash", replication.MsgMark: "mark", replication.MsgGrow: "grow",
 	replication.MsgSettle: "settle", replication.MsgRecord: "record", replication.MsgQuiet: "quiet",
-	replication.MsgProgress: "progress",
+	replication.MsgProgress: "progress", replication.MsgRoom: "room",
 	replication.MsgSnapshot: "snapshot", replication.MsgDropSnapshot: "dropsnapshot", replication.MsgRestore: "restore", replication.MsgDiff: "diff",
 	replication.MsgSnapRead: "snapread", replication.MsgSnapAllocated: "snapallocated", replication.MsgSnapHash: "snaphash",
 }
@@ -92,7 +92,7 @@ func full(t replication.MsgType, answer bool) *replication.Message {
 		m.Copied = true
 	case t == replication.MsgWrite && !answer:
 		m.Buf, m.FUA, m.Length = dataBuf(64), true, 64
-	case t >= replication.MsgSnapshot && !answer:
+	case t >= replication.MsgSnapshot && t <= replication.MsgSnapHash && !answer:
 		m.Snapshot = &replication.SnapshotArg{ID: "5555", Cut: "9-1", From: "4444"}
 	case t == replication.MsgDropSnapshot:
 		m.More = true
