@@ -48,6 +48,7 @@ type run struct {
 	db     *netcluster.Process
 	w      *netcluster.Writer
 	facts  []fact
+	clone  rescued
 }
 
 // fact is a line of the result.
@@ -59,7 +60,7 @@ type fact struct {
 // play is the whole scenario.
 func (r *run) play(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		r.startCluster, r.createVolume, r.startDatabase, r.loseReplica, r.losePower, r.bringBack, r.grow, r.showAll, r.takeDown,
+		r.startCluster, r.createVolume, r.startDatabase, r.loseReplica, r.losePower, r.bringBack, r.grow, r.rescue, r.showAll, r.takeDown,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -130,7 +131,7 @@ func (r *run) startDatabase(ctx context.Context) error {
 	if _, err := r.pg.Query(ctx, netcluster.Bulk); err != nil {
 		return err
 	}
-	r.tl.note("it has been given half a million rows of older data")
+	r.tl.note("it has been given a table of half a million customers")
 	if err := r.startWriting(ctx); err != nil {
 		return err
 	}
@@ -341,7 +342,7 @@ func (r *run) showAll(ctx context.Context) error {
 	if err := r.checkPools(ctx); err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"status"}, {"volume", "inspect", volumeName}} {
+	for _, args := range [][]string{{"status"}, {"volume", "inspect", volumeName}, {"snapshot", "inspect", snapshotName}} {
 		text, err := r.c.cli(ctx, apiNode, args...)
 		if err != nil {
 			return err
@@ -373,6 +374,9 @@ func (r *run) takeDown(ctx context.Context) error {
 		return nil
 	}
 	r.tl.heading("Taking it down in good order")
+	if err := r.endRescue(ctx); err != nil {
+		return err
+	}
 	r.db.Stop(syscall.SIGINT, 20*time.Second)
 	r.db = nil
 	if err := r.k.Unmount(ctx, spareNode, r.claim); err != nil {
@@ -394,7 +398,7 @@ func (r *run) takeDown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.tl.note("the volume is unpublished and deleted, its replicas are gone from the pools")
+	r.tl.note("clone, snapshot and volume are deleted, their replicas are gone from the pools")
 	return nil
 }
 
@@ -436,8 +440,10 @@ func (r *run) end() {
 	if r.w != nil {
 		r.w.Halt()
 	}
-	if r.db != nil {
-		r.db.Stop(syscall.SIGINT, 10*time.Second)
+	for _, db := range []*netcluster.Process{r.clone.db, r.db} {
+		if db != nil {
+			db.Stop(syscall.SIGINT, 10*time.Second)
+		}
 	}
 	r.c.stop()
 }

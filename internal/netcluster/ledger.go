@@ -86,6 +86,11 @@ func (l *Ledger) Count() int {
 // were acknowledged must be among them. unacked counts the others, committed
 // without anybody having been told.
 func (l *Ledger) Compare(found string) (missing []int64, unacked int, err error) {
+	return l.CompareFirst(l.Count(), found)
+}
+
+// CompareFirst is Compare with what was acknowledged first, so many rows.
+func (l *Ledger) CompareFirst(acked int, found string) (missing []int64, unacked int, err error) {
 	there := map[int64]bool{}
 	for line := range strings.Lines(found) {
 		n, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
@@ -96,7 +101,7 @@ func (l *Ledger) Compare(found string) (missing []int64, unacked int, err error)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, n := range l.acked {
+	for _, n := range l.acked[:acked] {
 		if !there[n] {
 			missing = append(missing, n)
 		}

@@ -29,6 +29,7 @@ type Claim struct {
 	Bytes    int64
 	Replicas string
 	FSType   string // "" for a raw block device
+	Snapshot string // the id of the snapshot that it is made of; "": of none
 	// Volume is what was created.
 	Volume *csi.Volume
 }
@@ -66,6 +67,7 @@ func (o *Orchestrator) Create(ctx context.Context, via string, c *Claim) error {
 	r, err := csi.NewControllerClient(cc).CreateVolume(ctx, &csi.CreateVolumeRequest{
 		Name: c.Name, CapacityRange: &csi.CapacityRange{RequiredBytes: c.Bytes},
 		VolumeCapabilities: []*csi.VolumeCapability{c.capability()}, Parameters: map[string]string{"replicas": c.Replicas},
+		VolumeContentSource: c.source(),
 	})
 	if err != nil {
 		return err
