@@ -36,7 +36,7 @@ func messages() map[replication.MsgType]string {
 		replication.MsgHello: "hello", replication.MsgEpoch: "epoch", replication.MsgPing: "ping", replication.MsgWrite: "write",
 		replication.MsgTrim: "trim", replication.MsgFlush: "flush", replication.MsgRead: "read", replication.MsgChanged: "changed",
 		replication.MsgAllocated: "allocated", replication.MsgHash: "hash", replication.MsgMark: "mark", replication.MsgGrow: "grow",
-		replication.MsgSettle: "settle", replication.MsgRecord: "record", replication.MsgQuiet: "quiet",
+		replication.MsgSettle: "settle", replication.MsgRecord: "record", replication.MsgQuiet: "quiet", replication.MsgRoom: "room",
 	}
 }
 

@@ -52,9 +52,23 @@ func (h *host) open() {
 	life := h.life
 	h.disk.onPromise = h.c.promised
 	h.store = &store{w: h.c.w, d: h.disk, host: h, boot: strconv.Itoa(h.disk.boot)}
-	r := replication.NewReplica(replication.ReplicaConfig{Cluster: clusterID, Volume: h.c.id, Replica: h.replicaID, Clock: h.c.w}, h.store)
+	cfg := replication.ReplicaConfig{Cluster: clusterID, Volume: h.c.id, Replica: h.replicaID, Clock: h.c.w}
+	if h.c.cfg.Crowded {
+		cfg.Room = func(_, _ int64, again func()) bool { return h.room(life, again) }
+	}
+	r := replication.NewReplica(cfg, h.store)
 	h.store.done = func(t *replication.Task) { h.run(life, func() { r.OnDone(t) }) }
 	h.replica = r
+}
+
+// room is the limit of a node that has others to repair too: every other question
+// is answered later.
+func (h *host) room(life int, again func()) bool {
+	if h.c.w.rng.IntN(2) == 0 {
+		return true
+	}
+	h.c.w.after(time.Duration(h.c.w.rng.Int64N(int64(100*time.Millisecond))), func() { h.run(life, again) })
+	return false
 }
 
 func (h *host) ticker(life int) {

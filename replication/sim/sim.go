@@ -33,6 +33,7 @@ type Config struct {
 	Heal      time.Duration // how long afterwards everything must be well again
 	Protocol  replication.Config
 	Scrubs    bool // it is scrubbed all the time, with flipped bits if it has three replicas
+	Crowded   bool // nodes have room for repairs by primaries elsewhere only now and then
 	Limits    bool // the volume gets limits for how long its I/O waits, and loses them
 	Trace     bool
 	Snapshots bool // taken, deleted and restored at random
@@ -74,6 +75,8 @@ func Default(seed uint64) Config {
 	}
 	if seed%2 == 0 {
 		cfg.stageOnly(seed/2, more)
+	} else {
+		cfg.Crowded = rand.New(rand.NewPCG(seed, 13)).IntN(3) == 0
 	}
 	return cfg
 }
