@@ -57,6 +57,15 @@ func (p *Primary) repairBase(t *peer) holdfast.Epoch {
 	return base
 }
 
+// knows says whether the source's maps since an epoch are complete for the target's
+// repair: it has been in sync since then, or the target has been away since before
+// and the source was taught what it lacks. Nobody was taught for a target that never
+// was in sync and has a snapshot of that epoch: a source that came in later may have
+// been compared and found equal after a power loss that took its marks.
+func (r *repair) knows(since holdfast.Epoch) bool {
+	return r.source.rep.Since <= since || r.t.rep.Since != 0 && r.t.rep.Since <= since
+}
+
 // mapStage finds out what the target lacks of a snapshot's content.
 func (p *Primary) mapStage(r *repair, s holdfast.Snapshot) {
 	if r.st.exact != nil {
@@ -65,7 +74,7 @@ func (p *Primary) mapStage(r *repair, s holdfast.Snapshot) {
 	}
 	base := p.repairBase(r.t)
 	p.listDiff(r, s.ID, "", s.SizeBytes, func(later extentSet) {
-		if base == 0 {
+		if base == 0 || !r.knows(base) {
 			p.mapStageAllocated(r, s, later)
 			return
 		}
@@ -124,7 +133,11 @@ func (p *Primary) mapNext(r *repair, to holdfast.SnapshotID, size int64, flying 
 			default:
 				// Whatever differs was written after the older snapshot, and marked,
 				// or is among what the source's power loss made suspect.
-				p.mappedStage(r, size, union(diff.both(changed), flying), diff.both(union(r.source.welcome.Suspects)))
+				suspects := diff.both(union(r.source.welcome.Suspects))
+				if !r.knows(from.Epoch) {
+					suspects = diff.minus(changed)
+				}
+				p.mappedStage(r, size, union(diff.both(changed), flying), suspects)
 			}
 		})
 	})
