@@ -15,7 +15,7 @@ type Scrub struct {
 	Blocks     int64 `json:"blocks,omitempty"`     // compared
 	Mismatches int64 `json:"mismatches,omitempty"` // damaged copies found
 	Healed     int64 `json:"healed,omitempty"`     // of these
-	Unhealed   int64 `json:"unhealed,omitempty"`   // blocks that differed again after repairs
+	Unhealed   int64 `json:"unhealed,omitempty"`   // blocks that differ and could not be healed
 }
 
 // Pending says whether there is a scrub to be done.

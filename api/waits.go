@@ -117,8 +117,8 @@ func scrubProblems(r *holdfast.Record) []*holdfastv1.Problem {
 		return nil
 	}
 	return []*holdfastv1.Problem{{Severity: Critical, Subject: "volume " + r.Name,
-		What:   fmt.Sprintf("%d blocks differed again after they were repaired by a scrub: a disk does not keep what is written", r.Scrub.Unhealed),
-		Remedy: "see in the logs of its replicas' nodes which disk gives errors, drain that node, and scrub again: holdfast volume scrub " + quote(r.Name)}}
+		What:   fmt.Sprintf("%d blocks differ between its replicas, and the last scrub could not heal them: a replica was away, so that no majority said which copy is right, or a disk does not keep what is written", r.Scrub.Unhealed),
+		Remedy: fmt.Sprintf("when all its replicas are in sync, scrub again: holdfast volume scrub %s; if blocks differ then too, see in the logs of its replicas' nodes which disk gives errors, and drain that node", quote(r.Name))}}
 }
 
 // notable says whether a scrub belongs into the cluster's status: it is to be

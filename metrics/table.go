@@ -58,7 +58,7 @@ func Metrics() []Metric {
 		{Name: "holdfast_volume_scrub_blocks", Kind: "gauge", Labels: vol, Help: "Blocks of 64 KiB compared by the newest scrub."},
 		{Name: "holdfast_volume_scrub_mismatches", Kind: "gauge", Labels: vol, Help: "Damaged copies of blocks that it found."},
 		{Name: "holdfast_volume_scrub_healed", Kind: "gauge", Labels: vol, Help: "Of these, repaired."},
-		{Name: "holdfast_volume_scrub_unhealed", Kind: "gauge", Labels: vol, Help: "Blocks that differed again after they were repaired: a disk does not keep what is written."},
+		{Name: "holdfast_volume_scrub_unhealed", Kind: "gauge", Labels: vol, Help: "Blocks that differ between replicas and could not be healed: no majority says which copy is right, or a disk does not keep what is written."},
 
 		{Name: callSeconds, Kind: "histogram", Labels: []string{"call"}, Help: "Time that calls to the metadata store took.", pushed: true},
 		{Name: callErrors, Kind: "counter", Labels: []string{"call", "kind"}, Help: "Calls to the metadata store that failed, by kind of error; busy and notfound are part of normal work.", pushed: true},

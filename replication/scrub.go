@@ -16,6 +16,12 @@ import (
 // A damaged replica is not written to where it is: a crash half-way could make
 // the damaged copy the one that a take-over copies from. It is dropped instead,
 // the damaged blocks are marked as what it lacks, and the repair brings it back.
+//
+// The majority of those compared is right. Without one, as when one of three is
+// away, nobody is dropped and nothing is healed while another replica may know
+// better: to choose then could make the damaged copy everybody's. A later scrub,
+// with that replica in sync again, decides: it was only repaired where it lacked
+// something, so its copy is its own.
 
 // Limits of a scrub.
 const (
@@ -50,7 +56,7 @@ type ScrubStatus struct {
 	Blocks     int64 // compared; those that no replica has allocated are not
 	Mismatches int64 // damaged copies of blocks
 	Healed     int64 // of these, repaired
-	Unhealed   int64 // blocks that differed again after each repair
+	Unhealed   int64 // blocks that differ still: again after each repair, or without a majority
 	Took       time.Duration
 }
 
@@ -93,6 +99,7 @@ type scrub struct {
 	doubts   extentSet      // blocks that differed without a lock
 	compared int64          // blocks in this window
 	bad      []extentSet    // damaged blocks of each of peers
+	open     extentSet      // blocks that differ, of which it is not known who is right
 	tries    int            // repairs in this window
 	retryAt  time.Duration
 
@@ -130,7 +137,7 @@ func (p *Primary) endScrub(s *scrub, state ScrubState) {
 	s.status.DoneBytes = min(s.window.Offset, s.status.TotalBytes)
 	p.scrubs.run, p.scrubs.last = nil, s.status
 	x := s.status
-	p.changed("the scrub is %s: %d blocks compared, %d damaged, %d healed", x.State, x.Blocks, x.Mismatches, x.Healed)
+	p.changed("the scrub is %s: %d blocks compared, %d damaged, %d healed, %d differ still", x.State, x.Blocks, x.Mismatches, x.Healed, x.Unhealed)
 }
 
 // scrubStatus is the present or last scrub.
@@ -257,7 +264,7 @@ func (p *Primary) listScrub(s *scrub) {
 		p.endScrub(s, ScrubDone)
 		return
 	}
-	s.epoch, s.peers, s.todo, s.doubts, s.compared = p.epoch, nil, nil, nil, 0
+	s.epoch, s.peers, s.todo, s.doubts, s.open, s.compared = p.epoch, nil, nil, nil, nil, 0
 	for _, t := range p.peers {
 		if t.inSync() {
 			s.peers = append(s.peers, t)
@@ -365,65 +372,6 @@ func (p *Primary) unlockScrub(s *scrub) {
 		s.locked = false
 		p.locks.release(&s.hold)
 	}
-}
-
-// judgeScrub decides whose copy of a block is damaged: those that differ from the
-// majority or, where there is none, from the replica that repairs copy from.
-func (p *Primary) judgeScrub(s *scrub, block holdfast.Extent, hashes [][]Hash) {
-	source := 0
-	for i, t := range s.peers {
-		if t == p.repairSource() {
-			source = i
-		}
-	}
-	right := hashes[source][0]
-	for _, h := range hashes {
-		n := 0
-		for _, o := range hashes {
-			if o[0] == h[0] {
-				n++
-			}
-		}
-		if 2*n > len(hashes) != mutant(MutateScrubMinority) {
-			right = h[0]
-		}
-	}
-	for i, h := range hashes {
-		if h[0] != right {
-			s.bad[i] = union(s.bad[i], []holdfast.Extent{block})
-		}
-	}
-}
-
-// closeWindow goes on to the next window or, where there is damage, drops a
-// damaged replica, to begin with the same one again when that is back. Whoever
-// would be the source of the repair is dropped first. False: it cannot be dropped
-// now.
-func (p *Primary) closeWindow(s *scrub) bool {
-	loser := -1
-	for i, t := range s.peers {
-		if len(s.bad[i]) > 0 && (loser < 0 || t == p.repairSource()) {
-			loser = i
-		}
-	}
-	if loser >= 0 && s.tries < 2*len(s.peers) {
-		return p.dropDamaged(s, s.peers[loser], s.bad[loser])
-	}
-	for i := range s.peers {
-		s.status.Unhealed += blocksOf(s.bad[i])
-	}
-	s.status.Blocks += s.compared
-	s.window.Offset += s.window.Length
-	s.tries, s.stage = 0, scrubListing
-	return true
-}
-
-func blocksOf(x extentSet) int64 {
-	n := int64(0)
-	for _, e := range x {
-		n += (e.Length + HashBlock - 1) / HashBlock
-	}
-	return n
 }
 
 // dropDamaged drops a replica of which blocks are damaged: see the top.

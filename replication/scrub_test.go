@@ -318,3 +318,64 @@ func TestAScrubWaitsForTheNodesBudget(t *testing.T) {
 	c.settle(time.Second)
 	c.mustBeDone(0, 0)
 }
+
+// Of three replicas one is away, and the two others differ: the one that is in sync
+// for longest may be the damaged one. The third decides when it is back.
+func TestAScrubWithoutAMajorityWaitsForTheThird(t *testing.T) {
+	for wrong := range 2 {
+		c := withCopies(t, states{in, in, in}, nil)
+		c.lost(2)
+		c.settle(time.Second)
+		if c.state(2) != stale {
+			t.Fatal("the third is not away")
+		}
+		c.data[wrong][1] = 0xbd
+		c.p.Scrub("a")
+		c.settle(3 * time.Second)
+		if s := c.scrub(); s.State != ScrubDone || s.Unhealed != 1 || s.Healed != 0 || s.Mismatches != 1 {
+			t.Fatalf("%+v", s)
+		}
+		if c.state(0) != in || c.state(1) != in || c.data[wrong][1] != 0xbd || c.data[1-wrong][1] != 2 {
+			t.Fatalf("%s %s, %x %x", c.state(0), c.state(1), c.data[0], c.data[1])
+		}
+		c.greet(2, Welcome{})
+		c.own(2)
+		c.settle(3 * time.Second)
+		c.p.Scrub("b")
+		c.settle(3 * time.Second)
+		c.mustBeDone(1, 1)
+		for i := range 3 {
+			if c.data[i][1] != 2 || c.state(i) != in {
+				t.Fatalf("damaged was %d: replica %d holds %x and is %s", wrong, i, c.data[i][1], c.state(i))
+			}
+		}
+	}
+}
+
+// One that has never been in sync has nothing of its own to decide with.
+func TestAScrubDoesNotWaitForAReplicaThatIsBuilt(t *testing.T) {
+	c := withCopies(t, states{in, in, holdfast.New}, func(cfg *Config) {
+		cfg.Record.Replicas[1].Since, cfg.Record.Replicas[2].Since = 4, 0
+	})
+	c.data[1][0] = 0xbd
+	c.p.Scrub("a")
+	c.settle(3 * time.Second)
+	c.mustBeDone(1, 1)
+	if c.data[1][0] != 1 {
+		t.Fatalf("%x", c.data[1])
+	}
+}
+
+// Three that all differ: no copy is better than another.
+func TestAScrubOfThreeDifferentCopiesDropsNobody(t *testing.T) {
+	c := withCopies(t, states{in, in, in}, nil)
+	c.data[0][1], c.data[1][1], c.data[1][3] = 0xbd, 0xbe, 0xbf
+	c.p.Scrub("a")
+	c.settle(3 * time.Second)
+	if s := c.scrub(); s.State != ScrubDone || s.Unhealed != 1 || s.Healed != 1 || s.Mismatches != 2 {
+		t.Fatalf("%+v", s)
+	}
+	if c.data[0][1] != 0xbd || c.data[1][1] != 0xbe || c.data[2][1] != 2 || c.data[1][3] != 4 {
+		t.Fatalf("%x", c.data)
+	}
+}

@@ -46,7 +46,7 @@ func (c *cli) volumeScrub() *cobra.Command {
 				return err
 			}
 			if n := v.GetScrub().GetUnhealed(); n > 0 && watch {
-				return holdfast.E("scrub volume "+v.GetName(), holdfast.Corrupt, fmt.Sprintf("%d blocks still differ after they were repaired; a disk does not keep what is written: see the logs of the replicas' nodes", n))
+				return holdfast.E("scrub volume "+v.GetName(), holdfast.Corrupt, fmt.Sprintf("%d blocks still differ: scrub again when all its replicas are in sync, so that a majority can decide; if they differ then too, a disk does not keep what is written: see the logs of the replicas' nodes", n))
 			}
 			return nil
 		},
@@ -98,7 +98,7 @@ func scrubText(s *holdfastv1.Scrub) string {
 	}
 	text += fmt.Sprintf(", %d damaged, %d healed", s.GetMismatches(), s.GetHealed())
 	if s.GetUnhealed() > 0 {
-		text += fmt.Sprintf(", %d damaged again after repair", s.GetUnhealed())
+		text += fmt.Sprintf(", %d differ still", s.GetUnhealed())
 	}
 	return text
 }

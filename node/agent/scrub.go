@@ -68,7 +68,7 @@ func (a *Agent) noteScrub(ctx context.Context, id holdfast.VolumeID, is replicat
 	if _, err = a.deps.Store.SwapVolume(ctx, next); err != nil {
 		return err // tried again, also when somebody else was first
 	}
-	if s.Mismatches > 0 {
+	if s.Mismatches > 0 || s.Unhealed > 0 {
 		a.log.Error("a scrub found damaged blocks", "volume", string(id), "mismatches", s.Mismatches, "healed", s.Healed, "unhealed", s.Unhealed)
 	}
 	return nil

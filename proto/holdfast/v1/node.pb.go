@@ -1018,7 +1018,7 @@ type ScrubStatus struct {
 	Blocks        int64                  `protobuf:"varint,6,opt,name=blocks,proto3" json:"blocks,omitempty"`         // compared; those that no replica has allocated are not
 	Mismatches    int64                  `protobuf:"varint,7,opt,name=mismatches,proto3" json:"mismatches,omitempty"` // damaged copies found
 	Healed        int64                  `protobuf:"varint,8,opt,name=healed,proto3" json:"healed,omitempty"`         // of these
-	Unhealed      int64                  `protobuf:"varint,9,opt,name=unhealed,proto3" json:"unhealed,omitempty"`     // blocks that differed again after repairs
+	Unhealed      int64                  `protobuf:"varint,9,opt,name=unhealed,proto3" json:"unhealed,omitempty"`     // blocks that differ and could not be healed
 	TookMillis    int64                  `protobuf:"varint,10,opt,name=took_millis,json=tookMillis,proto3" json:"took_millis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
