@@ -45,6 +45,7 @@ type cluster struct {
 	freezable bool
 	dir       string
 	atEnd     func()
+	closers   []io.Closer // at the very end
 
 	mu    sync.Mutex
 	addrs map[holdfast.NodeID]string
@@ -115,6 +116,11 @@ func newClusterOf(t testing.TB, n int, size int64) *cluster {
 		_ = c.store.Close()
 		if c.atEnd != nil {
 			c.atEnd()
+		}
+		for _, x := range c.closers {
+			if err := x.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	return c
@@ -358,6 +364,7 @@ func flush(h *Volume) error {
 type model struct {
 	mu     sync.Mutex
 	blocks map[int64][]byte // by offset; only acknowledged writes
+	did    func()           // called after each operation, if set
 }
 
 func newModel() *model { return &model{blocks: map[int64][]byte{}} }
@@ -382,6 +389,9 @@ func (m *model) load(t testing.TB, h *Volume, workers, count int, stop <-chan st
 				if err := m.one(h, r, off); err != nil {
 					t.Errorf("operation %d of worker %d: %v", i, w, err)
 					return
+				}
+				if m.did != nil {
+					m.did()
 				}
 				mu.Lock()
 				worst = max(worst, time.Since(start))
