@@ -111,6 +111,22 @@ type Claims interface {
 	SwapClaim(ctx context.Context, name, from, to string) (owner string, err error)
 }
 
+// Groups are group snapshots, one key each, by name.
+type Groups interface {
+	// PutGroup stores a group if the stored revision is g.Revision (0: there is
+	// none), and returns it with its new one. On return it is durable. Busy
+	// otherwise, with the group as stored now.
+	PutGroup(ctx context.Context, g holdfast.Group) (holdfast.Group, error)
+	// Group reads one by name: NotFound if there is none.
+	Group(ctx context.Context, name string) (holdfast.Group, error)
+	// Groups reads all, ordered by their keys. One that cannot be understood is
+	// left out and reported.
+	Groups(ctx context.Context) ([]holdfast.Group, error)
+	// DropGroup removes a group if the stored revision is g.Revision: Busy
+	// otherwise. Absent is fine.
+	DropGroup(ctx context.Context, g holdfast.Group) error
+}
+
 // Leader elects one controller.
 type Leader interface {
 	// Campaign waits, also for a store that does not answer, until this
@@ -128,6 +144,7 @@ type Store interface {
 	Nodes
 	Tombstones
 	Claims
+	Groups
 	Leader
 	// Cluster is the cluster's identity, made by the first caller.
 	Cluster(ctx context.Context) (holdfast.ClusterID, error)

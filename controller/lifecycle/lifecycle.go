@@ -18,6 +18,7 @@ package lifecycle
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -48,7 +49,11 @@ type Config struct {
 
 	CallTimeout time.Duration // bounds one short call to one node; default 10 s
 	OpTimeout   time.Duration // bounds one operation that goes on in the background; default 2 min
-	Poll        time.Duration // how often a record is looked at while waiting for it; default 50 ms
+	// GroupTimeout bounds one attempt at a group snapshot; default 20 s. HoldFor is
+	// how long its volumes' writes are held at most, of which half may pass until all
+	// are; default 8 s. Nodes allow 10 s.
+	GroupTimeout, HoldFor time.Duration
+	Poll                  time.Duration // how often a record is looked at while waiting for it; default 50 ms
 }
 
 func (c Config) withDefaults() Config {
@@ -68,6 +73,8 @@ func (c Config) withDefaults() Config {
 	}
 	orDefault(&c.CallTimeout, 10*time.Second)
 	orDefault(&c.OpTimeout, 2*time.Minute)
+	orDefault(&c.GroupTimeout, 20*time.Second)
+	orDefault(&c.HoldFor, 8*time.Second)
 	orDefault(&c.Poll, 50*time.Millisecond)
 	return c
 }
@@ -75,14 +82,16 @@ func (c Config) withDefaults() Config {
 // Service carries out operations. Use New; all methods may be called from any
 // goroutine.
 type Service struct {
-	cfg  Config
-	life context.Context // ends when the service is closed
-	end  context.CancelFunc
+	cfg   Config
+	life  context.Context // ends when the service is closed
+	end   context.CancelFunc
+	owner string // of what this service has under way: node/instance
 
 	creates  join.Group[createKey, holdfast.Record]
 	deletes  join.Group[holdfast.VolumeID, struct{}]
 	attaches join.Group[attachKey, attached]
 	detaches join.Group[attachKey, struct{}]
+	groups   join.Group[groupKey, holdfast.Group]
 }
 
 // New checks the configuration and makes a service.
@@ -94,7 +103,7 @@ func New(cfg Config) (*Service, error) {
 	if err := cfg.Policy.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg}
+	s := &Service{cfg: cfg, owner: string(cfg.Self) + "/" + rand.Text()}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s, nil
 }

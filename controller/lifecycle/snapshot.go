@@ -170,8 +170,20 @@ func (s *Service) unclaim(ctx context.Context, name string, ref SnapshotRef) {
 // DeleteSnapshot deletes a snapshot: from its return on nobody sees it, and its
 // space is given free in the background, or when the last clone that still reads
 // from it is independent. One that does not exist is fine. Errors: InUse while it
-// is being restored.
+// is being restored; Invalid for a member of a group.
 func (s *Service) DeleteSnapshot(ctx context.Context, ref SnapshotRef) error {
+	err := s.aloneOnly(ctx, ref)
+	if errors.Is(err, holdfast.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return holdfast.Wrap("delete snapshot "+ref.String(), err)
+	}
+	return s.dropSnapshot(ctx, ref)
+}
+
+// dropSnapshot is DeleteSnapshot, also for members of groups.
+func (s *Service) dropSnapshot(ctx context.Context, ref SnapshotRef) error {
 	op := "delete snapshot " + ref.String()
 	var name string
 	_, err := s.update(ctx, ref.Volume, func(r *holdfast.Record) (bool, error) {
@@ -221,27 +233,38 @@ func visibleSnapshots(rec holdfast.Record) int {
 // also for one that is being deleted.
 func (s *Service) FindSnapshot(ctx context.Context, handleOrName string) (holdfast.Record, holdfast.Snapshot, error) {
 	op := "find snapshot " + handleOrName
-	ref, ok := ParseSnapshotRef(handleOrName)
-	var rec holdfast.Record
-	var err error
-	if ok {
-		rec, err = s.cfg.Store.Volume(ctx, string(ref.Volume))
-	}
-	if !ok || errors.Is(err, holdfast.NotFound) {
-		var owner string
-		if owner, err = s.cfg.Store.Claim(ctx, handleOrName); err == nil {
-			if ref, ok = ParseSnapshotRef(owner); ok {
-				rec, err = s.cfg.Store.Volume(ctx, string(ref.Volume))
-			}
-		}
-	}
+	rec, ref, err := s.lookUp(ctx, handleOrName)
 	if err != nil && !errors.Is(err, holdfast.NotFound) {
 		return rec, holdfast.Snapshot{}, holdfast.Wrap(op, err)
 	}
-	if x := rec.Snapshot(ref.Snapshot); ok && err == nil && x != nil && x.State != holdfast.SnapshotDeleting {
+	if x := rec.Snapshot(ref.Snapshot); err == nil && x != nil && x.State != holdfast.SnapshotDeleting {
 		return rec, *x, nil
 	}
 	return rec, holdfast.Snapshot{}, holdfast.E(op, holdfast.NotFound, "there is no such snapshot")
+}
+
+// lookUp finds the record that a snapshot's handle or name leads to. Errors:
+// NotFound.
+func (s *Service) lookUp(ctx context.Context, handleOrName string) (holdfast.Record, SnapshotRef, error) {
+	if group, volume, ok := strings.Cut(handleOrName, "/"); ok {
+		return s.memberOf(ctx, group, volume)
+	}
+	if ref, ok := ParseSnapshotRef(handleOrName); ok {
+		rec, err := s.cfg.Store.Volume(ctx, string(ref.Volume))
+		if !errors.Is(err, holdfast.NotFound) {
+			return rec, ref, err
+		}
+	}
+	owner, err := s.cfg.Store.Claim(ctx, handleOrName)
+	if err != nil {
+		return holdfast.Record{}, SnapshotRef{}, err
+	}
+	ref, ok := ParseSnapshotRef(owner)
+	if !ok {
+		return holdfast.Record{}, ref, holdfast.E("", holdfast.NotFound, "nothing has this name")
+	}
+	rec, err := s.cfg.Store.Volume(ctx, string(ref.Volume))
+	return rec, ref, err
 }
 
 // Restore makes a volume's content that of one of its snapshots again, and answers

@@ -195,6 +195,7 @@ func (r *Reconciler) Pass(ctx context.Context) error {
 	r.dropSurplus(ctx, v)
 	r.makeRoom(ctx, v)
 	r.dropTemporary(ctx, v)
+	r.dropGroups(ctx, v)
 	var problems []Problem
 	for _, plan := range []func(*View) ([]Addition, []Problem){planReplace, planDrain} {
 		adds, ps := plan(v)

@@ -57,6 +57,7 @@ func Run(t *testing.T, open func(t *testing.T) *Harness) {
 		{"Tombstones", testTombstones},
 		{"Claims", testClaims},
 		{"ClaimRace", testClaimRace},
+		{"Groups", testGroups},
 		{"Nodes", testNodes},
 		{"Join", testJoin},
 		{"JoinAgain", testJoinAgain},

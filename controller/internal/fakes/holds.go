@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/grpcstatus"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
@@ -25,6 +26,13 @@ func (c *Cluster) Held(id holdfast.VolumeID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return time.Now().Before(c.holds[id].Until)
+}
+
+// LapseHolds ends all holds, as time does.
+func (c *Cluster) LapseHolds() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.holds)
 }
 
 // Cuts are the groups' snapshots that were ever taken.
@@ -55,14 +63,29 @@ func (n *Node) PrepareHold(ctx context.Context, in *holdfastv1.PrepareHoldReques
 	return &holdfastv1.PrepareHoldResponse{}, err
 }
 
+// serveUntil is serve whose caller may leave, as over gRPC.
+func (n *Node) serveUntil(ctx context.Context, method string, f func() error) error {
+	answer := make(chan error, 1)
+	go func() { answer <- n.serve(method, f) }()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return grpcstatus.To(holdfast.WrapKind(method, holdfast.Unavailable, ctx.Err()))
+	}
+}
+
 // Hold implements the node's service.
-func (n *Node) Hold(_ context.Context, in *holdfastv1.HoldRequest, _ ...grpc.CallOption) (*holdfastv1.HoldResponse, error) {
-	err := n.serve("Hold", func() error {
+func (n *Node) Hold(ctx context.Context, in *holdfastv1.HoldRequest, _ ...grpc.CallOption) (*holdfastv1.HoldResponse, error) {
+	err := n.serveUntil(ctx, "Hold", func() error {
 		n.c.mu.Lock()
 		defer n.c.mu.Unlock()
 		id, now := holdfast.VolumeID(in.VolumeId), time.Now()
 		if h := n.c.holds[id]; now.Before(h.Until) && h.Token != in.Token {
 			return holdfast.E("", holdfast.Busy, "it is held for another snapshot")
+		}
+		if ctx.Err() != nil {
+			return holdfast.WrapKind("", holdfast.Unavailable, ctx.Err()) // nothing stays held
 		}
 		n.c.holds[id] = Hold{in.Token, now, now.Add(time.Duration(in.TtlMillis) * time.Millisecond)}
 		return nil
@@ -82,7 +105,7 @@ func (c *Cluster) hold(id, token string) (Hold, error) {
 
 // Cut implements the node's service.
 func (n *Node) Cut(ctx context.Context, in *holdfastv1.CutRequest, _ ...grpc.CallOption) (*holdfastv1.CutResponse, error) {
-	err := n.serve("Cut", func() error {
+	err := n.serveUntil(ctx, "Cut", func() error {
 		h, err := n.c.hold(in.VolumeId, in.Token)
 		if err != nil {
 			return err

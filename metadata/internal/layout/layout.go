@@ -9,6 +9,7 @@
 //	nodes/<id>          holdfast.Node, version 1
 //	alive/<id>          the instance that holds the node's lease, plain text; leased
 //	tombstones/<id>     holdfast.Tombstone by replica id, version 1
+//	groups/<escaped>    holdfast.Group, a group snapshot by its name, version 1
 //	leader              the leading controller's name, plain text; leased
 //	cluster             {"version":1,"id":"…"}
 //
