@@ -254,7 +254,7 @@ func killGroupAt(t *testing.T, d *fakes.Death, repeat bool) (reached bool) {
 	c, healthy := three(t)
 	spread(t, c, healthy)
 	process := func(store *memory.Store) *lifecycle.Service { // of the same node: each knows that the one before it is gone
-		s, err := lifecycle.New(lifecycle.Config{Store: store, Nodes: c, Poll: time.Millisecond, Self: "n1",})
+		s, err := lifecycle.New(lifecycle.Config{Store: store, Nodes: c, Poll: time.Millisecond, Self: "n1"})
 		if err != nil {
 			t.Fatal(err)
 		}
