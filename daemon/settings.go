@@ -70,10 +70,12 @@ type Replication struct {
 	// RepairRate bounds the repair of one volume, in bytes a second. Default
 	// 200MiB; 0 does not bound it.
 	RepairRate *Size `json:"repairRate,omitempty"`
-	// NodeRepairRate bounds the repairs of all volumes served by this node
-	// together, in bytes a second; they use less when the application's writes
-	// suffer. Default 200MiB; 0 does not bound it. Repairs is how many large ones
-	// go on at once. Default 4.
+	// NodeRepairRate bounds what this node copies for repairs and compares for
+	// scrubs, in bytes a second: those of the volumes served here, and repairs by
+	// others to and from its replicas. They use less when reads and writes of the
+	// volumes served here suffer. Default 200MiB; 0 does not bound it. Repairs is how
+	// many large ones go on at once: of volumes served here, and as many to replicas
+	// here by others. Default 4.
 	NodeRepairRate *Size `json:"nodeRepairRate,omitempty"`
 	Repairs        int   `json:"repairs,omitempty"`
 	// ScrubEvery is how long after its last scrub a volume's replicas are compared

@@ -58,8 +58,9 @@ type Config struct {
 
 	RPC     rpc.Config
 	Primary replication.Config // times and rates of primaries; zero values are defaults
-	// RepairRate bounds all repairs of volumes served here together, in bytes a
-	// second (0: not bounded); Repairs how many large ones go on at once.
+	// RepairRate bounds repairs and scrubs of the volumes served here, and repairs by
+	// others to and from replicas here, together, in bytes a second (0: not bounded);
+	// Repairs how many large repairs go on at once: see dataplane.Config.
 	RepairRate int64
 	Repairs    int
 }

@@ -36,9 +36,11 @@ type Config struct {
 	// filled in for each volume.
 	Primary replication.Config
 
-	// RepairRate bounds what the repairs of all volumes served here copy together,
-	// in bytes a second; 0 does not bound it. Repairs is how many large ones go on
-	// at once. Default 4.
+	// RepairRate bounds what repairs copy and scrubs compare, in bytes a second,
+	// together: of the volumes served here, and repairs by primaries elsewhere to and
+	// from replicas here. 0 does not bound it. Repairs is how many large repairs go on
+	// at once, of volumes served here; as many by primaries elsewhere to replicas
+	// here. Default 4.
 	RepairRate int64
 	Repairs    int
 
