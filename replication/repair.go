@@ -207,7 +207,9 @@ func (p *Primary) teachTarget(r *repair) {
 		switch {
 		case r.dead:
 		case st == StatusNoMap:
-			ready(true) // then the others are compared as a whole anyway, from whatever source
+			// Nobody knows what they lack. The target's own maps may reach back
+			// further, and would say it is nothing: so all of it is.
+			p.markAll([]*peer{r.t}, extentSet{{Length: p.rec.SizeBytes}}, ready)
 		case st != StatusOK:
 			ready(false)
 		default:
