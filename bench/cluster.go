@@ -91,6 +91,7 @@ func (c *cluster) configure(i int, ports []int) error {
 	cfg.StateDir, cfg.RunDir = c.path(i, "state"), c.path(i, "run")
 	cfg.Keeper = false // who kills the process means the daemon
 	cfg.Domain = holdfast.Domain{Rack: "rack-" + nodeName(i)}
+	cfg.Placement.Overcommit = 100 // of 100 GiB little is written
 	cfg.Pools = []agent.PoolConfig{{Path: c.path(i, "pool.img"), Format: true, ImageBytes: poolBytes}}
 	if i == 0 {
 		cfg.Etcd.Embedded = &daemon.EmbeddedEtcd{ClientPort: ports[0], PeerPort: ports[1]}

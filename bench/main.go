@@ -39,6 +39,8 @@ type options struct {
 	binary, dir, out string
 	short            bool
 	control, repair  bool
+	snapshots        bool
+	parts            string // of the snapshots
 	repeat           int
 	runtime          time.Duration
 	targets, loads   string
@@ -54,6 +56,8 @@ func parse(args []string) (options, error) {
 	fs.BoolVar(&o.short, "short", false, "a quick look: one repetition of half a second")
 	fs.BoolVar(&o.control, "control", true, "also measure creating, attaching and taking over volumes")
 	fs.BoolVar(&o.repair, "repair", true, "also measure I/O beside a repair")
+	fs.BoolVar(&o.snapshots, "snapshots", true, "also measure what snapshots and clones cost")
+	fs.StringVar(&o.parts, "snapshot-parts", "", "only these parts of that, by commas: first touch,with 200 snapshots,stall,clone,replicas raised")
 	fs.IntVar(&o.repeat, "repeat", 5, "repetitions")
 	fs.DurationVar(&o.runtime, "runtime", 2*time.Second, "of each measurement")
 	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,x1,x3")
@@ -140,6 +144,11 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	if b.o.repair {
 		if err := b.repairs(ctx); err != nil {
+			return err
+		}
+	}
+	if b.o.snapshots {
+		if err := b.snapshots(ctx); err != nil {
 			return err
 		}
 	}

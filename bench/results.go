@@ -51,6 +51,8 @@ type results struct {
 	Repair  []*besideRepair `json:"repair,omitempty"`
 	Resync  *resync         `json:"resync,omitempty"`
 	Control control         `json:"control"`
+
+	Snapshots *snapshotFigures `json:"snapshots,omitempty"`
 }
 
 // control is about the control plane, in milliseconds.
@@ -155,6 +157,9 @@ func (r *results) print(w io.Writer) {
 	}
 	if r.Resync != nil {
 		r.Resync.print(w)
+	}
+	if r.Snapshots != nil {
+		r.Snapshots.print(w)
 	}
 	if c := r.Control; len(c.Create) > 0 {
 		fmt.Fprintf(w, "\ncreate a volume with 3 replicas: %s ms\nattach it: %s ms\n", spread(c.Create), spread(c.Attach))

@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
+)
+
+const (
+	manySnapshots = 200
+	manyExtents   = 500_000
+)
+
+// snapshotFigures is what snapshots cost; the ratios are paired within a
+// repetition.
+type snapshotFigures struct {
+	FirstTouch []*firstTouch `json:"firstTouch"`
+	// Present are live writes and reads with 200 snapshots, after the first
+	// touch, to those without.
+	PresentWrites []float64 `json:"presentWrites"`
+	PresentReads  []float64 `json:"presentReads"`
+	Stall         stall     `json:"stall"`
+	Clone         []float64 `json:"cloneMs"` // a clone of 100 GiB: created, attached and mounted
+	Raise         *raised   `json:"raise"`
+}
+
+// firstTouch is random writes right after a snapshot, each the first to its
+// granule, beside those of just before it.
+type firstTouch struct {
+	Replicas int32     `json:"replicas"`
+	Steady   []float64 `json:"steadyIOPS"`
+	First    []float64 `json:"firstIOPS"`
+	Ratios   []float64 `json:"ratios"`
+}
+
+// stall is the longest write, in milliseconds, of a load on a volume of 500,000
+// extents: in slices without a snapshot, and in those in which one is taken.
+type stall struct {
+	Usual []float64 `json:"usualMs"`
+	With  []float64 `json:"withMs"`
+}
+
+// snapshots measures them all.
+func (b *bench) snapshots(ctx context.Context) error {
+	b.results.Snapshots = &snapshotFigures{}
+	for _, part := range []struct {
+		name string
+		f    func(context.Context) error
+	}{
+		{"first touch", b.firstTouches}, {"with 200 snapshots", b.snapshotsPresent},
+		{"stall", b.stalls}, {"clone", b.clones}, {"replicas raised", b.raise},
+	} {
+		if !chosen(b.o.parts, part.name) {
+			continue
+		}
+		if err := part.f(ctx); err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "snapshots: %s: done\n", part.name)
+	}
+	return nil
+}
+
+// filled makes a volume, attaches it to the first node and writes all of it.
+func (b *bench) filled(ctx context.Context, name string, replicas int32) (dev string, err error) {
+	if _, err := b.cluster.create(ctx, name, replicas, sizeBytes); err != nil {
+		return "", err
+	}
+	if dev, _, err = b.cluster.attach(ctx, name, 0); err != nil {
+		return "", err
+	}
+	return dev, b.refill(ctx, dev)
+}
+
+// refill writes all of a device, so that no block is shared any more.
+func (b *bench) refill(ctx context.Context, dev string) error {
+	_, err := fio(ctx, dev, load{rw: "write", block: 1 << 20, depth: 8}, 0)
+	return err
+}
+
+func (b *bench) firstTouches(ctx context.Context) error {
+	figures := []*firstTouch{{Replicas: 1}, {Replicas: nodes}}
+	b.results.Snapshots.FirstTouch = figures
+	var devs []string
+	for _, t := range figures {
+		dev, err := b.filled(ctx, touchName(t.Replicas), t.Replicas)
+		if err != nil {
+			return err
+		}
+		devs = append(devs, dev)
+	}
+	for n := range b.o.repeat {
+		for i, t := range figures {
+			if err := b.firstTouch(ctx, t, devs[i], n); err != nil {
+				return err
+			}
+		}
+	}
+	for _, t := range figures {
+		if err := b.cluster.gone(ctx, touchName(t.Replicas), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func touchName(replicas int32) string { return fmt.Sprintf("touch-x%d", replicas) }
+
+func (b *bench) firstTouch(ctx context.Context, t *firstTouch, dev string, n int) error {
+	steady, err := direct{write: true, next: anywhere(sizeBytes), limit: b.o.runtime}.run(ctx, dev)
+	if err != nil {
+		return err
+	}
+	name := fmt.Sprintf("%s-%d", touchName(t.Replicas), n)
+	if err := b.cluster.snapshot(ctx, touchName(t.Replicas), name); err != nil {
+		return err
+	}
+	end := b.hook(target{name: touchName(t.Replicas)}, load{name: "first"})
+	first, err := direct{write: true, next: onceEach(sizeBytes)}.run(ctx, dev)
+	end()
+	if err != nil {
+		return err
+	}
+	t.Steady, t.First = append(t.Steady, steady.rate), append(t.First, first.rate)
+	t.Ratios = append(t.Ratios, first.rate/steady.rate)
+	if err := b.cluster.dropSnapshot(ctx, name); err != nil {
+		return err
+	}
+	return b.refill(ctx, dev)
+}
+
+// snapshotsPresent compares two volumes, slice by slice.
+func (b *bench) snapshotsPresent(ctx context.Context) error {
+	var devs [2]string
+	vols := [2]string{"without", "with"}
+	for i, v := range vols {
+		var err error
+		if devs[i], err = b.filled(ctx, v, 1); err != nil {
+			return err
+		}
+	}
+	for i := range manySnapshots {
+		if err := b.cluster.snapshot(ctx, "with", fmt.Sprintf("with-%d", i)); err != nil {
+			return err
+		}
+		// So that each of them holds something.
+		one := func(n int64, _ *rand.Rand) (int64, bool) { return int64(i) * granuleBytes, n == 0 }
+		if _, err := (direct{write: true, next: one}).run(ctx, devs[1]); err != nil {
+			return err
+		}
+	}
+	for _, dev := range devs { // both, so that both are laid out alike
+		if err := b.refill(ctx, dev); err != nil {
+			return err
+		}
+	}
+	for range b.o.repeat {
+		for _, write := range []bool{true, false} {
+			var rates [2]float64
+			for i, dev := range devs {
+				r, err := direct{write: write, next: anywhere(sizeBytes), limit: b.o.runtime}.run(ctx, dev)
+				if err != nil {
+					return err
+				}
+				rates[i] = r.rate
+			}
+			if s := b.results.Snapshots; write {
+				s.PresentWrites = append(s.PresentWrites, rates[1]/rates[0])
+			} else {
+				s.PresentReads = append(s.PresentReads, rates[1]/rates[0])
+			}
+		}
+	}
+	for i := range manySnapshots {
+		if err := b.cluster.dropSnapshot(ctx, fmt.Sprintf("with-%d", i)); err != nil {
+			return err
+		}
+	}
+	for _, v := range vols {
+		if err := b.cluster.gone(ctx, v, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stalls takes snapshots of a volume with many extents, under load.
+func (b *bench) stalls(ctx context.Context) error {
+	const name = "extents"
+	if _, err := b.cluster.create(ctx, name, 1, manyExtents*2*blockBytes); err != nil {
+		return err
+	}
+	dev, _, err := b.cluster.attach(ctx, name, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := (direct{write: true, next: everyOther(manyExtents, false)}).run(ctx, dev); err != nil {
+		return err
+	}
+	const slice = time.Second
+	under := direct{write: true, next: everyOther(manyExtents, true), limit: slice}
+	s := &b.results.Snapshots.Stall
+	for n := range b.o.repeat {
+		usual, err := under.run(ctx, dev)
+		if err != nil {
+			return err
+		}
+		taken := make(chan error, 1)
+		go func() {
+			<-time.After(slice / 4)
+			taken <- b.cluster.snapshot(ctx, name, fmt.Sprintf("%s-%d", name, n))
+		}()
+		with, err := under.run(ctx, dev)
+		if err := <-taken; err != nil {
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		s.Usual, s.With = append(s.Usual, ms(usual.longest)), append(s.With, ms(with.longest))
+	}
+	for n := range b.o.repeat {
+		if err := b.cluster.dropSnapshot(ctx, fmt.Sprintf("%s-%d", name, n)); err != nil {
+			return err
+		}
+	}
+	return b.cluster.gone(ctx, name, 0)
+}
+
+func (c *cluster) snapshotService() (holdfastv1.SnapshotServiceClient, error) {
+	cc, err := c.conns.Conn("unix://" + c.path(0, "api.sock"))
+	if err != nil {
+		return nil, err
+	}
+	return holdfastv1.NewSnapshotServiceClient(cc), nil
+}
+
+func (c *cluster) snapshot(ctx context.Context, volume, name string) error {
+	cl, err := c.snapshotService()
+	if err != nil {
+		return err
+	}
+	_, err = cl.CreateSnapshot(ctx, &holdfastv1.CreateSnapshotRequest{Volume: volume, Name: name})
+	return holdfast.Wrap("take snapshot "+name, err)
+}
+
+func (c *cluster) dropSnapshot(ctx context.Context, name string) error {
+	cl, err := c.snapshotService()
+	if err != nil {
+		return err
+	}
+	_, err = cl.DeleteSnapshot(ctx, &holdfastv1.DeleteSnapshotRequest{Snapshot: name})
+	return holdfast.Wrap("delete snapshot "+name, err)
+}
+
+// gone detaches a volume from a node and deletes it.
+func (c *cluster) gone(ctx context.Context, name string, node int) error {
+	if err := c.detach(ctx, name, node); err != nil {
+		return err
+	}
+	cl, err := c.volumes(node)
+	if err != nil {
+		return err
+	}
+	// Its snapshots, which are deleted, may still be there for a moment.
+	return until(ctx, time.Minute, "delete volume "+name, func(ctx context.Context) (bool, error) {
+		_, err = cl.DeleteVolume(ctx, &holdfastv1.DeleteVolumeRequest{Volume: name})
+		return err == nil, nil
+	})
+}
+
+// print writes the table for people.
+func (s *snapshotFigures) print(w io.Writer) {
+	fmt.Fprintln(w, "\nsnapshots (ratios are paired; 32 threads with direct I/O of 4 KiB at random places)")
+	for _, t := range s.FirstTouch {
+		if len(t.Ratios) > 0 {
+			fmt.Fprintf(w, "first touch, %d replicas: %s IOPS; steady: %s; ratio %.2f [%.2f..%.2f]\n", t.Replicas,
+				spread(t.First), spread(t.Steady), median(t.Ratios), slices.Min(t.Ratios), slices.Max(t.Ratios))
+		}
+	}
+	for _, x := range []struct {
+		what   string
+		ratios []float64
+	}{{"writes", s.PresentWrites}, {"reads", s.PresentReads}} {
+		if len(x.ratios) > 0 {
+			fmt.Fprintf(w, "%s with %d snapshots, to none: %.2f [%.2f..%.2f]\n", x.what, manySnapshots, median(x.ratios), slices.Min(x.ratios), slices.Max(x.ratios))
+		}
+	}
+	if len(s.Stall.With) > 0 {
+		fmt.Fprintf(w, "longest write on %d extents: %s ms; while a snapshot is taken: %s ms\n", manyExtents, spread(s.Stall.Usual), spread(s.Stall.With))
+	}
+	if len(s.Clone) > 0 {
+		fmt.Fprintf(w, "a clone of %d GiB: created, attached and mounted in %s ms\n", cloneBytes>>30, spread(s.Clone))
+	}
+	if s.Raise != nil {
+		s.Raise.print(w)
+	}
+}
