@@ -103,7 +103,13 @@ func (a *Agent) Unhold(id holdfast.VolumeID, token string) error {
 	if h == nil {
 		return a.notServed("release", id)
 	}
-	return h.Unhold(token)
+	err := h.Unhold(token)
+	if err == nil {
+		a.mu.Lock()
+		a.kept[id] = time.Now().Add(keepAfterHold)
+		a.mu.Unlock()
+	}
+	return err
 }
 
 func (a *Agent) notServed(what string, id holdfast.VolumeID) error {
