@@ -110,6 +110,9 @@ func served(t *testing.T, states []holdfast.ReplicaState, change func(*Config)) 
 	}
 	g.serve()
 	if !g.serving {
+		g.pass(DefaultConfig().AbsentAfter) // those that are not in sync do not answer
+	}
+	if !g.serving {
 		t.Fatalf("not serving: %+v", g.p.Status())
 	}
 	return g

@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -71,4 +72,74 @@ func TestATakeOverEndsWhenTheStoreWasRolledBack(t *testing.T) {
 		g.p.OnRead(g.stored.Clone(), nil)
 		corrupt(t, g)
 	})
+}
+
+// One that is not in sync in the record may be the only one that knows that the
+// store was rolled back: it is heard before anything is served. Whoever does not
+// answer holds nothing up for long, and whose node is dead for no time at all.
+func TestATakeOverHearsTheStaleFirst(t *testing.T) {
+	begun := func(t *testing.T, absent ...holdfast.NodeID) *rig {
+		t.Helper()
+		g := newRig(t, states{in, stale}, func(c *Config) { c.Absent = absent })
+		g.greet(0, Welcome{})
+		g.serve()
+		if g.serving != (len(absent) > 0) {
+			t.Fatalf("serving %v", g.serving)
+		}
+		return g
+	}
+	refused := func(g *rig, st Status) {
+		hello := g.dialed(1)
+		g.p.OnMessage(g.conn(1), &Message{Type: MsgHello, Answer: true, ID: hello.ID, Epoch: 12, Status: st})
+		g.pass(50 * time.Millisecond)
+	}
+	t.Run("it knows more", func(t *testing.T) {
+		g := begun(t)
+		refused(g, StatusRolledBack)
+		if !g.ended || !errors.Is(g.err, holdfast.Corrupt) || g.serving {
+			t.Fatalf("ended %v with %v, serving %v", g.ended, g.err, g.serving)
+		}
+	})
+	t.Run("it has promised more", func(t *testing.T) {
+		g := begun(t)
+		refused(g, StatusFenced)
+		if g.pass(time.Second); g.serving || g.reads != 1 {
+			t.Fatalf("serving %v, %d reads: only the store can say who is right", g.serving, g.reads)
+		}
+		g.p.OnRead(g.stored.Clone(), nil)
+		if !g.ended || !errors.Is(g.err, holdfast.Corrupt) || g.serving {
+			t.Fatalf("ended %v with %v, serving %v", g.ended, g.err, g.serving)
+		}
+	})
+	t.Run("it welcomes us", func(t *testing.T) {
+		g := begun(t)
+		g.greet(1, Welcome{})
+		g.serve()
+		if !g.serving {
+			t.Fatal("all have answered")
+		}
+	})
+	t.Run("it cannot", func(t *testing.T) {
+		g := begun(t)
+		refused(g, StatusUnknown)
+		if !g.serving {
+			t.Fatal("all have answered")
+		}
+	})
+	t.Run("it is not reached", func(t *testing.T) {
+		g := begun(t)
+		g.p.OnDialFailed(g.dials[rigID(1)], holdfast.Unavailable)
+		g.pass(50 * time.Millisecond)
+		if !g.serving {
+			t.Fatal("there is nobody to wait for")
+		}
+	})
+	t.Run("it does not answer", func(t *testing.T) {
+		g := begun(t)
+		g.dialed(1)
+		if g.pass(400 * time.Millisecond); !g.serving {
+			t.Fatal("it waits for longer than AbsentAfter")
+		}
+	})
+	t.Run("its node is dead", func(t *testing.T) { begun(t, "n1") })
 }

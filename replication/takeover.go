@@ -36,7 +36,7 @@ func (p *Primary) tickTakeover(now time.Duration) {
 			missing = append(missing, t)
 		}
 	}
-	if len(up) == 0 || len(missing) > 0 && now < p.takeover.begun+p.waitFor(up, missing) {
+	if len(up) == 0 || len(missing) > 0 && now < p.takeover.begun+p.waitFor(up, missing) || p.mayKnowMore(now) {
 		return
 	}
 	p.noteQuiet(up)
@@ -48,6 +48,26 @@ func (p *Primary) tickTakeover(now time.Duration) {
 	}
 	p.phase = reconciling
 	p.reconcile()
+}
+
+// mayKnowMore says whether a replica that is not in sync is being asked just now. If
+// the metadata store was rolled back, it may know a newer record, in which it is in
+// sync and the others are not, and it refuses us: better before anything is served
+// and written on an older set than after. It costs an ordinary take-over nothing: a
+// replica that was in sync is waited for anyway, a node that is known to be dead,
+// or refuses, is not waited for, and nobody for longer than AbsentAfter. Where one
+// has promised a higher epoch, the metadata store is read first: either this take-over
+// is superseded, or the store was rolled back.
+func (p *Primary) mayKnowMore(now time.Duration) bool {
+	if p.member.doubt > p.epoch {
+		return true
+	}
+	if now >= p.takeover.begun+p.cfg.AbsentAfter {
+		return false
+	}
+	return slices.ContainsFunc(p.peers, func(t *peer) bool {
+		return !t.inSync() && (t.attempt != 0 || t.conn != nil && !t.up) && !slices.Contains(p.cfg.Absent, t.rep.Node)
+	})
 }
 
 // waitFor is how long a take-over waits for the missing: not long when their
