@@ -1,9 +1,6 @@
 package sim
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // fault makes the random faults of all volumes.
 func (c *cluster) fault() {
@@ -151,7 +148,7 @@ func (c *cluster) failing(h *host, span time.Duration) {
 		d.failsUntil = c.w.now + span
 	}
 	c.w.after(span, func() {
-		if h.up && slices.ContainsFunc(h.hosts, func(x *host) bool { return x.replica != nil && x.replica.Failure() != nil }) {
+		if h.up && h.broken() {
 			c.down(h, false, c.w.between(10*time.Millisecond, time.Second))
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -175,10 +176,23 @@ func (s *site) endFaults() time.Duration {
 	for _, m := range s.machines {
 		s.w.runUntil(max(s.w.now, m.pausedUntil), nil) // a pause ends by itself
 	}
+	s.w.runUntil(s.w.now+10*time.Millisecond, nil) // and with it errors are heard
+	for _, m := range s.machines {
+		if m.up && m.broken() {
+			m.kill(false)
+			m.start()
+		}
+	}
 	for _, c := range s.volumes {
 		c.refill()
 	}
 	return s.w.now
+}
+
+// broken says whether a replica on a machine has failed with its disk: it serves no
+// more until somebody starts the process again.
+func (m *machine) broken() bool {
+	return slices.ContainsFunc(m.hosts, func(h *host) bool { return h.replica != nil && h.replica.Failure() != nil })
 }
 
 // judge has all volumes become well, one after the other, all within the same

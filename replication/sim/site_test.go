@@ -1,8 +1,11 @@
 package sim
 
 import (
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/holdfast-storage/holdfast/replication"
 )
 
 // What happens to a machine happens to all volumes that are on it, and to no other.
@@ -64,6 +67,42 @@ func (s *site) judgeAfter(t *testing.T, serving func(int) bool) error {
 		t.Errorf("not served: %s", c.stuck())
 	}
 	return s.judge()
+}
+
+// A process may be paused while its disk fails, and hear of it when the fault is long
+// over: it is started again all the same (seed 3130028).
+func TestAProcessThatHearsLateOfAFailedDiskIsStartedAgain(t *testing.T) {
+	cfg := Default(*seed)
+	cfg.Hosts, cfg.Volumes, cfg.Replicas, cfg.Snapshots = 3, 1, 2, false
+	s := newSite(newWorld(&cfg, 1), cfg.Hosts)
+	c := newCluster(cfg, s)
+	c.build()
+	s.calm = true
+	s.power()
+	h := c.meta.hosts[slices.IndexFunc(c.meta.hosts, func(h *host) bool { return h.disk != nil })]
+	c.moveTo(h, false)
+	s.w.runUntil(3*time.Second, nil)
+	h.disk.failsUntil = s.w.now + time.Minute
+	for range 100 {
+		if h.replica.Failure() != nil {
+			break
+		}
+		h.primary.Submit(&replication.Request{Op: replication.OpFlush, Done: func(*replication.Request, error) {}})
+		s.w.runUntil(s.w.now+50*time.Millisecond, nil)
+	}
+	if h.replica.Failure() == nil {
+		t.Fatal("its disk does not fail")
+	}
+	h.disk.failsUntil = 0
+	s.w.runUntil(s.w.now+5*time.Second, nil)
+	if !h.broken() {
+		t.Fatal("it serves again without a new process")
+	}
+	start := s.endFaults()
+	c.moveTo(c.meta.hosts[(slices.Index(c.meta.hosts, h)+1)%3], true)
+	if err := c.judge(c.settled(start), c.equal); err != nil {
+		t.Error(err)
+	}
 }
 
 // Seeds have from three to seven nodes, and odd ones from one to three volumes.
