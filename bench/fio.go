@@ -26,6 +26,7 @@ type load struct {
 	block      int
 	depth      int
 	fsync      bool
+	long       bool  // twice the runtime
 	mixed      bool  // reads and writes count together
 	once       bool  // each block at most once
 	size       int64 // of the target; 0: sizeBytes
@@ -165,7 +166,11 @@ func (b *bench) sample(ctx context.Context, t target, l load) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	s, err := fio(ctx, t.path, l, b.o.runtime)
+	runtime := b.o.runtime
+	if l.long {
+		runtime *= 2
+	}
+	s, err := fio(ctx, t.path, l, runtime)
 	if err != nil {
 		return s, err
 	}

@@ -25,11 +25,12 @@ const (
 	mib        = 1 << 20
 )
 
-// repairLoads are measured beside a repair.
+// repairLoads are measured beside a repair, which needs some seconds to find its
+// rate.
 func repairLoads() []load {
 	return []load{
-		{name: "w32", what: "4 KiB random write, depth 32", rw: "randwrite", block: 4 << 10, depth: 32, size: repairSize},
-		{name: "m32", what: "4 KiB random, 70 % reads, depth 32", rw: "randrw", mixed: true, block: 4 << 10, depth: 32, size: repairSize},
+		{name: "w32", what: "4 KiB random write, depth 32", rw: "randwrite", block: 4 << 10, depth: 32, size: repairSize, long: true},
+		{name: "m32", what: "4 KiB random, 70 % reads, depth 32", rw: "randrw", mixed: true, block: 4 << 10, depth: 32, size: repairSize, long: true},
 	}
 }
 
@@ -50,6 +51,8 @@ type besideRepair struct {
 type resync struct {
 	Written int64   `json:"writtenBytes"`
 	Sent    []int64 `json:"sentBytes"`
+	// Alone are the rates of repairs beside nothing else.
+	Alone []float64 `json:"aloneMiBps"`
 }
 
 // repairs measures the application's I/O beside a repair, and what a repair sends.
@@ -67,6 +70,7 @@ func (b *bench) repairs(ctx context.Context) error {
 	for _, l := range repairLoads() {
 		b.results.Repair = append(b.results.Repair, &besideRepair{Load: l.name, what: l.what})
 	}
+	b.results.Resync = &resync{Written: resyncSize}
 	t := target{name: repairVolume, path: dev}
 	for n := range b.o.repeat {
 		if err := b.repairPair(ctx, t); err != nil {
@@ -111,7 +115,23 @@ func (b *bench) repairPair(ctx context.Context, t target) error {
 		r.Rates = append(r.Rates, float64(after.GetCopiedBytes()-before.GetCopiedBytes())/mib/took.Seconds())
 		r.Lefts = append(r.Lefts, after.GetLeftBytes())
 	}
-	return b.waitInSync(ctx)
+	return b.repairAlone(ctx)
+}
+
+// repairAlone lets the repair end beside nothing else.
+func (b *bench) repairAlone(ctx context.Context) error {
+	before, err := b.cluster.replica(ctx, repairVolume, repairNode)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := b.waitInSync(ctx); err != nil {
+		return err
+	}
+	if left := before.GetLeftBytes(); left > repairSize/8 {
+		b.results.Resync.Alone = append(b.results.Resync.Alone, float64(left)/mib/time.Since(began).Seconds())
+	}
+	return nil
 }
 
 func (b *bench) withoutRepair(ctx context.Context, t target) error {
@@ -175,7 +195,6 @@ func (b *bench) waitInSync(ctx context.Context) error {
 
 // resyncs writes random blocks while a replica is away, and counts what it is sent.
 func (b *bench) resyncs(ctx context.Context, dev string) error {
-	b.results.Resync = &resync{Written: resyncSize}
 	once := load{rw: "randwrite", once: true, block: 4 << 10, depth: 32, size: repairSize, bytes: resyncSize}
 	for range b.o.repeat {
 		err := b.away(ctx, func() error {
@@ -263,4 +282,7 @@ func (r *resync) print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "\na replica was away while %d MiB were written in random blocks of 4 KiB: sent to it / written: %.4f [%.4f..%.4f]\n",
 		r.Written/mib, median(ratios), slices.Min(ratios), slices.Max(ratios))
+	if len(r.Alone) > 0 {
+		fmt.Fprintf(w, "a repair beside nothing else goes on at %s MiB/s\n", spread(r.Alone))
+	}
 }
