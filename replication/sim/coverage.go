@@ -235,8 +235,8 @@ func (c *cluster) membership(old, next holdfast.Record, dropped, back int) {
 	}
 }
 
-// promised notes what a replica makes durable.
-func (c *cluster) promised(old, next replication.Promise) {
+// promised notes what a replica makes durable; newer: with a newer record.
+func (c *cluster) promised(old, next replication.Promise, newer bool) {
 	switch {
 	case old.Epoch == 0:
 		c.hit("promise", "first")
@@ -244,6 +244,8 @@ func (c *cluster) promised(old, next replication.Promise) {
 		c.hit("promise", "newer grant")
 	case next.Epoch > old.Epoch:
 		c.hit("promise", "newer epoch of the same grant")
+	case newer:
+		c.hit("promise", "record only")
 	default:
 		c.hit("promise", "the same again")
 	}

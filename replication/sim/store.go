@@ -47,8 +47,8 @@ type disk struct {
 
 	failsUntil time.Duration // accesses end with errors, some of them
 
-	onPromise func(old, next replication.Promise) // for the coverage
-	snaps     []*snap                             // oldest first
+	onPromise func(old, next replication.Promise, newer bool) // for the coverage; newer: the record is
+	snaps     []*snap                                         // oldest first
 }
 
 type bitmap struct{ live, safe []bool }
@@ -267,7 +267,7 @@ func (d *disk) apply(t *replication.Task, part func() bool) {
 			panic("sim: a promise went back")
 		}
 		if d.onPromise != nil {
-			d.onPromise(d.promise, t.Promise)
+			d.onPromise(d.promise, t.Promise, t.Record.Revision > d.record.Revision)
 		}
 		d.promise, d.record = t.Promise, *t.Record
 	default:
