@@ -62,6 +62,7 @@ type Config struct {
 	Store     metadata.Store
 	Lifecycle Lifecycle
 	Snapshots Snapshots
+	Groups    Groups // may be left out: then there are no group snapshots
 	Admin     NodeAdmin
 	Nodes     NodeClients
 	Findings  Findings // may be left out
@@ -80,6 +81,7 @@ type Server struct {
 	live liveReader
 	holdfastv1.UnimplementedVolumeServiceServer
 	holdfastv1.UnimplementedSnapshotServiceServer
+	holdfastv1.UnimplementedGroupSnapshotServiceServer
 	holdfastv1.UnimplementedClusterServiceServer
 }
 
@@ -101,6 +103,9 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) register(g *grpc.Server) {
 	holdfastv1.RegisterVolumeServiceServer(g, s)
 	holdfastv1.RegisterSnapshotServiceServer(g, s)
+	if s.cfg.Groups != nil {
+		holdfastv1.RegisterGroupSnapshotServiceServer(g, s)
+	}
 	holdfastv1.RegisterClusterServiceServer(g, s)
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 }
@@ -193,6 +198,9 @@ func gateway(ctx context.Context, conn *grpc.ClientConn) (http.Handler, error) {
 	}
 	if err := holdfastv1.RegisterSnapshotServiceHandler(ctx, mux, conn); err != nil {
 		return nil, holdfast.Wrap("register snapshot service", err)
+	}
+	if err := holdfastv1.RegisterGroupSnapshotServiceHandler(ctx, mux, conn); err != nil {
+		return nil, holdfast.Wrap("register group snapshot service", err)
 	}
 	if err := holdfastv1.RegisterClusterServiceHandler(ctx, mux, conn); err != nil {
 		return nil, holdfast.Wrap("register cluster service", err)

@@ -106,14 +106,15 @@ func (n *node) CheckPool(_ *holdfastv1.CheckPoolRequest, s grpc.ServerStreamingS
 }
 
 type cluster struct {
-	store metadata.Store
-	nodes map[holdfast.NodeID]*node
-	conns *rpc.Conns
-	addrs map[holdfast.NodeID]string
-	http  string
-	unix  string
-	vol   holdfastv1.VolumeServiceClient
-	all   holdfastv1.ClusterServiceClient
+	store  metadata.Store
+	nodes  map[holdfast.NodeID]*node
+	conns  *rpc.Conns
+	addrs  map[holdfast.NodeID]string
+	http   string
+	unix   string
+	groups *groups
+	vol    holdfastv1.VolumeServiceClient
+	all    holdfastv1.ClusterServiceClient
 }
 
 func (c *cluster) Client(_ context.Context, id holdfast.NodeID) (holdfastv1.NodeServiceClient, error) {
@@ -129,7 +130,7 @@ func (c *cluster) Client(_ context.Context, id holdfast.NodeID) (holdfastv1.Node
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	var cfg rpc.Config
-	c := &cluster{store: memory.New(), nodes: map[holdfast.NodeID]*node{}, addrs: map[holdfast.NodeID]string{}, conns: rpc.NewConns(cfg)}
+	c := &cluster{store: memory.New(), nodes: map[holdfast.NodeID]*node{}, addrs: map[holdfast.NodeID]string{}, conns: rpc.NewConns(cfg), groups: &groups{made: map[string]control.GroupSnapshot{}}}
 	t.Cleanup(func() { _ = c.conns.Close(); _ = c.store.Close() })
 	for i := range 3 {
 		c.startNode(t, cfg, nodeID(i))
@@ -139,7 +140,7 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(admin.Close)
-	srv, err := api.New(api.Config{Self: "n1", Release: "test", Store: c.store, Lifecycle: lifecycle{c.store}, Snapshots: admin, Admin: admin, Nodes: c, Findings: found{}, RPC: cfg, NodeTimeout: 300 * time.Millisecond})
+	srv, err := api.New(api.Config{Self: "n1", Release: "test", Store: c.store, Lifecycle: lifecycle{c.store}, Snapshots: admin, Groups: c.groups, Admin: admin, Nodes: c, Findings: found{}, RPC: cfg, NodeTimeout: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -252,7 +252,7 @@ func lockState(dir string) (unlock func(), err error) {
 
 func (d *daemon) serveAPI(ctx context.Context) error {
 	srv, err := api.New(api.Config{
-		Self: holdfast.NodeID(d.cfg.Node), Release: d.o.Release, Store: d.recs, Lifecycle: d.life, Snapshots: d.life, Admin: d.life, Nodes: d.clients, RPC: d.o.RPC, Log: d.log,
+		Self: holdfast.NodeID(d.cfg.Node), Release: d.o.Release, Store: d.recs, Lifecycle: d.life, Snapshots: d.life, Groups: d.life, Admin: d.life, Nodes: d.clients, RPC: d.o.RPC, Log: d.log,
 		Handlers: map[string]http.Handler{"GET /metrics": d.measure.Handler()},
 		Findings: leadersFindings{self: d.cfg.Node, own: d.found, clients: d.clients},
 	})

@@ -68,7 +68,7 @@ func (c *cli) root() *cobra.Command {
 	pf.StringVarP(&c.format, "output", "o", "table", "table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return c.checkFlags() }
-	root.AddCommand(c.statusCommand(), c.volumeCommand(), c.snapshotCommand(), c.nodeCommand(), c.poolCommand(), c.mesosCommand(), c.demoCommand(), c.versionCommand())
+	root.AddCommand(c.statusCommand(), c.volumeCommand(), c.snapshotCommand(), c.groupCommand(), c.nodeCommand(), c.poolCommand(), c.mesosCommand(), c.demoCommand(), c.versionCommand())
 	return root
 }
 
@@ -164,6 +164,14 @@ func (c *cli) snapshots() (holdfastv1.SnapshotServiceClient, error) {
 		return nil, err
 	}
 	return holdfastv1.NewSnapshotServiceClient(conn), nil
+}
+
+func (c *cli) groups() (holdfastv1.GroupSnapshotServiceClient, error) {
+	conn, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	return holdfastv1.NewGroupSnapshotServiceClient(conn), nil
 }
 
 func (c *cli) cluster() (holdfastv1.ClusterServiceClient, error) {

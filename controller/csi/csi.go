@@ -1,5 +1,5 @@
-// Package csi is the CSI controller, snapshot metadata and identity services, version 1.13 of the
-// specification.
+// Package csi is the CSI controller, group controller, snapshot metadata and
+// identity services, version 1.13 of the specification.
 //
 // It promises what orchestrators rely on: a repeated call joins the one under way
 // instead of being ABORTED; sizes are exact bytes and, like the volume context,
@@ -56,9 +56,10 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-// Server is both services. Use New.
+// Server is the services. Use New.
 type Server struct {
 	csipb.UnimplementedControllerServer
+	csipb.UnimplementedGroupControllerServer
 	csipb.UnimplementedIdentityServer
 	cfg Config
 }
@@ -88,6 +89,7 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Register(g grpc.ServiceRegistrar) {
 	csipb.RegisterIdentityServer(g, s)
 	csipb.RegisterControllerServer(g, s)
+	csipb.RegisterGroupControllerServer(g, s)
 	csipb.RegisterSnapshotMetadataServer(g, snapshotMetadata{Server: s})
 }
 

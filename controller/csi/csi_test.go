@@ -37,6 +37,7 @@ func newServer(t *testing.T, c *fakes.Cluster, cfg csi.Config) *csi.Server {
 // client is a real connection to a server.
 type client struct {
 	csipb.ControllerClient
+	csipb.GroupControllerClient
 	csipb.IdentityClient
 }
 
@@ -56,7 +57,7 @@ func dial(t *testing.T, s *csi.Server) client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return client{csipb.NewControllerClient(conn), csipb.NewIdentityClient(conn)}
+	return client{csipb.NewControllerClient(conn), csipb.NewGroupControllerClient(conn), csipb.NewIdentityClient(conn)}
 }
 
 func mountCap(fs string) *csipb.VolumeCapability {

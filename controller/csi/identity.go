@@ -22,6 +22,7 @@ func (s *Server) GetPluginCapabilities(context.Context, *csipb.GetPluginCapabili
 	}
 	return &csipb.GetPluginCapabilitiesResponse{Capabilities: []*csipb.PluginCapability{
 		service(csipb.PluginCapability_Service_CONTROLLER_SERVICE),
+		service(csipb.PluginCapability_Service_GROUP_CONTROLLER_SERVICE),
 		service(csipb.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS),
 		service(csipb.PluginCapability_Service_SNAPSHOT_METADATA_SERVICE),
 		{Type: &csipb.PluginCapability_VolumeExpansion_{VolumeExpansion: &csipb.PluginCapability_VolumeExpansion{

@@ -63,7 +63,7 @@ func TestSanityOfControllerAndIdentity(t *testing.T) {
 	cfg.TargetPath, cfg.StagingPath = filepath.Join(dir, "target"), filepath.Join(dir, "staging")
 	cfg.TestVolumeSize = 1<<30 + 1
 	cfg.TestVolumeParameters = map[string]string{"replicas": "2"}
-	if err := flag.Set("ginkgo.focus", `Controller Server|Identity Service`); err != nil {
+	if err := flag.Set("ginkgo.focus", `Controller Server|GroupController|Identity Service`); err != nil {
 		t.Fatal(err)
 	}
 	sanity.Test(t, cfg)

@@ -1430,7 +1430,7 @@ type Snapshot struct {
 	Created   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`                       // when it was asked for
 	State     string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`                           // wanted or ready
 	SizeBytes int64                  `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // the volume's size then; 0 until it is ready
-	Group     string                 `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`
+	Group     string                 `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`                           // id of the group snapshot that it is part of
 	Labels    map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// From here on: what the nodes say now, only in GetSnapshot: the largest on any
 	// replica. -1 when no node tells.
@@ -1547,6 +1547,363 @@ func (x *Snapshot) GetExclusiveBytes() int64 {
 	return 0
 }
 
+type CreateGroupSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // 1 to 128 bytes, unique among group snapshots
+	Volumes       []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"` // 1 to 64
+	Labels        map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupSnapshotRequest) Reset() {
+	*x = CreateGroupSnapshotRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupSnapshotRequest) ProtoMessage() {}
+
+func (x *CreateGroupSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CreateGroupSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateGroupSnapshotRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *CreateGroupSnapshotRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type ListGroupSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // only those that have all of these
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupSnapshotsRequest) Reset() {
+	*x = ListGroupSnapshotsRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListGroupSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListGroupSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ListGroupSnapshotsRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type ListGroupSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*GroupSnapshot       `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupSnapshotsResponse) Reset() {
+	*x = ListGroupSnapshotsResponse{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListGroupSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListGroupSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListGroupSnapshotsResponse) GetGroups() []*GroupSnapshot {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type GetGroupSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupSnapshotRequest) Reset() {
+	*x = GetGroupSnapshotRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupSnapshotRequest) ProtoMessage() {}
+
+func (x *GetGroupSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*GetGroupSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *GetGroupSnapshotRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+type DeleteGroupSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupSnapshotRequest) Reset() {
+	*x = DeleteGroupSnapshotRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupSnapshotRequest) ProtoMessage() {}
+
+func (x *DeleteGroupSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGroupSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DeleteGroupSnapshotRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+type DeleteGroupSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupSnapshotResponse) Reset() {
+	*x = DeleteGroupSnapshotResponse{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupSnapshotResponse) ProtoMessage() {}
+
+func (x *DeleteGroupSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*DeleteGroupSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
+}
+
+// GroupSnapshot is several volumes' content at one point in time.
+type GroupSnapshot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created,proto3" json:"created,omitempty"`     // when it was asked for
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`         // taking or ready
+	Snapshots     []*Snapshot            `protobuf:"bytes,5,rep,name=snapshots,proto3" json:"snapshots,omitempty"` // each is called GROUP/VOLUME
+	Labels        map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupSnapshot) Reset() {
+	*x = GroupSnapshot{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupSnapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupSnapshot) ProtoMessage() {}
+
+func (x *GroupSnapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupSnapshot.ProtoReflect.Descriptor instead.
+func (*GroupSnapshot) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *GroupSnapshot) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GroupSnapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GroupSnapshot) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *GroupSnapshot) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *GroupSnapshot) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *GroupSnapshot) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 // VolumeOrigin is what a clone was made of.
 type VolumeOrigin struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1559,7 +1916,7 @@ type VolumeOrigin struct {
 
 func (x *VolumeOrigin) Reset() {
 	*x = VolumeOrigin{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1928,7 @@ func (x *VolumeOrigin) String() string {
 func (*VolumeOrigin) ProtoMessage() {}
 
 func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[25]
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1941,7 @@ func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeOrigin.ProtoReflect.Descriptor instead.
 func (*VolumeOrigin) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VolumeOrigin) GetVolumeId() string {
@@ -1629,7 +1986,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1998,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[26]
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +2011,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Scrub) GetId() string {
@@ -1772,7 +2129,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +2141,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[27]
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +2154,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Volume) GetId() string {
@@ -1945,7 +2302,7 @@ type VolumeEvent struct {
 
 func (x *VolumeEvent) Reset() {
 	*x = VolumeEvent{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2314,7 @@ func (x *VolumeEvent) String() string {
 func (*VolumeEvent) ProtoMessage() {}
 
 func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[28]
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2327,7 @@ func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeEvent.ProtoReflect.Descriptor instead.
 func (*VolumeEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *VolumeEvent) GetAt() *timestamppb.Timestamp {
@@ -2016,7 +2373,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2385,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[29]
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2398,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -2147,7 +2504,7 @@ type Primary struct {
 
 func (x *Primary) Reset() {
 	*x = Primary{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2516,7 @@ func (x *Primary) String() string {
 func (*Primary) ProtoMessage() {}
 
 func (x *Primary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[30]
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2529,7 @@ func (x *Primary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Primary.ProtoReflect.Descriptor instead.
 func (*Primary) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Primary) GetNode() string {
@@ -2221,7 +2578,7 @@ type VolumeReplica struct {
 
 func (x *VolumeReplica) Reset() {
 	*x = VolumeReplica{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2590,7 @@ func (x *VolumeReplica) String() string {
 func (*VolumeReplica) ProtoMessage() {}
 
 func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[31]
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2603,7 @@ func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReplica.ProtoReflect.Descriptor instead.
 func (*VolumeReplica) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *VolumeReplica) GetId() string {
@@ -2367,7 +2724,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2736,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2749,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Problem) GetSeverity() string {
@@ -2431,7 +2788,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2800,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2813,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 type ListNodesResponse struct {
@@ -2468,7 +2825,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2837,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2850,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2512,7 +2869,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2881,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2894,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -2556,7 +2913,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2925,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2938,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -2600,7 +2957,7 @@ type UndrainNodeRequest struct {
 
 func (x *UndrainNodeRequest) Reset() {
 	*x = UndrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2969,7 @@ func (x *UndrainNodeRequest) String() string {
 func (*UndrainNodeRequest) ProtoMessage() {}
 
 func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2982,7 @@ func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *UndrainNodeRequest) GetNode() string {
@@ -2644,7 +3001,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +3013,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +3026,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -2690,7 +3047,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	mi := &file_holdfast_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +3059,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	mi := &file_holdfast_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +3072,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ForgetNodeResponse) GetRemoved() int32 {
@@ -2762,7 +3119,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	mi := &file_holdfast_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +3131,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	mi := &file_holdfast_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +3144,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Node) GetId() string {
@@ -2890,7 +3247,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[41]
+	mi := &file_holdfast_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3259,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[41]
+	mi := &file_holdfast_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3272,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListPoolsRequest) GetNode() string {
@@ -2934,7 +3291,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[42]
+	mi := &file_holdfast_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3303,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[42]
+	mi := &file_holdfast_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3316,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -2986,7 +3343,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[43]
+	mi := &file_holdfast_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3355,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[43]
+	mi := &file_holdfast_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3368,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Pool) GetId() string {
@@ -3078,7 +3435,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[44]
+	mi := &file_holdfast_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3090,7 +3447,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[44]
+	mi := &file_holdfast_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +3460,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 // ClusterStatus is the whole at one glance.
@@ -3131,7 +3488,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[45]
+	mi := &file_holdfast_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3500,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[45]
+	mi := &file_holdfast_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3513,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -3282,7 +3639,7 @@ type VolumeScrub struct {
 
 func (x *VolumeScrub) Reset() {
 	*x = VolumeScrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[46]
+	mi := &file_holdfast_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3294,7 +3651,7 @@ func (x *VolumeScrub) String() string {
 func (*VolumeScrub) ProtoMessage() {}
 
 func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[46]
+	mi := &file_holdfast_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +3664,7 @@ func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeScrub.ProtoReflect.Descriptor instead.
 func (*VolumeScrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *VolumeScrub) GetVolume() string {
@@ -3335,7 +3692,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[47]
+	mi := &file_holdfast_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +3704,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[47]
+	mi := &file_holdfast_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3360,7 +3717,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Count) GetTotal() int32 {
@@ -3392,7 +3749,7 @@ type Repair struct {
 
 func (x *Repair) Reset() {
 	*x = Repair{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[48]
+	mi := &file_holdfast_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3404,7 +3761,7 @@ func (x *Repair) String() string {
 func (*Repair) ProtoMessage() {}
 
 func (x *Repair) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[48]
+	mi := &file_holdfast_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3417,7 +3774,7 @@ func (x *Repair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repair.ProtoReflect.Descriptor instead.
 func (*Repair) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Repair) GetVolume() string {
@@ -3598,6 +3955,35 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x0fallocated_bytes\x18\n" +
 	" \x01(\x03R\x0eallocatedBytes\x12'\n" +
 	"\x0fexclusive_bytes\x18\v \x01(\x03R\x0eexclusiveBytes\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd2\x01\n" +
+	"\x1aCreateGroupSnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\avolumes\x18\x02 \x03(\tR\avolumes\x12K\n" +
+	"\x06labels\x18\x03 \x03(\v23.holdfast.v1.CreateGroupSnapshotRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x01\n" +
+	"\x19ListGroupSnapshotsRequest\x12J\n" +
+	"\x06labels\x18\x01 \x03(\v22.holdfast.v1.ListGroupSnapshotsRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
+	"\x1aListGroupSnapshotsResponse\x122\n" +
+	"\x06groups\x18\x01 \x03(\v2\x1a.holdfast.v1.GroupSnapshotR\x06groups\"/\n" +
+	"\x17GetGroupSnapshotRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\"2\n" +
+	"\x1aDeleteGroupSnapshotRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\"\x1d\n" +
+	"\x1bDeleteGroupSnapshotResponse\"\xaf\x02\n" +
+	"\rGroupSnapshot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
+	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x123\n" +
+	"\tsnapshots\x18\x05 \x03(\v2\x15.holdfast.v1.SnapshotR\tsnapshots\x12>\n" +
+	"\x06labels\x18\x06 \x03(\v2&.holdfast.v1.GroupSnapshot.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
@@ -3807,7 +4193,12 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\vGetSnapshot\x12\x1f.holdfast.v1.GetSnapshotRequest\x1a\x15.holdfast.v1.Snapshot\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/snapshots/{snapshot}\x12{\n" +
 	"\x0eDeleteSnapshot\x12\".holdfast.v1.DeleteSnapshotRequest\x1a#.holdfast.v1.DeleteSnapshotResponse\" \x82\xd3\xe4\x93\x02\x1a*\x18/v1/snapshots/{snapshot}\x12x\n" +
 	"\x0fRestoreSnapshot\x12#.holdfast.v1.RestoreSnapshotRequest\x1a\x13.holdfast.v1.Volume\"+\x82\xd3\xe4\x93\x02%:\x01*\" /v1/snapshots/{snapshot}/restore\x12\x84\x01\n" +
-	"\x12ListSnapshotRanges\x12&.holdfast.v1.ListSnapshotRangesRequest\x1a\x1b.holdfast.v1.SnapshotRanges\"'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/snapshots/{snapshot}/ranges0\x012\xa6\x06\n" +
+	"\x12ListSnapshotRanges\x12&.holdfast.v1.ListSnapshotRangesRequest\x1a\x1b.holdfast.v1.SnapshotRanges\"'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/snapshots/{snapshot}/ranges0\x012\xa2\x04\n" +
+	"\x14GroupSnapshotService\x12z\n" +
+	"\x13CreateGroupSnapshot\x12'.holdfast.v1.CreateGroupSnapshotRequest\x1a\x1a.holdfast.v1.GroupSnapshot\"\x1e\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/group-snapshots\x12\x82\x01\n" +
+	"\x12ListGroupSnapshots\x12&.holdfast.v1.ListGroupSnapshotsRequest\x1a'.holdfast.v1.ListGroupSnapshotsResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/group-snapshots\x12y\n" +
+	"\x10GetGroupSnapshot\x12$.holdfast.v1.GetGroupSnapshotRequest\x1a\x1a.holdfast.v1.GroupSnapshot\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/group-snapshots/{group}\x12\x8d\x01\n" +
+	"\x13DeleteGroupSnapshot\x12'.holdfast.v1.DeleteGroupSnapshotRequest\x1a(.holdfast.v1.DeleteGroupSnapshotResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/v1/group-snapshots/{group}2\xa6\x06\n" +
 	"\x0eClusterService\x12Z\n" +
 	"\tGetStatus\x12\x1d.holdfast.v1.GetStatusRequest\x1a\x1a.holdfast.v1.ClusterStatus\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/status\x12]\n" +
@@ -3832,168 +4223,192 @@ func file_holdfast_v1_api_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_api_proto_rawDescData
 }
 
-var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_holdfast_v1_api_proto_goTypes = []any{
-	(*Domain)(nil),                    // 0: holdfast.v1.Domain
-	(*CreateVolumeRequest)(nil),       // 1: holdfast.v1.CreateVolumeRequest
-	(*Limits)(nil),                    // 2: holdfast.v1.Limits
-	(*ListVolumesRequest)(nil),        // 3: holdfast.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 4: holdfast.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 5: holdfast.v1.GetVolumeRequest
-	(*ExpandVolumeRequest)(nil),       // 6: holdfast.v1.ExpandVolumeRequest
-	(*AttachVolumeRequest)(nil),       // 7: holdfast.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),      // 8: holdfast.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),       // 9: holdfast.v1.DetachVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 10: holdfast.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 11: holdfast.v1.DeleteVolumeResponse
-	(*UpdateVolumeLabelsRequest)(nil), // 12: holdfast.v1.UpdateVolumeLabelsRequest
-	(*UpdateVolumePolicyRequest)(nil), // 13: holdfast.v1.UpdateVolumePolicyRequest
-	(*ScrubVolumeRequest)(nil),        // 14: holdfast.v1.ScrubVolumeRequest
-	(*CreateSnapshotRequest)(nil),     // 15: holdfast.v1.CreateSnapshotRequest
-	(*ListSnapshotsRequest)(nil),      // 16: holdfast.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 17: holdfast.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 18: holdfast.v1.GetSnapshotRequest
-	(*DeleteSnapshotRequest)(nil),     // 19: holdfast.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 20: holdfast.v1.DeleteSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),    // 21: holdfast.v1.RestoreSnapshotRequest
-	(*ListSnapshotRangesRequest)(nil), // 22: holdfast.v1.ListSnapshotRangesRequest
-	(*SnapshotRanges)(nil),            // 23: holdfast.v1.SnapshotRanges
-	(*Snapshot)(nil),                  // 24: holdfast.v1.Snapshot
-	(*VolumeOrigin)(nil),              // 25: holdfast.v1.VolumeOrigin
-	(*Scrub)(nil),                     // 26: holdfast.v1.Scrub
-	(*Volume)(nil),                    // 27: holdfast.v1.Volume
-	(*VolumeEvent)(nil),               // 28: holdfast.v1.VolumeEvent
-	(*VolumeSpec)(nil),                // 29: holdfast.v1.VolumeSpec
-	(*Primary)(nil),                   // 30: holdfast.v1.Primary
-	(*VolumeReplica)(nil),             // 31: holdfast.v1.VolumeReplica
-	(*Problem)(nil),                   // 32: holdfast.v1.Problem
-	(*ListNodesRequest)(nil),          // 33: holdfast.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 34: holdfast.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 35: holdfast.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),          // 36: holdfast.v1.DrainNodeRequest
-	(*UndrainNodeRequest)(nil),        // 37: holdfast.v1.UndrainNodeRequest
-	(*ForgetNodeRequest)(nil),         // 38: holdfast.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),        // 39: holdfast.v1.ForgetNodeResponse
-	(*Node)(nil),                      // 40: holdfast.v1.Node
-	(*ListPoolsRequest)(nil),          // 41: holdfast.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),         // 42: holdfast.v1.ListPoolsResponse
-	(*Pool)(nil),                      // 43: holdfast.v1.Pool
-	(*GetStatusRequest)(nil),          // 44: holdfast.v1.GetStatusRequest
-	(*ClusterStatus)(nil),             // 45: holdfast.v1.ClusterStatus
-	(*VolumeScrub)(nil),               // 46: holdfast.v1.VolumeScrub
-	(*Count)(nil),                     // 47: holdfast.v1.Count
-	(*Repair)(nil),                    // 48: holdfast.v1.Repair
-	nil,                               // 49: holdfast.v1.CreateVolumeRequest.LabelsEntry
-	nil,                               // 50: holdfast.v1.ListVolumesRequest.LabelsEntry
-	nil,                               // 51: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	nil,                               // 52: holdfast.v1.CreateSnapshotRequest.LabelsEntry
-	nil,                               // 53: holdfast.v1.ListSnapshotsRequest.LabelsEntry
-	nil,                               // 54: holdfast.v1.Snapshot.LabelsEntry
-	nil,                               // 55: holdfast.v1.VolumeSpec.LabelsEntry
-	nil,                               // 56: holdfast.v1.VolumeSpec.ParametersEntry
-	(*ByteRange)(nil),                 // 57: holdfast.v1.ByteRange
-	(*timestamppb.Timestamp)(nil),     // 58: google.protobuf.Timestamp
-	(*PrimaryStatus)(nil),             // 59: holdfast.v1.PrimaryStatus
-	(*Wait)(nil),                      // 60: holdfast.v1.Wait
-	(*CheckPoolRequest)(nil),          // 61: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),         // 62: holdfast.v1.CheckPoolResponse
+	(*Domain)(nil),                      // 0: holdfast.v1.Domain
+	(*CreateVolumeRequest)(nil),         // 1: holdfast.v1.CreateVolumeRequest
+	(*Limits)(nil),                      // 2: holdfast.v1.Limits
+	(*ListVolumesRequest)(nil),          // 3: holdfast.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),         // 4: holdfast.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),            // 5: holdfast.v1.GetVolumeRequest
+	(*ExpandVolumeRequest)(nil),         // 6: holdfast.v1.ExpandVolumeRequest
+	(*AttachVolumeRequest)(nil),         // 7: holdfast.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),        // 8: holdfast.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),         // 9: holdfast.v1.DetachVolumeRequest
+	(*DeleteVolumeRequest)(nil),         // 10: holdfast.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),        // 11: holdfast.v1.DeleteVolumeResponse
+	(*UpdateVolumeLabelsRequest)(nil),   // 12: holdfast.v1.UpdateVolumeLabelsRequest
+	(*UpdateVolumePolicyRequest)(nil),   // 13: holdfast.v1.UpdateVolumePolicyRequest
+	(*ScrubVolumeRequest)(nil),          // 14: holdfast.v1.ScrubVolumeRequest
+	(*CreateSnapshotRequest)(nil),       // 15: holdfast.v1.CreateSnapshotRequest
+	(*ListSnapshotsRequest)(nil),        // 16: holdfast.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),       // 17: holdfast.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),          // 18: holdfast.v1.GetSnapshotRequest
+	(*DeleteSnapshotRequest)(nil),       // 19: holdfast.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),      // 20: holdfast.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),      // 21: holdfast.v1.RestoreSnapshotRequest
+	(*ListSnapshotRangesRequest)(nil),   // 22: holdfast.v1.ListSnapshotRangesRequest
+	(*SnapshotRanges)(nil),              // 23: holdfast.v1.SnapshotRanges
+	(*Snapshot)(nil),                    // 24: holdfast.v1.Snapshot
+	(*CreateGroupSnapshotRequest)(nil),  // 25: holdfast.v1.CreateGroupSnapshotRequest
+	(*ListGroupSnapshotsRequest)(nil),   // 26: holdfast.v1.ListGroupSnapshotsRequest
+	(*ListGroupSnapshotsResponse)(nil),  // 27: holdfast.v1.ListGroupSnapshotsResponse
+	(*GetGroupSnapshotRequest)(nil),     // 28: holdfast.v1.GetGroupSnapshotRequest
+	(*DeleteGroupSnapshotRequest)(nil),  // 29: holdfast.v1.DeleteGroupSnapshotRequest
+	(*DeleteGroupSnapshotResponse)(nil), // 30: holdfast.v1.DeleteGroupSnapshotResponse
+	(*GroupSnapshot)(nil),               // 31: holdfast.v1.GroupSnapshot
+	(*VolumeOrigin)(nil),                // 32: holdfast.v1.VolumeOrigin
+	(*Scrub)(nil),                       // 33: holdfast.v1.Scrub
+	(*Volume)(nil),                      // 34: holdfast.v1.Volume
+	(*VolumeEvent)(nil),                 // 35: holdfast.v1.VolumeEvent
+	(*VolumeSpec)(nil),                  // 36: holdfast.v1.VolumeSpec
+	(*Primary)(nil),                     // 37: holdfast.v1.Primary
+	(*VolumeReplica)(nil),               // 38: holdfast.v1.VolumeReplica
+	(*Problem)(nil),                     // 39: holdfast.v1.Problem
+	(*ListNodesRequest)(nil),            // 40: holdfast.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 41: holdfast.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),              // 42: holdfast.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),            // 43: holdfast.v1.DrainNodeRequest
+	(*UndrainNodeRequest)(nil),          // 44: holdfast.v1.UndrainNodeRequest
+	(*ForgetNodeRequest)(nil),           // 45: holdfast.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),          // 46: holdfast.v1.ForgetNodeResponse
+	(*Node)(nil),                        // 47: holdfast.v1.Node
+	(*ListPoolsRequest)(nil),            // 48: holdfast.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),           // 49: holdfast.v1.ListPoolsResponse
+	(*Pool)(nil),                        // 50: holdfast.v1.Pool
+	(*GetStatusRequest)(nil),            // 51: holdfast.v1.GetStatusRequest
+	(*ClusterStatus)(nil),               // 52: holdfast.v1.ClusterStatus
+	(*VolumeScrub)(nil),                 // 53: holdfast.v1.VolumeScrub
+	(*Count)(nil),                       // 54: holdfast.v1.Count
+	(*Repair)(nil),                      // 55: holdfast.v1.Repair
+	nil,                                 // 56: holdfast.v1.CreateVolumeRequest.LabelsEntry
+	nil,                                 // 57: holdfast.v1.ListVolumesRequest.LabelsEntry
+	nil,                                 // 58: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	nil,                                 // 59: holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                                 // 60: holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	nil,                                 // 61: holdfast.v1.Snapshot.LabelsEntry
+	nil,                                 // 62: holdfast.v1.CreateGroupSnapshotRequest.LabelsEntry
+	nil,                                 // 63: holdfast.v1.ListGroupSnapshotsRequest.LabelsEntry
+	nil,                                 // 64: holdfast.v1.GroupSnapshot.LabelsEntry
+	nil,                                 // 65: holdfast.v1.VolumeSpec.LabelsEntry
+	nil,                                 // 66: holdfast.v1.VolumeSpec.ParametersEntry
+	(*ByteRange)(nil),                   // 67: holdfast.v1.ByteRange
+	(*timestamppb.Timestamp)(nil),       // 68: google.protobuf.Timestamp
+	(*PrimaryStatus)(nil),               // 69: holdfast.v1.PrimaryStatus
+	(*Wait)(nil),                        // 70: holdfast.v1.Wait
+	(*CheckPoolRequest)(nil),            // 71: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),           // 72: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_api_proto_depIdxs = []int32{
-	49, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
+	56, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
 	2,  // 1: holdfast.v1.CreateVolumeRequest.limits:type_name -> holdfast.v1.Limits
-	50, // 2: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
-	27, // 3: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
-	27, // 4: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
-	51, // 5: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	52, // 6: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
-	53, // 7: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	57, // 2: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
+	34, // 3: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
+	34, // 4: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
+	58, // 5: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	59, // 6: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	60, // 7: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
 	24, // 8: holdfast.v1.ListSnapshotsResponse.snapshots:type_name -> holdfast.v1.Snapshot
-	57, // 9: holdfast.v1.SnapshotRanges.ranges:type_name -> holdfast.v1.ByteRange
-	58, // 10: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	54, // 11: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
-	58, // 12: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
-	58, // 13: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
-	58, // 14: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	29, // 15: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
-	30, // 16: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
-	31, // 17: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
-	59, // 18: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
-	32, // 19: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
-	26, // 20: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
-	60, // 21: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
-	28, // 22: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
-	25, // 23: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
-	58, // 24: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
-	55, // 25: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
-	56, // 26: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
-	2,  // 27: holdfast.v1.VolumeSpec.limits:type_name -> holdfast.v1.Limits
-	40, // 28: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
-	0,  // 29: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
-	58, // 30: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
-	43, // 31: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
-	58, // 32: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
-	43, // 33: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
-	32, // 34: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
-	47, // 35: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
-	47, // 36: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
-	47, // 37: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
-	48, // 38: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
-	60, // 39: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
-	46, // 40: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
-	26, // 41: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
-	1,  // 42: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
-	3,  // 43: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
-	5,  // 44: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
-	6,  // 45: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
-	7,  // 46: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
-	9,  // 47: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
-	10, // 48: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
-	12, // 49: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
-	13, // 50: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
-	14, // 51: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
-	15, // 52: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
-	16, // 53: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
-	18, // 54: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
-	19, // 55: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
-	21, // 56: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
-	22, // 57: holdfast.v1.SnapshotService.ListSnapshotRanges:input_type -> holdfast.v1.ListSnapshotRangesRequest
-	44, // 58: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
-	33, // 59: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
-	35, // 60: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
-	36, // 61: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
-	37, // 62: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
-	38, // 63: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
-	41, // 64: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
-	61, // 65: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	27, // 66: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
-	4,  // 67: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
-	27, // 68: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
-	27, // 69: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
-	8,  // 70: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
-	27, // 71: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
-	11, // 72: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
-	27, // 73: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
-	27, // 74: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
-	27, // 75: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
-	24, // 76: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
-	17, // 77: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
-	24, // 78: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
-	20, // 79: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
-	27, // 80: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
-	23, // 81: holdfast.v1.SnapshotService.ListSnapshotRanges:output_type -> holdfast.v1.SnapshotRanges
-	45, // 82: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
-	34, // 83: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
-	40, // 84: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
-	40, // 85: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
-	40, // 86: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
-	39, // 87: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
-	42, // 88: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
-	62, // 89: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	66, // [66:90] is the sub-list for method output_type
-	42, // [42:66] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	67, // 9: holdfast.v1.SnapshotRanges.ranges:type_name -> holdfast.v1.ByteRange
+	68, // 10: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	61, // 11: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
+	62, // 12: holdfast.v1.CreateGroupSnapshotRequest.labels:type_name -> holdfast.v1.CreateGroupSnapshotRequest.LabelsEntry
+	63, // 13: holdfast.v1.ListGroupSnapshotsRequest.labels:type_name -> holdfast.v1.ListGroupSnapshotsRequest.LabelsEntry
+	31, // 14: holdfast.v1.ListGroupSnapshotsResponse.groups:type_name -> holdfast.v1.GroupSnapshot
+	68, // 15: holdfast.v1.GroupSnapshot.created:type_name -> google.protobuf.Timestamp
+	24, // 16: holdfast.v1.GroupSnapshot.snapshots:type_name -> holdfast.v1.Snapshot
+	64, // 17: holdfast.v1.GroupSnapshot.labels:type_name -> holdfast.v1.GroupSnapshot.LabelsEntry
+	68, // 18: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
+	68, // 19: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
+	68, // 20: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	36, // 21: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
+	37, // 22: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
+	38, // 23: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
+	69, // 24: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
+	39, // 25: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
+	33, // 26: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
+	70, // 27: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
+	35, // 28: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
+	32, // 29: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
+	68, // 30: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
+	65, // 31: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
+	66, // 32: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
+	2,  // 33: holdfast.v1.VolumeSpec.limits:type_name -> holdfast.v1.Limits
+	47, // 34: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
+	0,  // 35: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
+	68, // 36: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
+	50, // 37: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
+	68, // 38: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
+	50, // 39: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
+	39, // 40: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
+	54, // 41: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
+	54, // 42: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
+	54, // 43: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
+	55, // 44: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
+	70, // 45: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
+	53, // 46: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
+	33, // 47: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
+	1,  // 48: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
+	3,  // 49: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
+	5,  // 50: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
+	6,  // 51: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
+	7,  // 52: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
+	9,  // 53: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
+	10, // 54: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
+	12, // 55: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
+	13, // 56: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
+	14, // 57: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
+	15, // 58: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
+	16, // 59: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
+	18, // 60: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
+	19, // 61: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
+	21, // 62: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
+	22, // 63: holdfast.v1.SnapshotService.ListSnapshotRanges:input_type -> holdfast.v1.ListSnapshotRangesRequest
+	25, // 64: holdfast.v1.GroupSnapshotService.CreateGroupSnapshot:input_type -> holdfast.v1.CreateGroupSnapshotRequest
+	26, // 65: holdfast.v1.GroupSnapshotService.ListGroupSnapshots:input_type -> holdfast.v1.ListGroupSnapshotsRequest
+	28, // 66: holdfast.v1.GroupSnapshotService.GetGroupSnapshot:input_type -> holdfast.v1.GetGroupSnapshotRequest
+	29, // 67: holdfast.v1.GroupSnapshotService.DeleteGroupSnapshot:input_type -> holdfast.v1.DeleteGroupSnapshotRequest
+	51, // 68: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
+	40, // 69: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
+	42, // 70: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
+	43, // 71: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
+	44, // 72: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
+	45, // 73: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
+	48, // 74: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
+	71, // 75: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	34, // 76: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
+	4,  // 77: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
+	34, // 78: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
+	34, // 79: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
+	8,  // 80: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
+	34, // 81: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
+	11, // 82: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
+	34, // 83: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
+	34, // 84: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
+	34, // 85: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
+	24, // 86: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
+	17, // 87: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
+	24, // 88: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
+	20, // 89: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
+	34, // 90: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
+	23, // 91: holdfast.v1.SnapshotService.ListSnapshotRanges:output_type -> holdfast.v1.SnapshotRanges
+	31, // 92: holdfast.v1.GroupSnapshotService.CreateGroupSnapshot:output_type -> holdfast.v1.GroupSnapshot
+	27, // 93: holdfast.v1.GroupSnapshotService.ListGroupSnapshots:output_type -> holdfast.v1.ListGroupSnapshotsResponse
+	31, // 94: holdfast.v1.GroupSnapshotService.GetGroupSnapshot:output_type -> holdfast.v1.GroupSnapshot
+	30, // 95: holdfast.v1.GroupSnapshotService.DeleteGroupSnapshot:output_type -> holdfast.v1.DeleteGroupSnapshotResponse
+	52, // 96: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
+	41, // 97: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
+	47, // 98: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
+	47, // 99: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
+	47, // 100: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
+	46, // 101: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
+	49, // 102: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
+	72, // 103: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	76, // [76:104] is the sub-list for method output_type
+	48, // [48:76] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_api_proto_init() }
@@ -4009,9 +4424,9 @@ func file_holdfast_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_api_proto_rawDesc), len(file_holdfast_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   57,
+			NumMessages:   67,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_holdfast_v1_api_proto_goTypes,
 		DependencyIndexes: file_holdfast_v1_api_proto_depIdxs,

@@ -830,6 +830,246 @@ var SnapshotService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	GroupSnapshotService_CreateGroupSnapshot_FullMethodName = "/holdfast.v1.GroupSnapshotService/CreateGroupSnapshot"
+	GroupSnapshotService_ListGroupSnapshots_FullMethodName  = "/holdfast.v1.GroupSnapshotService/ListGroupSnapshots"
+	GroupSnapshotService_GetGroupSnapshot_FullMethodName    = "/holdfast.v1.GroupSnapshotService/GetGroupSnapshot"
+	GroupSnapshotService_DeleteGroupSnapshot_FullMethodName = "/holdfast.v1.GroupSnapshotService/DeleteGroupSnapshot"
+)
+
+// GroupSnapshotServiceClient is the client API for GroupSnapshotService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// GroupSnapshotService works with group snapshots: snapshots of several volumes at
+// one point in time. Every call is idempotent. Wherever one is named, its id or its
+// name will do.
+type GroupSnapshotServiceClient interface {
+	// CreateGroupSnapshot takes snapshots of several volumes, in use or not, at one
+	// point in time: the writes of all are held before the first is taken. The same
+	// name and volumes again answers with what exists. If one volume cannot be held
+	// in time, the whole fails and nothing is left.
+	CreateGroupSnapshot(ctx context.Context, in *CreateGroupSnapshotRequest, opts ...grpc.CallOption) (*GroupSnapshot, error)
+	// ListGroupSnapshots lists them by name.
+	ListGroupSnapshots(ctx context.Context, in *ListGroupSnapshotsRequest, opts ...grpc.CallOption) (*ListGroupSnapshotsResponse, error)
+	// GetGroupSnapshot shows one.
+	GetGroupSnapshot(ctx context.Context, in *GetGroupSnapshotRequest, opts ...grpc.CallOption) (*GroupSnapshot, error)
+	// DeleteGroupSnapshot deletes one with all its snapshots. One that does not exist
+	// is fine. Clones made of them stay.
+	DeleteGroupSnapshot(ctx context.Context, in *DeleteGroupSnapshotRequest, opts ...grpc.CallOption) (*DeleteGroupSnapshotResponse, error)
+}
+
+type groupSnapshotServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewGroupSnapshotServiceClient(cc grpc.ClientConnInterface) GroupSnapshotServiceClient {
+	return &groupSnapshotServiceClient{cc}
+}
+
+func (c *groupSnapshotServiceClient) CreateGroupSnapshot(ctx context.Context, in *CreateGroupSnapshotRequest, opts ...grpc.CallOption) (*GroupSnapshot, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GroupSnapshot)
+	err := c.cc.Invoke(ctx, GroupSnapshotService_CreateGroupSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *groupSnapshotServiceClient) ListGroupSnapshots(ctx context.Context, in *ListGroupSnapshotsRequest, opts ...grpc.CallOption) (*ListGroupSnapshotsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListGroupSnapshotsResponse)
+	err := c.cc.Invoke(ctx, GroupSnapshotService_ListGroupSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *groupSnapshotServiceClient) GetGroupSnapshot(ctx context.Context, in *GetGroupSnapshotRequest, opts ...grpc.CallOption) (*GroupSnapshot, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GroupSnapshot)
+	err := c.cc.Invoke(ctx, GroupSnapshotService_GetGroupSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *groupSnapshotServiceClient) DeleteGroupSnapshot(ctx context.Context, in *DeleteGroupSnapshotRequest, opts ...grpc.CallOption) (*DeleteGroupSnapshotResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteGroupSnapshotResponse)
+	err := c.cc.Invoke(ctx, GroupSnapshotService_DeleteGroupSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// GroupSnapshotServiceServer is the server API for GroupSnapshotService service.
+// All implementations must embed UnimplementedGroupSnapshotServiceServer
+// for forward compatibility.
+//
+// GroupSnapshotService works with group snapshots: snapshots of several volumes at
+// one point in time. Every call is idempotent. Wherever one is named, its id or its
+// name will do.
+type GroupSnapshotServiceServer interface {
+	// CreateGroupSnapshot takes snapshots of several volumes, in use or not, at one
+	// point in time: the writes of all are held before the first is taken. The same
+	// name and volumes again answers with what exists. If one volume cannot be held
+	// in time, the whole fails and nothing is left.
+	CreateGroupSnapshot(context.Context, *CreateGroupSnapshotRequest) (*GroupSnapshot, error)
+	// ListGroupSnapshots lists them by name.
+	ListGroupSnapshots(context.Context, *ListGroupSnapshotsRequest) (*ListGroupSnapshotsResponse, error)
+	// GetGroupSnapshot shows one.
+	GetGroupSnapshot(context.Context, *GetGroupSnapshotRequest) (*GroupSnapshot, error)
+	// DeleteGroupSnapshot deletes one with all its snapshots. One that does not exist
+	// is fine. Clones made of them stay.
+	DeleteGroupSnapshot(context.Context, *DeleteGroupSnapshotRequest) (*DeleteGroupSnapshotResponse, error)
+	mustEmbedUnimplementedGroupSnapshotServiceServer()
+}
+
+// UnimplementedGroupSnapshotServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedGroupSnapshotServiceServer struct{}
+
+func (UnimplementedGroupSnapshotServiceServer) CreateGroupSnapshot(context.Context, *CreateGroupSnapshotRequest) (*GroupSnapshot, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateGroupSnapshot not implemented")
+}
+func (UnimplementedGroupSnapshotServiceServer) ListGroupSnapshots(context.Context, *ListGroupSnapshotsRequest) (*ListGroupSnapshotsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListGroupSnapshots not implemented")
+}
+func (UnimplementedGroupSnapshotServiceServer) GetGroupSnapshot(context.Context, *GetGroupSnapshotRequest) (*GroupSnapshot, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetGroupSnapshot not implemented")
+}
+func (UnimplementedGroupSnapshotServiceServer) DeleteGroupSnapshot(context.Context, *DeleteGroupSnapshotRequest) (*DeleteGroupSnapshotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteGroupSnapshot not implemented")
+}
+func (UnimplementedGroupSnapshotServiceServer) mustEmbedUnimplementedGroupSnapshotServiceServer() {}
+func (UnimplementedGroupSnapshotServiceServer) testEmbeddedByValue()                              {}
+
+// UnsafeGroupSnapshotServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to GroupSnapshotServiceServer will
+// result in compilation errors.
+type UnsafeGroupSnapshotServiceServer interface {
+	mustEmbedUnimplementedGroupSnapshotServiceServer()
+}
+
+func RegisterGroupSnapshotServiceServer(s grpc.ServiceRegistrar, srv GroupSnapshotServiceServer) {
+	// If the following call panics, it indicates UnimplementedGroupSnapshotServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&GroupSnapshotService_ServiceDesc, srv)
+}
+
+func _GroupSnapshotService_CreateGroupSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateGroupSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupSnapshotServiceServer).CreateGroupSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GroupSnapshotService_CreateGroupSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupSnapshotServiceServer).CreateGroupSnapshot(ctx, req.(*CreateGroupSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GroupSnapshotService_ListGroupSnapshots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListGroupSnapshotsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupSnapshotServiceServer).ListGroupSnapshots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GroupSnapshotService_ListGroupSnapshots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupSnapshotServiceServer).ListGroupSnapshots(ctx, req.(*ListGroupSnapshotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GroupSnapshotService_GetGroupSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetGroupSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupSnapshotServiceServer).GetGroupSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GroupSnapshotService_GetGroupSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupSnapshotServiceServer).GetGroupSnapshot(ctx, req.(*GetGroupSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GroupSnapshotService_DeleteGroupSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteGroupSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupSnapshotServiceServer).DeleteGroupSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GroupSnapshotService_DeleteGroupSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupSnapshotServiceServer).DeleteGroupSnapshot(ctx, req.(*DeleteGroupSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// GroupSnapshotService_ServiceDesc is the grpc.ServiceDesc for GroupSnapshotService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var GroupSnapshotService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "holdfast.v1.GroupSnapshotService",
+	HandlerType: (*GroupSnapshotServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "CreateGroupSnapshot",
+			Handler:    _GroupSnapshotService_CreateGroupSnapshot_Handler,
+		},
+		{
+			MethodName: "ListGroupSnapshots",
+			Handler:    _GroupSnapshotService_ListGroupSnapshots_Handler,
+		},
+		{
+			MethodName: "GetGroupSnapshot",
+			Handler:    _GroupSnapshotService_GetGroupSnapshot_Handler,
+		},
+		{
+			MethodName: "DeleteGroupSnapshot",
+			Handler:    _GroupSnapshotService_DeleteGroupSnapshot_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "holdfast/v1/api.proto",
+}
+
+const (
 	ClusterService_GetStatus_FullMethodName   = "/holdfast.v1.ClusterService/GetStatus"
 	ClusterService_ListNodes_FullMethodName   = "/holdfast.v1.ClusterService/ListNodes"
 	ClusterService_GetNode_FullMethodName     = "/holdfast.v1.ClusterService/GetNode"
