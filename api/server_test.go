@@ -106,15 +106,14 @@ func (n *node) CheckPool(_ *holdfastv1.CheckPoolRequest, s grpc.ServerStreamingS
 }
 
 type cluster struct {
-	store  metadata.Store
-	nodes  map[holdfast.NodeID]*node
-	conns  *rpc.Conns
-	addrs  map[holdfast.NodeID]string
-	http   string
-	unix   string
-	groups *groups
-	vol    holdfastv1.VolumeServiceClient
-	all    holdfastv1.ClusterServiceClient
+	store      metadata.Store
+	nodes      map[holdfast.NodeID]*node
+	conns      *rpc.Conns
+	addrs      map[holdfast.NodeID]string
+	http, unix string
+	groups     *groups
+	vol        holdfastv1.VolumeServiceClient
+	all        holdfastv1.ClusterServiceClient
 }
 
 func (c *cluster) Client(_ context.Context, id holdfast.NodeID) (holdfastv1.NodeServiceClient, error) {
