@@ -96,6 +96,7 @@ func (c *Config) repairs() {
 	if rng.IntN(3) > 0 {
 		c.Protocol.RepairRate = 16<<10 + rng.Int64N(64<<10)
 		c.Protocol.RepairChunk = holdfast.BlockSize << rng.IntN(4)
+		c.Heal += time.Minute // one of a whole volume takes a third of that; several follow each other (seed 6080117)
 	}
 }
 
