@@ -20,6 +20,7 @@ type Dir struct {
 	root string
 	// copies says that the filesystem cannot share blocks: found out by trying.
 	copies atomic.Bool
+	rings  rings
 }
 
 // OpenDir gives the directory at root, which must be there.

@@ -1,0 +1,101 @@
+package disk
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"slices"
+	"syscall"
+	"testing"
+)
+
+// TestTransferAll: batches of all sizes, aligned or not, do what single reads and
+// writes do; also where the kernel has no io_uring.
+func TestTransferAll(t *testing.T) {
+	each(t, func(t *testing.T, fs FS) { transferRandomly(t, fs) })
+	t.Run("without io_uring", func(t *testing.T) {
+		d, err := OpenDir(t.TempDir())
+		must(t, err)
+		d.rings.none.Store(true)
+		transferRandomly(t, d)
+	})
+}
+
+func transferRandomly(t *testing.T, fs FS) {
+	const pages = 64
+	f := open(t, fs, "f", Create)
+	defer func() { must(t, f.Close()) }()
+	want := make([]byte, pages*PageSize)
+	_, err := f.WriteAt(want, 0, false)
+	must(t, err)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	mem := make([]byte, (pages+1)*PageSize)
+	for round := range 200 {
+		var ts []Transfer
+		for i, page := range rnd.Perm(pages)[:rnd.IntN(pages)] { // more than a ring takes
+			skew := rnd.IntN(2) * 8
+			x := Transfer{Write: rnd.IntN(2) == 0, P: mem[i*PageSize+skew:][:PageSize], Off: int64(page) * PageSize}
+			if x.Write {
+				copy(x.P, pageOf(byte(rnd.Uint32())))
+				copy(want[x.Off:], x.P)
+			}
+			ts = append(ts, x)
+			if skew > 0 {
+				x.P = slices.Clone(x.P) // the next one's memory begins in this one's
+				ts[len(ts)-1] = x
+			}
+		}
+		TransferAll(f, ts)
+		for i, x := range ts {
+			if x.Err != nil || x.N != PageSize {
+				t.Fatalf("round %d, transfer %d: %d bytes, %v", round, i, x.N, x.Err)
+			}
+			if !bytes.Equal(x.P, want[x.Off:x.Off+PageSize]) {
+				t.Fatalf("round %d, transfer %d: not what was written at %d", round, i, x.Off)
+			}
+		}
+	}
+	got := make([]byte, len(want))
+	_, err = f.ReadAt(got, 0)
+	must(t, err)
+	if !bytes.Equal(got, want) {
+		t.Error("the file is not what was written")
+	}
+}
+
+// TestTransferAllFails: each transfer has its own answer, and a read beyond the
+// end gives what is there.
+func TestTransferAllFails(t *testing.T) {
+	var rules Rules
+	inner := NewMem(64 << 20)
+	for name, fs := range map[string]FS{"faulty": NewFaulty(inner, rules.Hook), "dir": mustDir(t)} {
+		t.Run(name, func(t *testing.T) {
+			f := open(t, fs, "f", Create)
+			_, err := f.WriteAt(pageOf(1), 0, false)
+			must(t, err)
+			ts := []Transfer{{P: make([]byte, PageSize)}, {P: make([]byte, PageSize), Off: PageSize}, {P: make([]byte, PageSize)}}
+			TransferAll(f, ts)
+			if ts[0].Err != nil || ts[1].Err == nil || ts[1].N != 0 || ts[2].Err != nil {
+				t.Errorf("answers %v, %v, %v", ts[0].Err, ts[1].Err, ts[2].Err)
+			}
+			if !bytes.Equal(ts[2].P, pageOf(1)) {
+				t.Error("the good read has no data")
+			}
+			must(t, f.Close())
+		})
+	}
+	f := open(t, NewFaulty(inner, rules.Hook), "f", 0)
+	rules.Add(Rule{Op: OpWrite, Path: "f", Count: 1, Errno: syscall.EIO})
+	ts := []Transfer{{Write: true, P: pageOf(2)}, {Write: true, P: pageOf(3), Off: PageSize}}
+	TransferAll(f, ts)
+	if ts[0].Err == nil || ts[0].N != 0 || ts[1].Err != nil || ts[1].N != PageSize {
+		t.Errorf("answers %d %v, %d %v; the first write fails only", ts[0].N, ts[0].Err, ts[1].N, ts[1].Err)
+	}
+	must(t, f.Close())
+}
+
+func mustDir(t *testing.T) *Dir {
+	t.Helper()
+	d, err := OpenDir(t.TempDir())
+	must(t, err)
+	return d
+}

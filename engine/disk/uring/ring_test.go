@@ -1,0 +1,125 @@
+package uring_test
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast/engine/disk/uring"
+)
+
+func newRing(t testing.TB, entries int) *uring.Ring {
+	t.Helper()
+	r, err := uring.New(entries)
+	if err != nil {
+		t.Fatalf("io_uring: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func newFile(t testing.TB, content []byte) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err == nil {
+		_, err = f.Write(content)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func TestWritesAndReads(t *testing.T) {
+	const entries, blk = 8, 4096
+	r := newRing(t, entries)
+	want := make([]byte, 64*blk)
+	f := newFile(t, want)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for round := range 500 { // the rings' counters go round many times
+		var ops []uring.Op
+		for _, b := range rnd.Perm(64)[:1+rnd.IntN(entries)] {
+			o := uring.Op{FD: int(f.Fd()), P: make([]byte, blk), Off: int64(b * blk), Write: rnd.IntN(2) == 0}
+			if o.Write {
+				for i := range o.P {
+					o.P[i] = byte(rnd.Uint32())
+				}
+				copy(want[o.Off:], o.P)
+			}
+			ops = append(ops, o)
+		}
+		r.Do(ops)
+		for i, o := range ops {
+			if o.Errno != 0 || o.N != blk {
+				t.Fatalf("round %d, operation %d: %d bytes, %v", round, i, o.N, o.Errno)
+			}
+			if !bytes.Equal(o.P, want[o.Off:o.Off+blk]) {
+				t.Fatalf("round %d, operation %d: not what was written", round, i)
+			}
+		}
+	}
+	got, err := os.ReadFile(f.Name())
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the file is not what was written (%v)", err)
+	}
+}
+
+// TestEachHasItsOwnAnswer: short ones and failed ones between good ones.
+func TestEachHasItsOwnAnswer(t *testing.T) {
+	r := newRing(t, 4)
+	f := newFile(t, make([]byte, 5000))
+	p := make([]byte, 4096)
+	ops := []uring.Op{
+		{FD: int(f.Fd()), P: p, Off: 0},
+		{FD: int(f.Fd()), P: p, Off: 4096},
+		{FD: -1, P: p, Off: 0},
+		{FD: int(f.Fd()), P: p, Off: 8192},
+	}
+	r.Do(ops)
+	for i, want := range []struct {
+		n     int
+		errno unix.Errno
+	}{{4096, 0}, {904, 0}, {0, unix.EBADF}, {0, 0}} {
+		if ops[i].N != want.n || ops[i].Errno != want.errno {
+			t.Errorf("operation %d: %d bytes, %v; want %d, %v", i, ops[i].N, ops[i].Errno, want.n, want.errno)
+		}
+	}
+}
+
+// TestManyRings: one per caller, from goroutines that change threads.
+func TestManyRings(t *testing.T) {
+	f := newFile(t, nil)
+	var wg sync.WaitGroup
+	for g := range 8 {
+		r := newRing(t, 4)
+		wg.Go(func() {
+			for round := range 200 {
+				var ops []uring.Op
+				for i := range 4 {
+					ops = append(ops, uring.Op{FD: int(f.Fd()), Write: true, P: bytes.Repeat([]byte{byte(round)}, 512), Off: int64(g*4+i) * 512})
+				}
+				r.Do(ops)
+				for _, o := range ops {
+					if o.N != 512 {
+						t.Errorf("%d bytes, %v", o.N, o.Errno)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	got, err := os.ReadFile(f.Name())
+	if err != nil || !bytes.Equal(got, bytes.Repeat([]byte{199}, 32*512)) {
+		t.Errorf("the file is not what was written last (%v)", err)
+	}
+}
