@@ -39,6 +39,8 @@ func BenchmarkWrite4K(b *testing.B) {
 	b.Run("engine/1", func(b *testing.B) { write4K(b, engine, 0) })
 	b.Run("raw/8", func(b *testing.B) { write4K(b, raw, 4) })
 	b.Run("engine/8", func(b *testing.B) { write4K(b, engine, 4) })
+	b.Run("batch/8", func(b *testing.B) { writeBatches(b, r, &seq, 8) })
+	b.Run("batch/32", func(b *testing.B) { writeBatches(b, r, &seq, 32) })
 	if err := p.Close(); err != nil {
 		b.Fatal(err)
 	}
@@ -83,4 +85,27 @@ func write4K(b *testing.B, write func(p []byte, off int64) error, perCPU int) {
 			}
 		}
 	})
+}
+
+// writeBatches writes n blocks of a batch at a time.
+func writeBatches(b *testing.B, r *Replica, seq *atomic.Uint64, n int) {
+	ts := make([]Transfer, n)
+	p := buf.Get(n * 4096)
+	defer p.Release()
+	b.SetBytes(4096)
+	at := int64(0)
+	for done := 0; done < b.N; done += n {
+		for i := range ts {
+			at++
+			s := seq.Add(1)
+			ts[i] = Transfer{Write: true, Entry: Entry{Epoch: 1, Grant: 1, Seq: s, Committed: s - min(s, 64)},
+				P: p.B[i*4096:][:4096], Off: at * 7919 % (benchBytes / 4096) * 4096}
+		}
+		r.TransferAll(ts)
+		for i := range ts {
+			if ts[i].Err != nil {
+				b.Fatal(ts[i].Err)
+			}
+		}
+	}
 }

@@ -223,13 +223,32 @@ func (m *model) write(rep *modelReplica) {
 	m.next++
 	want, fua := slices.Repeat([]uint64{m.next}, int(n)), m.rng.IntN(9) == 0
 	err := m.change(rep, b, want, func(e Entry) error {
-		return rep.r.WriteAt(e, fill(make([]byte, n*blockSize), m.next), b*blockSize, fua)
+		p := fill(make([]byte, n*blockSize), m.next)
+		if !fua && m.next%2 == 0 {
+			return writeInParts(rep.r, e, p, b*blockSize)
+		}
+		return rep.r.WriteAt(e, p, b*blockSize, fua)
 	})
 	for i := b; fua && err == nil && i < b+n; i++ {
 		rep.blocks[i].since = nil
 	}
 	m.logf("%s: write %d at %d+%d: %v", rep.id, m.next, b, n, err)
 	m.must("write", err)
+}
+
+// writeInParts writes p as a batch of up to five.
+func writeInParts(r *Replica, e Entry, p []byte, off int64) error {
+	var ts []Transfer
+	part := max(len(p)/holdfast.BlockSize/5, 1) * holdfast.BlockSize
+	for at := 0; at < len(p); at += part {
+		ts = append(ts, Transfer{Write: true, Entry: e, P: p[at:min(at+part, len(p))], Off: off + int64(at)})
+	}
+	r.TransferAll(ts)
+	var errs []error
+	for _, x := range ts {
+		errs = append(errs, x.Err)
+	}
+	return errors.Join(errs...)
 }
 
 func (m *model) trim(rep *modelReplica) {

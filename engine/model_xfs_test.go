@@ -165,6 +165,11 @@ func (f *trackFile) CloneRange(from disk.File, off, n int64) error {
 	return f.File.CloneRange(from, off, n)
 }
 
+func (f *trackFile) TransferAll(ts []disk.Transfer) bool {
+	disk.TransferAll(f.File, ts)
+	return true
+}
+
 // TestModelXFS is TestModel on real XFS.
 func TestModelXFS(t *testing.T) {
 	for seed := *modelSeed; seed < *modelSeed+*modelXFS; seed++ {

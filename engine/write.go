@@ -35,11 +35,16 @@ func (r *Replica) ReadAt(p []byte, off int64) error {
 	} else {
 		err = c.live(holdfast.Extent{Offset: off, Length: int64(len(p))}, reader(p, off))
 	}
-	if err != nil {
-		// A sector that cannot be read: the rest of the replica still can.
-		return corrupt("read of replica "+string(r.id), err)
+	return r.readErr(err)
+}
+
+// readErr is the answer for a sector that cannot be read: the rest of the replica
+// still can.
+func (r *Replica) readErr(err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return corrupt("read of replica "+string(r.id), err)
 }
 
 // WriteAt writes p at off, both in whole blocks. On return the write is applied
@@ -81,44 +86,64 @@ type change struct {
 // apply is every kind of write.
 func (r *Replica) apply(e Entry, c change, fua bool) (err error) {
 	defer r.guard("write", &err, debug.SetPanicOnFault(true))
-	off, n := c.off, c.n
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if err := r.check("write", off, n); err != nil {
-		return err
-	}
-	if uint64(e.Grant) < r.floor.Load() {
-		return errorf("write of replica "+string(r.id), holdfast.Fenced, "its grant %d is older than the promised one, %d", e.Grant, r.floor.Load())
-	}
-	m, err := r.room(e.Epoch, &c)
+	m, err := r.admit(e, &c)
 	if err != nil {
 		return err
 	}
-	first, last := regionsOf(off, n)
+	first, last := regionsOf(c.off, c.n)
 	r.intents.enter(first, last)
 	defer r.intents.leave(first, last, &r.flusher.begun)
-	// The order is the promise: tail, intent, data, change map. What a repair
-	// copies is copied again when the process dies under it: see SetProgress.
-	slot := -1
+	slot, err := r.announce(e, &c)
+	if err != nil {
+		return err
+	}
+	done, err := r.put(&c, fua)
+	return r.applied(&c, m, slot, done, err)
+}
+
+// admit refuses a write, with nothing changed, or makes room for it.
+func (r *Replica) admit(e Entry, c *change) (*changeMap, error) {
+	if err := r.check("write", c.off, c.n); err != nil {
+		return nil, err
+	}
+	if uint64(e.Grant) < r.floor.Load() {
+		return nil, errorf("write of replica "+string(r.id), holdfast.Fenced, "its grant %d is older than the promised one, %d", e.Grant, r.floor.Load())
+	}
+	return r.room(e.Epoch, c)
+}
+
+// announce puts a write into the tail, and makes its intents durable. The order
+// is the promise: tail, intent, data, change map. What a repair copies is copied
+// again when the process dies under it: see SetProgress.
+func (r *Replica) announce(e Entry, c *change) (slot int, err error) {
+	slot = -1
 	if e.Copied {
 		r.tail.trim(e.Grant, e.Committed)
 	} else {
-		slot = r.tail.add(e, off, n)
+		slot = r.tail.add(e, c.off, c.n)
 	}
+	first, last := regionsOf(c.off, c.n)
 	if err := r.intents.ensure(first, last); err != nil {
-		return r.fail("write intents", err)
+		return slot, r.fail("write intents", err)
 	}
-	if done, err := r.put(&c, fua); err != nil {
+	return slot, nil
+}
+
+// applied ends a write whose data is there, or is not: done and err are put's.
+func (r *Replica) applied(c *change, m *changeMap, slot, done int, err error) error {
+	if err != nil {
 		err = r.failUnlessFull("write", err)
 		if done == 0 && r.failed.Load() == nil {
 			r.tail.remove(slot)
 		} else {
-			m.set(off, n)
+			m.set(c.off, c.n)
 		}
 		r.pool.space.forget()
 		return err
 	}
-	m.set(off, n)
+	m.set(c.off, c.n)
 	return nil
 }
 
