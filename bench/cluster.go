@@ -131,6 +131,15 @@ func (c *cluster) startNode(i int) error {
 	return nil
 }
 
+// pids are the daemons' process ids.
+func (c *cluster) pids() []int {
+	var out []int
+	for _, p := range c.procs {
+		out = append(out, p.cmd.Process.Pid)
+	}
+	return out
+}
+
 func (p *process) ended() bool {
 	select {
 	case <-p.done:

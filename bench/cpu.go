@@ -13,28 +13,38 @@ import (
 // tick is the unit of CPU time in /proc: USER_HZ, 100 on all of Linux.
 const tick = 10 * time.Millisecond
 
-// cpu is CPU time used so far.
+// cpu is CPU time used so far, user and system.
 type cpu struct {
-	daemons time.Duration // user and system time of the daemons
-	// machine is everything that was not idle: fio, the kernel's threads for
-	// loop devices, and whatever else runs on the machine.
+	daemons time.Duration
+	// kernel is that of the kernel's threads: those of loop devices, and those
+	// that take over what is too much for interrupts.
+	kernel time.Duration
+	// machine is everything that was not idle, whoever caused it.
 	machine time.Duration
 }
 
-func readCPU(procs []*process) (cpu, error) {
+// readCPU reads the counters; pids are the daemons.
+func readCPU(pids []int) (cpu, error) {
 	var c cpu
-	for _, p := range procs {
-		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	for _, pid := range pids {
+		s, err := readStat(pid)
 		if err != nil {
 			return c, holdfast.Wrap("read CPU time of a daemon", err)
 		}
-		// The second field is the name in parentheses, which may have spaces.
-		_, rest, _ := strings.Cut(string(raw), ") ")
-		f := strings.Fields(rest)
-		if len(f) < 13 {
-			return c, holdfast.E("read CPU time of a daemon", holdfast.Other, "/proc shows too little")
+		c.daemons += s.used
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return c, holdfast.Wrap("read CPU time", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
 		}
-		c.daemons += ticks(f[11]) + ticks(f[12])
+		if s, err := readStat(pid); err == nil && s.parent == kthreadd { // else it has just ended
+			c.kernel += s.used
+		}
 	}
 	raw, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -48,6 +58,30 @@ func readCPU(procs []*process) (cpu, error) {
 		}
 	}
 	return c, nil
+}
+
+// kthreadd is the process id of the parent of all threads of the kernel.
+const kthreadd = 2
+
+// stat is what is used of /proc/PID/stat.
+type stat struct {
+	parent int
+	used   time.Duration
+}
+
+func readStat(pid int) (stat, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return stat{}, err
+	}
+	// The second field is the name in parentheses, which may have spaces.
+	i := strings.LastIndex(string(raw), ") ")
+	f := strings.Fields(string(raw)[i+1:])
+	if i < 0 || len(f) < 13 {
+		return stat{}, holdfast.E("read /proc/PID/stat", holdfast.Other, "it shows too little")
+	}
+	parent, err := strconv.Atoi(f[1])
+	return stat{parent: parent, used: ticks(f[11]) + ticks(f[12])}, err
 }
 
 func ticks(s string) time.Duration {

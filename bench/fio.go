@@ -162,7 +162,7 @@ func (b *bench) data(ctx context.Context, targets []target) error {
 func (b *bench) sample(ctx context.Context, t target, l load) (sample, error) {
 	endHook := b.hook(t, l)
 	defer endHook()
-	before, err := readCPU(b.cluster.procs)
+	before, err := readCPU(b.cluster.pids())
 	if err != nil {
 		return sample{}, err
 	}
@@ -174,9 +174,10 @@ func (b *bench) sample(ctx context.Context, t target, l load) (sample, error) {
 	if err != nil {
 		return s, err
 	}
-	after, err := readCPU(b.cluster.procs)
+	after, err := readCPU(b.cluster.pids())
 	if s.ops > 0 {
 		s.DaemonsCPU = (after.daemons - before.daemons).Seconds() * 1e6 / s.ops
+		s.AllCPU = s.DaemonsCPU + (s.fioCPU+after.kernel-before.kernel).Seconds()*1e6/s.ops
 		s.MachineCPU = (after.machine - before.machine).Seconds() * 1e6 / s.ops
 	}
 	return s, err
@@ -208,6 +209,9 @@ type fioOutput struct {
 		Error             int
 		Read, Write, Sync fioDirection
 		Mixed             fioDirection
+		UserCPU           float64 `json:"usr_cpu"` // in percent of its time
+		SystemCPU         float64 `json:"sys_cpu"`
+		Runtime           float64 `json:"job_runtime"` // in milliseconds
 	}
 }
 
@@ -262,7 +266,8 @@ func fio(ctx context.Context, path string, l load, runtime time.Duration) (sampl
 	if d.TotalIOs == 0 {
 		d = j.Read
 	}
-	s := sample{IOPS: d.IOPS, MBps: d.BW / 1e6, P50: d.Clat.micros("50.000000"), P99: d.Clat.micros("99.000000"), ops: d.TotalIOs}
+	s := sample{IOPS: d.IOPS, MBps: d.BW / 1e6, P50: d.Clat.micros("50.000000"), P99: d.Clat.micros("99.000000"), ops: d.TotalIOs,
+		fioCPU: time.Duration((j.UserCPU + j.SystemCPU) / 100 * j.Runtime * float64(time.Millisecond))}
 	if l.fsync { // the write and its sync, one after the other
 		s.P50 += j.Sync.Lat.micros("50.000000")
 		s.P99 += j.Sync.Lat.micros("99.000000")

@@ -25,8 +25,10 @@ type sample struct {
 	P50        float64 `json:"p50us"`
 	P99        float64 `json:"p99us"`
 	DaemonsCPU float64 `json:"daemonsCPU"`
+	AllCPU     float64 `json:"allCPU"` // daemons, fio and the kernel's threads
 	MachineCPU float64 `json:"machineCPU"`
 	ops        float64
+	fioCPU     time.Duration
 }
 
 // series are all measurements of one load on one target.
@@ -94,7 +96,7 @@ func (r *results) add(t target, l load, s sample) {
 	found.Median = sample{
 		IOPS: found.median(func(s sample) float64 { return s.IOPS }), MBps: found.median(func(s sample) float64 { return s.MBps }),
 		P50: found.median(func(s sample) float64 { return s.P50 }), P99: found.median(func(s sample) float64 { return s.P99 }),
-		DaemonsCPU: found.median(func(s sample) float64 { return s.DaemonsCPU }), MachineCPU: found.median(func(s sample) float64 { return s.MachineCPU }),
+		DaemonsCPU: found.median(func(s sample) float64 { return s.DaemonsCPU }), AllCPU: found.median(func(s sample) float64 { return s.AllCPU }), MachineCPU: found.median(func(s sample) float64 { return s.MachineCPU }),
 	}
 	raw := r.find("raw", l.name)
 	if raw == nil || len(raw.Samples) != len(found.Samples) {
