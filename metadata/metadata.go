@@ -1,5 +1,5 @@
 // Package metadata keeps the cluster's records: one key per volume, nodes and
-// their leases, tombstones, and who leads. There are two stores, etcd (embedded
+// their leases, tombstones, schedules, and who leads. There are two stores, etcd (embedded
 // or external) and memory, and one contract suite that both pass.
 //
 // It promises linearizable reads, compare-and-swap by revision, and watches that
@@ -127,6 +127,19 @@ type Groups interface {
 	DropGroup(ctx context.Context, g holdfast.Group) error
 }
 
+// Schedules are the schedules of snapshots.
+type Schedules interface {
+	// PutSchedule stores a schedule if x.Revision is the stored one (0: none yet):
+	// Busy otherwise, with what is stored now.
+	PutSchedule(ctx context.Context, x holdfast.Schedule) (holdfast.Schedule, error)
+	// Schedule reads one by name. Errors: NotFound.
+	Schedule(ctx context.Context, name string) (holdfast.Schedule, error)
+	// Schedules reads all, ordered by name.
+	Schedules(ctx context.Context) ([]holdfast.Schedule, error)
+	// DropSchedule forgets one; one that is not there is fine.
+	DropSchedule(ctx context.Context, name string) error
+}
+
 // Leader elects one controller.
 type Leader interface {
 	// Campaign waits, also for a store that does not answer, until this
@@ -145,6 +158,7 @@ type Store interface {
 	Tombstones
 	Claims
 	Groups
+	Schedules
 	Leader
 	// Cluster is the cluster's identity, made by the first caller.
 	Cluster(ctx context.Context) (holdfast.ClusterID, error)

@@ -60,6 +60,12 @@ func (s *Service) CreateSnapshot(ctx context.Context, q SnapshotRequest) (holdfa
 	return rec, *rec.Snapshot(ref.Snapshot), nil
 }
 
+// WantSnapshot is CreateSnapshot that does not wait for it.
+func (s *Service) WantSnapshot(ctx context.Context, q SnapshotRequest) (holdfast.Record, SnapshotRef, error) {
+	rec, ref, err := s.wantSnapshot(ctx, q)
+	return rec, ref, holdfast.Wrap("create snapshot "+q.Name, err)
+}
+
 // waitReady waits until every in-sync replica has a snapshot that is put down.
 func (s *Service) waitReady(ctx context.Context, ref SnapshotRef) (holdfast.Record, error) {
 	return s.waitRecord(ctx, ref.Volume, func(r *holdfast.Record) (bool, error) {

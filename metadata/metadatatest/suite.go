@@ -58,6 +58,7 @@ func Run(t *testing.T, open func(t *testing.T) *Harness) {
 		{"Claims", testClaims},
 		{"ClaimRace", testClaimRace},
 		{"Groups", testGroups},
+		{"Schedules", testSchedules},
 		{"Nodes", testNodes},
 		{"Join", testJoin},
 		{"JoinAgain", testJoinAgain},

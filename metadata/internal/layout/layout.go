@@ -10,6 +10,8 @@
 //	alive/<id>          the instance that holds the node's lease, plain text; leased
 //	tombstones/<id>     holdfast.Tombstone by replica id, version 1
 //	groups/<escaped>    holdfast.Group, a group snapshot by its name, version 1
+//	claims/<escaped>    the owner of a snapshot's name, plain text
+//	schedules/<escaped> holdfast.Schedule by name, version 1
 //	leader              the leading controller's name, plain text; leased
 //	cluster             {"version":1,"id":"…"}
 //
@@ -45,6 +47,7 @@ const (
 	Alive      = "alive/"
 	Tombstones = "tombstones/"
 	Claims     = "claims/"
+	Schedules  = "schedules/"
 	LeaderKey  = "leader"
 	ClusterKey = "cluster"
 )
@@ -72,6 +75,9 @@ func TombstoneKey(id holdfast.ReplicaID) string { return Tombstones + url.PathEs
 
 // ClaimKey is where the owner of a claimed name is.
 func ClaimKey(name string) string { return Claims + url.PathEscape(name) }
+
+// ScheduleKey is where a schedule is.
+func ScheduleKey(name string) string { return Schedules + url.PathEscape(name) }
 
 // ID is the last, unescaped part of a key in a folder; the part as it stands
 // when it is not escaped properly.
@@ -144,6 +150,32 @@ func DecodeNode(key string, value []byte, revision int64) (holdfast.Node, error)
 	}
 	n.Revision = revision
 	return n, nil
+}
+
+// EncodeSchedule checks a schedule that is about to be stored and gives its JSON.
+// The error is of kind Invalid.
+func EncodeSchedule(x holdfast.Schedule) ([]byte, error) {
+	op := "encode schedule " + x.Name
+	if err := x.Validate(); err != nil {
+		return nil, holdfast.WrapKind(op, holdfast.Invalid, err)
+	}
+	return encode(op, x)
+}
+
+// DecodeSchedule reads a stored schedule. The error is of kind Corrupt.
+func DecodeSchedule(key string, value []byte, revision int64) (holdfast.Schedule, error) {
+	var x holdfast.Schedule
+	if err := decode(key, value, &x, holdfast.ScheduleVersion); err != nil {
+		return holdfast.Schedule{}, err
+	}
+	if err := x.Validate(); err != nil {
+		return holdfast.Schedule{}, holdfast.WrapKind("decode "+key, holdfast.Corrupt, err)
+	}
+	if ScheduleKey(x.Name) != key {
+		return holdfast.Schedule{}, corrupt(key, fmt.Sprintf("it holds schedule %q", x.Name))
+	}
+	x.Revision = revision
+	return x, nil
 }
 
 type storedTombstone struct {
