@@ -69,6 +69,8 @@ func (s *Server) findings(ctx context.Context, leader string) []*holdfastv1.Prob
 	for _, f := range fs {
 		subject := "volume " + f.GetVolume()
 		switch {
+		case f.GetVolume() == "" && f.GetNode() == "":
+			subject = "cluster"
 		case f.GetVolume() == "":
 			subject = "node " + f.GetNode()
 		case f.GetNode() != "":

@@ -62,7 +62,8 @@ type Config struct {
 	Store     metadata.Store
 	Lifecycle Lifecycle
 	Snapshots Snapshots
-	Groups    Groups // may be left out: then there are no group snapshots
+	Groups    Groups    // may be left out: then there are no group snapshots
+	Schedules Schedules // nil: nobody carries them out, and the service is not there
 	Admin     NodeAdmin
 	Nodes     NodeClients
 	Findings  Findings // may be left out
@@ -82,6 +83,7 @@ type Server struct {
 	holdfastv1.UnimplementedVolumeServiceServer
 	holdfastv1.UnimplementedSnapshotServiceServer
 	holdfastv1.UnimplementedGroupSnapshotServiceServer
+	holdfastv1.UnimplementedScheduleServiceServer
 	holdfastv1.UnimplementedClusterServiceServer
 }
 
@@ -105,6 +107,9 @@ func (s *Server) register(g *grpc.Server) {
 	holdfastv1.RegisterSnapshotServiceServer(g, s)
 	if s.cfg.Groups != nil {
 		holdfastv1.RegisterGroupSnapshotServiceServer(g, s)
+	}
+	if s.cfg.Schedules != nil {
+		holdfastv1.RegisterScheduleServiceServer(g, s)
 	}
 	holdfastv1.RegisterClusterServiceServer(g, s)
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
@@ -201,6 +206,9 @@ func gateway(ctx context.Context, conn *grpc.ClientConn) (http.Handler, error) {
 	}
 	if err := holdfastv1.RegisterGroupSnapshotServiceHandler(ctx, mux, conn); err != nil {
 		return nil, holdfast.Wrap("register group snapshot service", err)
+	}
+	if err := holdfastv1.RegisterScheduleServiceHandler(ctx, mux, conn); err != nil {
+		return nil, holdfast.Wrap("register schedule service", err)
 	}
 	if err := holdfastv1.RegisterClusterServiceHandler(ctx, mux, conn); err != nil {
 		return nil, holdfast.Wrap("register cluster service", err)

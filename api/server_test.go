@@ -139,7 +139,7 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(admin.Close)
-	srv, err := api.New(api.Config{Self: "n1", Release: "test", Store: c.store, Lifecycle: lifecycle{c.store}, Snapshots: admin, Groups: c.groups, Admin: admin, Nodes: c, Findings: found{}, RPC: cfg, NodeTimeout: 300 * time.Millisecond})
+	srv, err := api.New(api.Config{Self: "n1", Release: "test", Store: c.store, Lifecycle: lifecycle{c.store}, Snapshots: admin, Groups: c.groups, Schedules: newSchedules(t, c.store, admin), Admin: admin, Nodes: c, Findings: found{}, RPC: cfg, NodeTimeout: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -75,7 +76,7 @@ func unknownSnapshot(op string, err error) error {
 // CreateSnapshot implements the service; see api.proto.
 func (s *Server) CreateSnapshot(ctx context.Context, q *holdfastv1.CreateSnapshotRequest) (*holdfastv1.Snapshot, error) {
 	op := "create snapshot " + q.GetName()
-	if err := validateLabels(q.GetLabels()); err != nil {
+	if err := validateSnapshotLabels(q.GetLabels()); err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
 	if err := s.known(ctx, op, q.GetVolume()); err != nil {
@@ -86,6 +87,16 @@ func (s *Server) CreateSnapshot(ctx context.Context, q *holdfastv1.CreateSnapsho
 		return nil, err
 	}
 	return s.showSnapshot(ctx, rec, x)
+}
+
+// validateSnapshotLabels refuses labels by which Holdfast knows its own snapshots.
+func validateSnapshotLabels(ls map[string]string) error {
+	for k := range ls {
+		if strings.HasPrefix(k, holdfast.DriverName+"/") {
+			return holdfast.E("validate labels", holdfast.Invalid, fmt.Sprintf("labels that begin with %s/ are Holdfast's own; choose another key than %q", holdfast.DriverName, k))
+		}
+	}
+	return validateLabels(ls)
 }
 
 // ListSnapshots implements the service; see api.proto.

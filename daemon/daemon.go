@@ -31,6 +31,7 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/csi"
 	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/controller/reconcile"
+	"github.com/holdfast-storage/holdfast/controller/schedule"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/metrics"
 	"github.com/holdfast-storage/holdfast/node"
@@ -117,15 +118,16 @@ func stoppedOr(ctx context.Context, err error) error {
 
 // daemon is the parts while they run.
 type daemon struct {
-	cfg     Config
-	o       Options
-	log     *slog.Logger
-	recs    records
-	clients *nodeClients
-	life    *lifecycle.Service
-	found   *controllerService
-	measure *metrics.Exporter
-	node    atomic.Pointer[node.Node] // once it answers
+	cfg       Config
+	o         Options
+	log       *slog.Logger
+	recs      records
+	clients   *nodeClients
+	life      *lifecycle.Service
+	schedules *schedule.Service
+	found     *controllerService
+	measure   *metrics.Exporter
+	node      atomic.Pointer[node.Node] // once it answers
 }
 
 // measures takes stock of the node, once it answers.
@@ -147,8 +149,11 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	defer d.life.Close()
+	if d.schedules, err = schedule.New(schedule.Config{Store: d.recs, Snapshots: d.life, Log: d.log}); err != nil {
+		return err
+	}
 	rc, err := reconcile.New(reconcile.Config{
-		Store: d.recs, Lifecycle: d.life, Nodes: d.clients, Candidate: d.cfg.Node, Log: d.log,
+		Schedules: d.schedules, Store: d.recs, Lifecycle: d.life, Nodes: d.clients, Candidate: d.cfg.Node, Log: d.log,
 		Policy: d.cfg.Placement.policy(), Limits: d.cfg.limits(),
 	})
 	if err != nil {
@@ -253,8 +258,9 @@ func lockState(dir string) (unlock func(), err error) {
 func (d *daemon) serveAPI(ctx context.Context) error {
 	srv, err := api.New(api.Config{
 		Self: holdfast.NodeID(d.cfg.Node), Release: d.o.Release, Store: d.recs, Lifecycle: d.life, Snapshots: d.life, Groups: d.life, Admin: d.life, Nodes: d.clients, RPC: d.o.RPC, Log: d.log,
-		Handlers: map[string]http.Handler{"GET /metrics": d.measure.Handler()},
-		Findings: leadersFindings{self: d.cfg.Node, own: d.found, clients: d.clients},
+		Handlers:  map[string]http.Handler{"GET /metrics": d.measure.Handler()},
+		Findings:  leadersFindings{self: d.cfg.Node, own: d.found, clients: d.clients},
+		Schedules: d.schedules,
 	})
 	if err != nil {
 		return err

@@ -68,7 +68,7 @@ func (c *cli) root() *cobra.Command {
 	pf.StringVarP(&c.format, "output", "o", "table", "table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return c.checkFlags() }
-	root.AddCommand(c.statusCommand(), c.volumeCommand(), c.snapshotCommand(), c.groupCommand(), c.nodeCommand(), c.poolCommand(), c.mesosCommand(), c.demoCommand(), c.versionCommand())
+	root.AddCommand(c.statusCommand(), c.volumeCommand(), c.snapshotCommand(), c.groupCommand(), c.scheduleCommand(), c.nodeCommand(), c.poolCommand(), c.mesosCommand(), c.demoCommand(), c.versionCommand())
 	return root
 }
 

@@ -1,7 +1,7 @@
 // Package reconcile is the controller's background work, done by one leader:
 // replacing replicas of nodes that do not return, moving them off draining nodes,
 // dropping surplus ones, finishing half-done creations and deletions, having
-// tombstones carried out, and verifying what nodes store.
+// tombstones and schedules of snapshots carried out, and verifying what nodes store.
 //
 // It promises that each duty is a pure planner over a View with an executor that
 // changes records by compare-and-swap only, so that a leader that dies at any
@@ -36,6 +36,7 @@ type Config struct {
 	Candidate string // this process' name in the election
 	Policy    placement.Policy
 	Limits    Limits
+	Schedules Schedules // may be left out
 	Log       *slog.Logger
 	Now       func() time.Time
 
@@ -209,6 +210,7 @@ func (r *Reconciler) Pass(ctx context.Context) error {
 		r.found = r.verify(ctx)
 	}
 	problems = append(problems, r.found...)
+	problems = append(problems, r.carryOutSchedules(ctx)...)
 	slices.SortFunc(problems, func(a, b Problem) int { return compareText(a.String(), b.String()) })
 	r.setProblems(slices.Compact(problems))
 	return holdfast.Wrap("reconcile", ctx.Err())

@@ -70,7 +70,7 @@ func (l Limits) withDefaults() Limits {
 
 // Problem is something that reconcile cannot mend, for people to read.
 type Problem struct {
-	Volume string // name; "" when it is about a node
+	Volume string // name; "" when it is about a node, or none
 	Node   holdfast.NodeID
 	Text   string
 	Remedy string // what a person can do
@@ -78,6 +78,8 @@ type Problem struct {
 
 func (p Problem) String() string {
 	switch {
+	case p.Volume == "" && p.Node == "":
+		return p.Text
 	case p.Volume == "":
 		return fmt.Sprintf("node %s: %s", p.Node, p.Text)
 	case p.Node == "":

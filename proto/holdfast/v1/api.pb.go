@@ -1904,6 +1904,560 @@ func (x *GroupSnapshot) GetLabels() map[string]string {
 	return nil
 }
 
+type CreateScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // 1 to 64 bytes; its snapshots' names begin with it
+	// When: minute, hour, day of month, month, day of week ("0 3 * * *"), or @hourly,
+	// @daily, @weekly, @monthly; and in which time zone, empty for UTC.
+	Cron string `protobuf:"bytes,2,opt,name=cron,proto3" json:"cron,omitempty"`
+	Zone string `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Of what: one volume, by id or name, or all that have all of these labels.
+	Volume string            `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
+	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// A snapshot is kept while it is one of the newest of its volume, so many, or
+	// younger than so many seconds; the newest one in any case. One has to be given.
+	KeepLast      int32 `protobuf:"varint,6,opt,name=keep_last,json=keepLast,proto3" json:"keep_last,omitempty"`
+	KeepSeconds   int64 `protobuf:"varint,7,opt,name=keep_seconds,json=keepSeconds,proto3" json:"keep_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateScheduleRequest) Reset() {
+	*x = CreateScheduleRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateScheduleRequest) ProtoMessage() {}
+
+func (x *CreateScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateScheduleRequest.ProtoReflect.Descriptor instead.
+func (*CreateScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *CreateScheduleRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateScheduleRequest) GetCron() string {
+	if x != nil {
+		return x.Cron
+	}
+	return ""
+}
+
+func (x *CreateScheduleRequest) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *CreateScheduleRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *CreateScheduleRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *CreateScheduleRequest) GetKeepLast() int32 {
+	if x != nil {
+		return x.KeepLast
+	}
+	return 0
+}
+
+func (x *CreateScheduleRequest) GetKeepSeconds() int64 {
+	if x != nil {
+		return x.KeepSeconds
+	}
+	return 0
+}
+
+type ListSchedulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSchedulesRequest) Reset() {
+	*x = ListSchedulesRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSchedulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSchedulesRequest) ProtoMessage() {}
+
+func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
+func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
+}
+
+type ListSchedulesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedules     []*Schedule            `protobuf:"bytes,1,rep,name=schedules,proto3" json:"schedules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSchedulesResponse) Reset() {
+	*x = ListSchedulesResponse{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSchedulesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSchedulesResponse) ProtoMessage() {}
+
+func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
+func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
+	if x != nil {
+		return x.Schedules
+	}
+	return nil
+}
+
+type GetScheduleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedule      string                 `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetScheduleRequest) Reset() {
+	*x = GetScheduleRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetScheduleRequest) ProtoMessage() {}
+
+func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetScheduleRequest.ProtoReflect.Descriptor instead.
+func (*GetScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *GetScheduleRequest) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+type PauseScheduleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedule      string                 `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseScheduleRequest) Reset() {
+	*x = PauseScheduleRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseScheduleRequest) ProtoMessage() {}
+
+func (x *PauseScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseScheduleRequest.ProtoReflect.Descriptor instead.
+func (*PauseScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PauseScheduleRequest) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+type ResumeScheduleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedule      string                 `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeScheduleRequest) Reset() {
+	*x = ResumeScheduleRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeScheduleRequest) ProtoMessage() {}
+
+func (x *ResumeScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeScheduleRequest.ProtoReflect.Descriptor instead.
+func (*ResumeScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ResumeScheduleRequest) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+type DeleteScheduleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedule      string                 `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteScheduleRequest) Reset() {
+	*x = DeleteScheduleRequest{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteScheduleRequest) ProtoMessage() {}
+
+func (x *DeleteScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteScheduleRequest.ProtoReflect.Descriptor instead.
+func (*DeleteScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *DeleteScheduleRequest) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+type DeleteScheduleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteScheduleResponse) Reset() {
+	*x = DeleteScheduleResponse{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteScheduleResponse) ProtoMessage() {}
+
+func (x *DeleteScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteScheduleResponse.ProtoReflect.Descriptor instead.
+func (*DeleteScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
+}
+
+// Schedule takes snapshots at times.
+type Schedule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cron          string                 `protobuf:"bytes,2,opt,name=cron,proto3" json:"cron,omitempty"`
+	Zone          string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"` // name; empty when it is for labels
+	VolumeId      string                 `protobuf:"bytes,5,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	KeepLast      int32                  `protobuf:"varint,7,opt,name=keep_last,json=keepLast,proto3" json:"keep_last,omitempty"`
+	KeepSeconds   int64                  `protobuf:"varint,8,opt,name=keep_seconds,json=keepSeconds,proto3" json:"keep_seconds,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created,proto3" json:"created,omitempty"`
+	Paused        bool                   `protobuf:"varint,10,opt,name=paused,proto3" json:"paused,omitempty"`
+	LastRun       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_run,json=lastRun,proto3" json:"last_run,omitempty"` // when the newest run that is done was due; unset if none
+	NextRun       *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=next_run,json=nextRun,proto3" json:"next_run,omitempty"` // unset while it is paused
+	Problem       string                 `protobuf:"bytes,13,opt,name=problem,proto3" json:"problem,omitempty"`                // why the run that is due is not done
+	Volumes       int32                  `protobuf:"varint,14,opt,name=volumes,proto3" json:"volumes,omitempty"`               // how many it is for now
+	Kept          int32                  `protobuf:"varint,15,opt,name=kept,proto3" json:"kept,omitempty"`                     // how many of its snapshots there are
+	Snapshots     []*Snapshot            `protobuf:"bytes,16,rep,name=snapshots,proto3" json:"snapshots,omitempty"`            // these, by volume and age; only in GetSchedule
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Schedule) Reset() {
+	*x = Schedule{}
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Schedule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Schedule) ProtoMessage() {}
+
+func (x *Schedule) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
+func (*Schedule) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *Schedule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Schedule) GetCron() string {
+	if x != nil {
+		return x.Cron
+	}
+	return ""
+}
+
+func (x *Schedule) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Schedule) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Schedule) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *Schedule) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Schedule) GetKeepLast() int32 {
+	if x != nil {
+		return x.KeepLast
+	}
+	return 0
+}
+
+func (x *Schedule) GetKeepSeconds() int64 {
+	if x != nil {
+		return x.KeepSeconds
+	}
+	return 0
+}
+
+func (x *Schedule) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Schedule) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *Schedule) GetLastRun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastRun
+	}
+	return nil
+}
+
+func (x *Schedule) GetNextRun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextRun
+	}
+	return nil
+}
+
+func (x *Schedule) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Schedule) GetVolumes() int32 {
+	if x != nil {
+		return x.Volumes
+	}
+	return 0
+}
+
+func (x *Schedule) GetKept() int32 {
+	if x != nil {
+		return x.Kept
+	}
+	return 0
+}
+
+func (x *Schedule) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
 // VolumeOrigin is what a clone was made of.
 type VolumeOrigin struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1916,7 +2470,7 @@ type VolumeOrigin struct {
 
 func (x *VolumeOrigin) Reset() {
 	*x = VolumeOrigin{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +2482,7 @@ func (x *VolumeOrigin) String() string {
 func (*VolumeOrigin) ProtoMessage() {}
 
 func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[32]
+	mi := &file_holdfast_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2495,7 @@ func (x *VolumeOrigin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeOrigin.ProtoReflect.Descriptor instead.
 func (*VolumeOrigin) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *VolumeOrigin) GetVolumeId() string {
@@ -1986,7 +2540,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1998,7 +2552,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[33]
+	mi := &file_holdfast_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2011,7 +2565,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Scrub) GetId() string {
@@ -2129,7 +2683,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2695,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[34]
+	mi := &file_holdfast_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2708,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Volume) GetId() string {
@@ -2302,7 +2856,7 @@ type VolumeEvent struct {
 
 func (x *VolumeEvent) Reset() {
 	*x = VolumeEvent{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2868,7 @@ func (x *VolumeEvent) String() string {
 func (*VolumeEvent) ProtoMessage() {}
 
 func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[35]
+	mi := &file_holdfast_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2881,7 @@ func (x *VolumeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeEvent.ProtoReflect.Descriptor instead.
 func (*VolumeEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *VolumeEvent) GetAt() *timestamppb.Timestamp {
@@ -2373,7 +2927,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2939,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[36]
+	mi := &file_holdfast_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2952,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -2504,7 +3058,7 @@ type Primary struct {
 
 func (x *Primary) Reset() {
 	*x = Primary{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	mi := &file_holdfast_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +3070,7 @@ func (x *Primary) String() string {
 func (*Primary) ProtoMessage() {}
 
 func (x *Primary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[37]
+	mi := &file_holdfast_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +3083,7 @@ func (x *Primary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Primary.ProtoReflect.Descriptor instead.
 func (*Primary) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Primary) GetNode() string {
@@ -2578,7 +3132,7 @@ type VolumeReplica struct {
 
 func (x *VolumeReplica) Reset() {
 	*x = VolumeReplica{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	mi := &file_holdfast_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +3144,7 @@ func (x *VolumeReplica) String() string {
 func (*VolumeReplica) ProtoMessage() {}
 
 func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[38]
+	mi := &file_holdfast_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +3157,7 @@ func (x *VolumeReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReplica.ProtoReflect.Descriptor instead.
 func (*VolumeReplica) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *VolumeReplica) GetId() string {
@@ -2724,7 +3278,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	mi := &file_holdfast_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +3290,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[39]
+	mi := &file_holdfast_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +3303,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Problem) GetSeverity() string {
@@ -2788,7 +3342,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	mi := &file_holdfast_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +3354,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[40]
+	mi := &file_holdfast_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +3367,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 type ListNodesResponse struct {
@@ -2825,7 +3379,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[41]
+	mi := &file_holdfast_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +3391,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[41]
+	mi := &file_holdfast_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +3404,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2869,7 +3423,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[42]
+	mi := &file_holdfast_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2881,7 +3435,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[42]
+	mi := &file_holdfast_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +3448,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -2913,7 +3467,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[43]
+	mi := &file_holdfast_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3479,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[43]
+	mi := &file_holdfast_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3492,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -2957,7 +3511,7 @@ type UndrainNodeRequest struct {
 
 func (x *UndrainNodeRequest) Reset() {
 	*x = UndrainNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[44]
+	mi := &file_holdfast_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3523,7 @@ func (x *UndrainNodeRequest) String() string {
 func (*UndrainNodeRequest) ProtoMessage() {}
 
 func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[44]
+	mi := &file_holdfast_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3536,7 @@ func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UndrainNodeRequest) GetNode() string {
@@ -3001,7 +3555,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[45]
+	mi := &file_holdfast_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3567,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[45]
+	mi := &file_holdfast_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3580,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -3047,7 +3601,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[46]
+	mi := &file_holdfast_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3059,7 +3613,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[46]
+	mi := &file_holdfast_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3072,7 +3626,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ForgetNodeResponse) GetRemoved() int32 {
@@ -3119,7 +3673,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[47]
+	mi := &file_holdfast_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3131,7 +3685,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[47]
+	mi := &file_holdfast_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3144,7 +3698,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Node) GetId() string {
@@ -3247,7 +3801,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[48]
+	mi := &file_holdfast_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3259,7 +3813,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[48]
+	mi := &file_holdfast_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3272,7 +3826,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListPoolsRequest) GetNode() string {
@@ -3291,7 +3845,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[49]
+	mi := &file_holdfast_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3303,7 +3857,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[49]
+	mi := &file_holdfast_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3316,7 +3870,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -3343,7 +3897,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[50]
+	mi := &file_holdfast_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3355,7 +3909,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[50]
+	mi := &file_holdfast_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3368,7 +3922,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Pool) GetId() string {
@@ -3435,7 +3989,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[51]
+	mi := &file_holdfast_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3447,7 +4001,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[51]
+	mi := &file_holdfast_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3460,7 +4014,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 // ClusterStatus is the whole at one glance.
@@ -3488,7 +4042,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[52]
+	mi := &file_holdfast_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3500,7 +4054,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[52]
+	mi := &file_holdfast_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3513,7 +4067,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -3639,7 +4193,7 @@ type VolumeScrub struct {
 
 func (x *VolumeScrub) Reset() {
 	*x = VolumeScrub{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[53]
+	mi := &file_holdfast_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3651,7 +4205,7 @@ func (x *VolumeScrub) String() string {
 func (*VolumeScrub) ProtoMessage() {}
 
 func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[53]
+	mi := &file_holdfast_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3664,7 +4218,7 @@ func (x *VolumeScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeScrub.ProtoReflect.Descriptor instead.
 func (*VolumeScrub) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *VolumeScrub) GetVolume() string {
@@ -3692,7 +4246,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[54]
+	mi := &file_holdfast_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3704,7 +4258,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[54]
+	mi := &file_holdfast_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3717,7 +4271,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Count) GetTotal() int32 {
@@ -3749,7 +4303,7 @@ type Repair struct {
 
 func (x *Repair) Reset() {
 	*x = Repair{}
-	mi := &file_holdfast_v1_api_proto_msgTypes[55]
+	mi := &file_holdfast_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3761,7 +4315,7 @@ func (x *Repair) String() string {
 func (*Repair) ProtoMessage() {}
 
 func (x *Repair) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_api_proto_msgTypes[55]
+	mi := &file_holdfast_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3774,7 +4328,7 @@ func (x *Repair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repair.ProtoReflect.Descriptor instead.
 func (*Repair) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_holdfast_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Repair) GetVolume() string {
@@ -3984,6 +4538,50 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x123\n" +
 	"\tsnapshots\x18\x05 \x03(\v2\x15.holdfast.v1.SnapshotR\tsnapshots\x12>\n" +
 	"\x06labels\x18\x06 \x03(\v2&.holdfast.v1.GroupSnapshot.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xae\x02\n" +
+	"\x15CreateScheduleRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04cron\x18\x02 \x01(\tR\x04cron\x12\x12\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06volume\x18\x04 \x01(\tR\x06volume\x12F\n" +
+	"\x06labels\x18\x05 \x03(\v2..holdfast.v1.CreateScheduleRequest.LabelsEntryR\x06labels\x12\x1b\n" +
+	"\tkeep_last\x18\x06 \x01(\x05R\bkeepLast\x12!\n" +
+	"\fkeep_seconds\x18\a \x01(\x03R\vkeepSeconds\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x16\n" +
+	"\x14ListSchedulesRequest\"L\n" +
+	"\x15ListSchedulesResponse\x123\n" +
+	"\tschedules\x18\x01 \x03(\v2\x15.holdfast.v1.ScheduleR\tschedules\"0\n" +
+	"\x12GetScheduleRequest\x12\x1a\n" +
+	"\bschedule\x18\x01 \x01(\tR\bschedule\"2\n" +
+	"\x14PauseScheduleRequest\x12\x1a\n" +
+	"\bschedule\x18\x01 \x01(\tR\bschedule\"3\n" +
+	"\x15ResumeScheduleRequest\x12\x1a\n" +
+	"\bschedule\x18\x01 \x01(\tR\bschedule\"3\n" +
+	"\x15DeleteScheduleRequest\x12\x1a\n" +
+	"\bschedule\x18\x01 \x01(\tR\bschedule\"\x18\n" +
+	"\x16DeleteScheduleResponse\"\xea\x04\n" +
+	"\bSchedule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04cron\x18\x02 \x01(\tR\x04cron\x12\x12\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tvolume_id\x18\x05 \x01(\tR\bvolumeId\x129\n" +
+	"\x06labels\x18\x06 \x03(\v2!.holdfast.v1.Schedule.LabelsEntryR\x06labels\x12\x1b\n" +
+	"\tkeep_last\x18\a \x01(\x05R\bkeepLast\x12!\n" +
+	"\fkeep_seconds\x18\b \x01(\x03R\vkeepSeconds\x124\n" +
+	"\acreated\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x16\n" +
+	"\x06paused\x18\n" +
+	" \x01(\bR\x06paused\x125\n" +
+	"\blast_run\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\alastRun\x125\n" +
+	"\bnext_run\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\anextRun\x12\x18\n" +
+	"\aproblem\x18\r \x01(\tR\aproblem\x12\x18\n" +
+	"\avolumes\x18\x0e \x01(\x05R\avolumes\x12\x12\n" +
+	"\x04kept\x18\x0f \x01(\x05R\x04kept\x123\n" +
+	"\tsnapshots\x18\x10 \x03(\v2\x15.holdfast.v1.SnapshotR\tsnapshots\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
@@ -4198,7 +4796,14 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x13CreateGroupSnapshot\x12'.holdfast.v1.CreateGroupSnapshotRequest\x1a\x1a.holdfast.v1.GroupSnapshot\"\x1e\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/group-snapshots\x12\x82\x01\n" +
 	"\x12ListGroupSnapshots\x12&.holdfast.v1.ListGroupSnapshotsRequest\x1a'.holdfast.v1.ListGroupSnapshotsResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/group-snapshots\x12y\n" +
 	"\x10GetGroupSnapshot\x12$.holdfast.v1.GetGroupSnapshotRequest\x1a\x1a.holdfast.v1.GroupSnapshot\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/group-snapshots/{group}\x12\x8d\x01\n" +
-	"\x13DeleteGroupSnapshot\x12'.holdfast.v1.DeleteGroupSnapshotRequest\x1a(.holdfast.v1.DeleteGroupSnapshotResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/v1/group-snapshots/{group}2\xa6\x06\n" +
+	"\x13DeleteGroupSnapshot\x12'.holdfast.v1.DeleteGroupSnapshotRequest\x1a(.holdfast.v1.DeleteGroupSnapshotResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/v1/group-snapshots/{group}2\xbc\x05\n" +
+	"\x0fScheduleService\x12e\n" +
+	"\x0eCreateSchedule\x12\".holdfast.v1.CreateScheduleRequest\x1a\x15.holdfast.v1.Schedule\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/schedules\x12m\n" +
+	"\rListSchedules\x12!.holdfast.v1.ListSchedulesRequest\x1a\".holdfast.v1.ListSchedulesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/schedules\x12g\n" +
+	"\vGetSchedule\x12\x1f.holdfast.v1.GetScheduleRequest\x1a\x15.holdfast.v1.Schedule\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/schedules/{schedule}\x12t\n" +
+	"\rPauseSchedule\x12!.holdfast.v1.PauseScheduleRequest\x1a\x15.holdfast.v1.Schedule\")\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/schedules/{schedule}/pause\x12w\n" +
+	"\x0eResumeSchedule\x12\".holdfast.v1.ResumeScheduleRequest\x1a\x15.holdfast.v1.Schedule\"*\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/schedules/{schedule}/resume\x12{\n" +
+	"\x0eDeleteSchedule\x12\".holdfast.v1.DeleteScheduleRequest\x1a#.holdfast.v1.DeleteScheduleResponse\" \x82\xd3\xe4\x93\x02\x1a*\x18/v1/schedules/{schedule}2\xa6\x06\n" +
 	"\x0eClusterService\x12Z\n" +
 	"\tGetStatus\x12\x1d.holdfast.v1.GetStatusRequest\x1a\x1a.holdfast.v1.ClusterStatus\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/status\x12]\n" +
@@ -4223,7 +4828,7 @@ func file_holdfast_v1_api_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_api_proto_rawDescData
 }
 
-var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_holdfast_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_holdfast_v1_api_proto_goTypes = []any{
 	(*Domain)(nil),                      // 0: holdfast.v1.Domain
 	(*CreateVolumeRequest)(nil),         // 1: holdfast.v1.CreateVolumeRequest
@@ -4257,158 +4862,188 @@ var file_holdfast_v1_api_proto_goTypes = []any{
 	(*DeleteGroupSnapshotRequest)(nil),  // 29: holdfast.v1.DeleteGroupSnapshotRequest
 	(*DeleteGroupSnapshotResponse)(nil), // 30: holdfast.v1.DeleteGroupSnapshotResponse
 	(*GroupSnapshot)(nil),               // 31: holdfast.v1.GroupSnapshot
-	(*VolumeOrigin)(nil),                // 32: holdfast.v1.VolumeOrigin
-	(*Scrub)(nil),                       // 33: holdfast.v1.Scrub
-	(*Volume)(nil),                      // 34: holdfast.v1.Volume
-	(*VolumeEvent)(nil),                 // 35: holdfast.v1.VolumeEvent
-	(*VolumeSpec)(nil),                  // 36: holdfast.v1.VolumeSpec
-	(*Primary)(nil),                     // 37: holdfast.v1.Primary
-	(*VolumeReplica)(nil),               // 38: holdfast.v1.VolumeReplica
-	(*Problem)(nil),                     // 39: holdfast.v1.Problem
-	(*ListNodesRequest)(nil),            // 40: holdfast.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),           // 41: holdfast.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),              // 42: holdfast.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),            // 43: holdfast.v1.DrainNodeRequest
-	(*UndrainNodeRequest)(nil),          // 44: holdfast.v1.UndrainNodeRequest
-	(*ForgetNodeRequest)(nil),           // 45: holdfast.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),          // 46: holdfast.v1.ForgetNodeResponse
-	(*Node)(nil),                        // 47: holdfast.v1.Node
-	(*ListPoolsRequest)(nil),            // 48: holdfast.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),           // 49: holdfast.v1.ListPoolsResponse
-	(*Pool)(nil),                        // 50: holdfast.v1.Pool
-	(*GetStatusRequest)(nil),            // 51: holdfast.v1.GetStatusRequest
-	(*ClusterStatus)(nil),               // 52: holdfast.v1.ClusterStatus
-	(*VolumeScrub)(nil),                 // 53: holdfast.v1.VolumeScrub
-	(*Count)(nil),                       // 54: holdfast.v1.Count
-	(*Repair)(nil),                      // 55: holdfast.v1.Repair
-	nil,                                 // 56: holdfast.v1.CreateVolumeRequest.LabelsEntry
-	nil,                                 // 57: holdfast.v1.ListVolumesRequest.LabelsEntry
-	nil,                                 // 58: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	nil,                                 // 59: holdfast.v1.CreateSnapshotRequest.LabelsEntry
-	nil,                                 // 60: holdfast.v1.ListSnapshotsRequest.LabelsEntry
-	nil,                                 // 61: holdfast.v1.Snapshot.LabelsEntry
-	nil,                                 // 62: holdfast.v1.CreateGroupSnapshotRequest.LabelsEntry
-	nil,                                 // 63: holdfast.v1.ListGroupSnapshotsRequest.LabelsEntry
-	nil,                                 // 64: holdfast.v1.GroupSnapshot.LabelsEntry
-	nil,                                 // 65: holdfast.v1.VolumeSpec.LabelsEntry
-	nil,                                 // 66: holdfast.v1.VolumeSpec.ParametersEntry
-	(*ByteRange)(nil),                   // 67: holdfast.v1.ByteRange
-	(*timestamppb.Timestamp)(nil),       // 68: google.protobuf.Timestamp
-	(*PrimaryStatus)(nil),               // 69: holdfast.v1.PrimaryStatus
-	(*Wait)(nil),                        // 70: holdfast.v1.Wait
-	(*CheckPoolRequest)(nil),            // 71: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),           // 72: holdfast.v1.CheckPoolResponse
+	(*CreateScheduleRequest)(nil),       // 32: holdfast.v1.CreateScheduleRequest
+	(*ListSchedulesRequest)(nil),        // 33: holdfast.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),       // 34: holdfast.v1.ListSchedulesResponse
+	(*GetScheduleRequest)(nil),          // 35: holdfast.v1.GetScheduleRequest
+	(*PauseScheduleRequest)(nil),        // 36: holdfast.v1.PauseScheduleRequest
+	(*ResumeScheduleRequest)(nil),       // 37: holdfast.v1.ResumeScheduleRequest
+	(*DeleteScheduleRequest)(nil),       // 38: holdfast.v1.DeleteScheduleRequest
+	(*DeleteScheduleResponse)(nil),      // 39: holdfast.v1.DeleteScheduleResponse
+	(*Schedule)(nil),                    // 40: holdfast.v1.Schedule
+	(*VolumeOrigin)(nil),                // 41: holdfast.v1.VolumeOrigin
+	(*Scrub)(nil),                       // 42: holdfast.v1.Scrub
+	(*Volume)(nil),                      // 43: holdfast.v1.Volume
+	(*VolumeEvent)(nil),                 // 44: holdfast.v1.VolumeEvent
+	(*VolumeSpec)(nil),                  // 45: holdfast.v1.VolumeSpec
+	(*Primary)(nil),                     // 46: holdfast.v1.Primary
+	(*VolumeReplica)(nil),               // 47: holdfast.v1.VolumeReplica
+	(*Problem)(nil),                     // 48: holdfast.v1.Problem
+	(*ListNodesRequest)(nil),            // 49: holdfast.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 50: holdfast.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),              // 51: holdfast.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),            // 52: holdfast.v1.DrainNodeRequest
+	(*UndrainNodeRequest)(nil),          // 53: holdfast.v1.UndrainNodeRequest
+	(*ForgetNodeRequest)(nil),           // 54: holdfast.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),          // 55: holdfast.v1.ForgetNodeResponse
+	(*Node)(nil),                        // 56: holdfast.v1.Node
+	(*ListPoolsRequest)(nil),            // 57: holdfast.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),           // 58: holdfast.v1.ListPoolsResponse
+	(*Pool)(nil),                        // 59: holdfast.v1.Pool
+	(*GetStatusRequest)(nil),            // 60: holdfast.v1.GetStatusRequest
+	(*ClusterStatus)(nil),               // 61: holdfast.v1.ClusterStatus
+	(*VolumeScrub)(nil),                 // 62: holdfast.v1.VolumeScrub
+	(*Count)(nil),                       // 63: holdfast.v1.Count
+	(*Repair)(nil),                      // 64: holdfast.v1.Repair
+	nil,                                 // 65: holdfast.v1.CreateVolumeRequest.LabelsEntry
+	nil,                                 // 66: holdfast.v1.ListVolumesRequest.LabelsEntry
+	nil,                                 // 67: holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	nil,                                 // 68: holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                                 // 69: holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	nil,                                 // 70: holdfast.v1.Snapshot.LabelsEntry
+	nil,                                 // 71: holdfast.v1.CreateGroupSnapshotRequest.LabelsEntry
+	nil,                                 // 72: holdfast.v1.ListGroupSnapshotsRequest.LabelsEntry
+	nil,                                 // 73: holdfast.v1.GroupSnapshot.LabelsEntry
+	nil,                                 // 74: holdfast.v1.CreateScheduleRequest.LabelsEntry
+	nil,                                 // 75: holdfast.v1.Schedule.LabelsEntry
+	nil,                                 // 76: holdfast.v1.VolumeSpec.LabelsEntry
+	nil,                                 // 77: holdfast.v1.VolumeSpec.ParametersEntry
+	(*ByteRange)(nil),                   // 78: holdfast.v1.ByteRange
+	(*timestamppb.Timestamp)(nil),       // 79: google.protobuf.Timestamp
+	(*PrimaryStatus)(nil),               // 80: holdfast.v1.PrimaryStatus
+	(*Wait)(nil),                        // 81: holdfast.v1.Wait
+	(*CheckPoolRequest)(nil),            // 82: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),           // 83: holdfast.v1.CheckPoolResponse
 }
 var file_holdfast_v1_api_proto_depIdxs = []int32{
-	56, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
+	65, // 0: holdfast.v1.CreateVolumeRequest.labels:type_name -> holdfast.v1.CreateVolumeRequest.LabelsEntry
 	2,  // 1: holdfast.v1.CreateVolumeRequest.limits:type_name -> holdfast.v1.Limits
-	57, // 2: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
-	34, // 3: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
-	34, // 4: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
-	58, // 5: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
-	59, // 6: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
-	60, // 7: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
+	66, // 2: holdfast.v1.ListVolumesRequest.labels:type_name -> holdfast.v1.ListVolumesRequest.LabelsEntry
+	43, // 3: holdfast.v1.ListVolumesResponse.volumes:type_name -> holdfast.v1.Volume
+	43, // 4: holdfast.v1.AttachVolumeResponse.volume:type_name -> holdfast.v1.Volume
+	67, // 5: holdfast.v1.UpdateVolumeLabelsRequest.set:type_name -> holdfast.v1.UpdateVolumeLabelsRequest.SetEntry
+	68, // 6: holdfast.v1.CreateSnapshotRequest.labels:type_name -> holdfast.v1.CreateSnapshotRequest.LabelsEntry
+	69, // 7: holdfast.v1.ListSnapshotsRequest.labels:type_name -> holdfast.v1.ListSnapshotsRequest.LabelsEntry
 	24, // 8: holdfast.v1.ListSnapshotsResponse.snapshots:type_name -> holdfast.v1.Snapshot
-	67, // 9: holdfast.v1.SnapshotRanges.ranges:type_name -> holdfast.v1.ByteRange
-	68, // 10: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	61, // 11: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
-	62, // 12: holdfast.v1.CreateGroupSnapshotRequest.labels:type_name -> holdfast.v1.CreateGroupSnapshotRequest.LabelsEntry
-	63, // 13: holdfast.v1.ListGroupSnapshotsRequest.labels:type_name -> holdfast.v1.ListGroupSnapshotsRequest.LabelsEntry
+	78, // 9: holdfast.v1.SnapshotRanges.ranges:type_name -> holdfast.v1.ByteRange
+	79, // 10: holdfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	70, // 11: holdfast.v1.Snapshot.labels:type_name -> holdfast.v1.Snapshot.LabelsEntry
+	71, // 12: holdfast.v1.CreateGroupSnapshotRequest.labels:type_name -> holdfast.v1.CreateGroupSnapshotRequest.LabelsEntry
+	72, // 13: holdfast.v1.ListGroupSnapshotsRequest.labels:type_name -> holdfast.v1.ListGroupSnapshotsRequest.LabelsEntry
 	31, // 14: holdfast.v1.ListGroupSnapshotsResponse.groups:type_name -> holdfast.v1.GroupSnapshot
-	68, // 15: holdfast.v1.GroupSnapshot.created:type_name -> google.protobuf.Timestamp
+	79, // 15: holdfast.v1.GroupSnapshot.created:type_name -> google.protobuf.Timestamp
 	24, // 16: holdfast.v1.GroupSnapshot.snapshots:type_name -> holdfast.v1.Snapshot
-	64, // 17: holdfast.v1.GroupSnapshot.labels:type_name -> holdfast.v1.GroupSnapshot.LabelsEntry
-	68, // 18: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
-	68, // 19: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
-	68, // 20: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	36, // 21: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
-	37, // 22: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
-	38, // 23: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
-	69, // 24: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
-	39, // 25: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
-	33, // 26: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
-	70, // 27: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
-	35, // 28: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
-	32, // 29: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
-	68, // 30: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
-	65, // 31: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
-	66, // 32: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
-	2,  // 33: holdfast.v1.VolumeSpec.limits:type_name -> holdfast.v1.Limits
-	47, // 34: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
-	0,  // 35: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
-	68, // 36: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
-	50, // 37: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
-	68, // 38: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
-	50, // 39: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
-	39, // 40: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
-	54, // 41: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
-	54, // 42: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
-	54, // 43: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
-	55, // 44: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
-	70, // 45: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
-	53, // 46: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
-	33, // 47: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
-	1,  // 48: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
-	3,  // 49: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
-	5,  // 50: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
-	6,  // 51: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
-	7,  // 52: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
-	9,  // 53: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
-	10, // 54: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
-	12, // 55: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
-	13, // 56: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
-	14, // 57: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
-	15, // 58: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
-	16, // 59: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
-	18, // 60: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
-	19, // 61: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
-	21, // 62: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
-	22, // 63: holdfast.v1.SnapshotService.ListSnapshotRanges:input_type -> holdfast.v1.ListSnapshotRangesRequest
-	25, // 64: holdfast.v1.GroupSnapshotService.CreateGroupSnapshot:input_type -> holdfast.v1.CreateGroupSnapshotRequest
-	26, // 65: holdfast.v1.GroupSnapshotService.ListGroupSnapshots:input_type -> holdfast.v1.ListGroupSnapshotsRequest
-	28, // 66: holdfast.v1.GroupSnapshotService.GetGroupSnapshot:input_type -> holdfast.v1.GetGroupSnapshotRequest
-	29, // 67: holdfast.v1.GroupSnapshotService.DeleteGroupSnapshot:input_type -> holdfast.v1.DeleteGroupSnapshotRequest
-	51, // 68: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
-	40, // 69: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
-	42, // 70: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
-	43, // 71: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
-	44, // 72: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
-	45, // 73: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
-	48, // 74: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
-	71, // 75: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	34, // 76: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
-	4,  // 77: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
-	34, // 78: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
-	34, // 79: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
-	8,  // 80: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
-	34, // 81: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
-	11, // 82: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
-	34, // 83: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
-	34, // 84: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
-	34, // 85: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
-	24, // 86: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
-	17, // 87: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
-	24, // 88: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
-	20, // 89: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
-	34, // 90: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
-	23, // 91: holdfast.v1.SnapshotService.ListSnapshotRanges:output_type -> holdfast.v1.SnapshotRanges
-	31, // 92: holdfast.v1.GroupSnapshotService.CreateGroupSnapshot:output_type -> holdfast.v1.GroupSnapshot
-	27, // 93: holdfast.v1.GroupSnapshotService.ListGroupSnapshots:output_type -> holdfast.v1.ListGroupSnapshotsResponse
-	31, // 94: holdfast.v1.GroupSnapshotService.GetGroupSnapshot:output_type -> holdfast.v1.GroupSnapshot
-	30, // 95: holdfast.v1.GroupSnapshotService.DeleteGroupSnapshot:output_type -> holdfast.v1.DeleteGroupSnapshotResponse
-	52, // 96: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
-	41, // 97: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
-	47, // 98: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
-	47, // 99: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
-	47, // 100: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
-	46, // 101: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
-	49, // 102: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
-	72, // 103: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	76, // [76:104] is the sub-list for method output_type
-	48, // [48:76] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	73, // 17: holdfast.v1.GroupSnapshot.labels:type_name -> holdfast.v1.GroupSnapshot.LabelsEntry
+	74, // 18: holdfast.v1.CreateScheduleRequest.labels:type_name -> holdfast.v1.CreateScheduleRequest.LabelsEntry
+	40, // 19: holdfast.v1.ListSchedulesResponse.schedules:type_name -> holdfast.v1.Schedule
+	75, // 20: holdfast.v1.Schedule.labels:type_name -> holdfast.v1.Schedule.LabelsEntry
+	79, // 21: holdfast.v1.Schedule.created:type_name -> google.protobuf.Timestamp
+	79, // 22: holdfast.v1.Schedule.last_run:type_name -> google.protobuf.Timestamp
+	79, // 23: holdfast.v1.Schedule.next_run:type_name -> google.protobuf.Timestamp
+	24, // 24: holdfast.v1.Schedule.snapshots:type_name -> holdfast.v1.Snapshot
+	79, // 25: holdfast.v1.Scrub.asked:type_name -> google.protobuf.Timestamp
+	79, // 26: holdfast.v1.Scrub.ended:type_name -> google.protobuf.Timestamp
+	79, // 27: holdfast.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	45, // 28: holdfast.v1.Volume.spec:type_name -> holdfast.v1.VolumeSpec
+	46, // 29: holdfast.v1.Volume.primary:type_name -> holdfast.v1.Primary
+	47, // 30: holdfast.v1.Volume.replicas:type_name -> holdfast.v1.VolumeReplica
+	80, // 31: holdfast.v1.Volume.live:type_name -> holdfast.v1.PrimaryStatus
+	48, // 32: holdfast.v1.Volume.problems:type_name -> holdfast.v1.Problem
+	42, // 33: holdfast.v1.Volume.scrub:type_name -> holdfast.v1.Scrub
+	81, // 34: holdfast.v1.Volume.waits:type_name -> holdfast.v1.Wait
+	44, // 35: holdfast.v1.Volume.events:type_name -> holdfast.v1.VolumeEvent
+	41, // 36: holdfast.v1.Volume.origin:type_name -> holdfast.v1.VolumeOrigin
+	79, // 37: holdfast.v1.VolumeEvent.at:type_name -> google.protobuf.Timestamp
+	76, // 38: holdfast.v1.VolumeSpec.labels:type_name -> holdfast.v1.VolumeSpec.LabelsEntry
+	77, // 39: holdfast.v1.VolumeSpec.parameters:type_name -> holdfast.v1.VolumeSpec.ParametersEntry
+	2,  // 40: holdfast.v1.VolumeSpec.limits:type_name -> holdfast.v1.Limits
+	56, // 41: holdfast.v1.ListNodesResponse.nodes:type_name -> holdfast.v1.Node
+	0,  // 42: holdfast.v1.Node.domain:type_name -> holdfast.v1.Domain
+	79, // 43: holdfast.v1.Node.started:type_name -> google.protobuf.Timestamp
+	59, // 44: holdfast.v1.Node.pools:type_name -> holdfast.v1.Pool
+	79, // 45: holdfast.v1.Node.gone_since:type_name -> google.protobuf.Timestamp
+	59, // 46: holdfast.v1.ListPoolsResponse.pools:type_name -> holdfast.v1.Pool
+	48, // 47: holdfast.v1.ClusterStatus.problems:type_name -> holdfast.v1.Problem
+	63, // 48: holdfast.v1.ClusterStatus.nodes:type_name -> holdfast.v1.Count
+	63, // 49: holdfast.v1.ClusterStatus.pools:type_name -> holdfast.v1.Count
+	63, // 50: holdfast.v1.ClusterStatus.volumes:type_name -> holdfast.v1.Count
+	64, // 51: holdfast.v1.ClusterStatus.repairs:type_name -> holdfast.v1.Repair
+	81, // 52: holdfast.v1.ClusterStatus.waits:type_name -> holdfast.v1.Wait
+	62, // 53: holdfast.v1.ClusterStatus.scrubs:type_name -> holdfast.v1.VolumeScrub
+	42, // 54: holdfast.v1.VolumeScrub.scrub:type_name -> holdfast.v1.Scrub
+	1,  // 55: holdfast.v1.VolumeService.CreateVolume:input_type -> holdfast.v1.CreateVolumeRequest
+	3,  // 56: holdfast.v1.VolumeService.ListVolumes:input_type -> holdfast.v1.ListVolumesRequest
+	5,  // 57: holdfast.v1.VolumeService.GetVolume:input_type -> holdfast.v1.GetVolumeRequest
+	6,  // 58: holdfast.v1.VolumeService.ExpandVolume:input_type -> holdfast.v1.ExpandVolumeRequest
+	7,  // 59: holdfast.v1.VolumeService.AttachVolume:input_type -> holdfast.v1.AttachVolumeRequest
+	9,  // 60: holdfast.v1.VolumeService.DetachVolume:input_type -> holdfast.v1.DetachVolumeRequest
+	10, // 61: holdfast.v1.VolumeService.DeleteVolume:input_type -> holdfast.v1.DeleteVolumeRequest
+	12, // 62: holdfast.v1.VolumeService.UpdateVolumeLabels:input_type -> holdfast.v1.UpdateVolumeLabelsRequest
+	13, // 63: holdfast.v1.VolumeService.UpdateVolumePolicy:input_type -> holdfast.v1.UpdateVolumePolicyRequest
+	14, // 64: holdfast.v1.VolumeService.ScrubVolume:input_type -> holdfast.v1.ScrubVolumeRequest
+	15, // 65: holdfast.v1.SnapshotService.CreateSnapshot:input_type -> holdfast.v1.CreateSnapshotRequest
+	16, // 66: holdfast.v1.SnapshotService.ListSnapshots:input_type -> holdfast.v1.ListSnapshotsRequest
+	18, // 67: holdfast.v1.SnapshotService.GetSnapshot:input_type -> holdfast.v1.GetSnapshotRequest
+	19, // 68: holdfast.v1.SnapshotService.DeleteSnapshot:input_type -> holdfast.v1.DeleteSnapshotRequest
+	21, // 69: holdfast.v1.SnapshotService.RestoreSnapshot:input_type -> holdfast.v1.RestoreSnapshotRequest
+	22, // 70: holdfast.v1.SnapshotService.ListSnapshotRanges:input_type -> holdfast.v1.ListSnapshotRangesRequest
+	25, // 71: holdfast.v1.GroupSnapshotService.CreateGroupSnapshot:input_type -> holdfast.v1.CreateGroupSnapshotRequest
+	26, // 72: holdfast.v1.GroupSnapshotService.ListGroupSnapshots:input_type -> holdfast.v1.ListGroupSnapshotsRequest
+	28, // 73: holdfast.v1.GroupSnapshotService.GetGroupSnapshot:input_type -> holdfast.v1.GetGroupSnapshotRequest
+	29, // 74: holdfast.v1.GroupSnapshotService.DeleteGroupSnapshot:input_type -> holdfast.v1.DeleteGroupSnapshotRequest
+	32, // 75: holdfast.v1.ScheduleService.CreateSchedule:input_type -> holdfast.v1.CreateScheduleRequest
+	33, // 76: holdfast.v1.ScheduleService.ListSchedules:input_type -> holdfast.v1.ListSchedulesRequest
+	35, // 77: holdfast.v1.ScheduleService.GetSchedule:input_type -> holdfast.v1.GetScheduleRequest
+	36, // 78: holdfast.v1.ScheduleService.PauseSchedule:input_type -> holdfast.v1.PauseScheduleRequest
+	37, // 79: holdfast.v1.ScheduleService.ResumeSchedule:input_type -> holdfast.v1.ResumeScheduleRequest
+	38, // 80: holdfast.v1.ScheduleService.DeleteSchedule:input_type -> holdfast.v1.DeleteScheduleRequest
+	60, // 81: holdfast.v1.ClusterService.GetStatus:input_type -> holdfast.v1.GetStatusRequest
+	49, // 82: holdfast.v1.ClusterService.ListNodes:input_type -> holdfast.v1.ListNodesRequest
+	51, // 83: holdfast.v1.ClusterService.GetNode:input_type -> holdfast.v1.GetNodeRequest
+	52, // 84: holdfast.v1.ClusterService.DrainNode:input_type -> holdfast.v1.DrainNodeRequest
+	53, // 85: holdfast.v1.ClusterService.UndrainNode:input_type -> holdfast.v1.UndrainNodeRequest
+	54, // 86: holdfast.v1.ClusterService.ForgetNode:input_type -> holdfast.v1.ForgetNodeRequest
+	57, // 87: holdfast.v1.ClusterService.ListPools:input_type -> holdfast.v1.ListPoolsRequest
+	82, // 88: holdfast.v1.ClusterService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	43, // 89: holdfast.v1.VolumeService.CreateVolume:output_type -> holdfast.v1.Volume
+	4,  // 90: holdfast.v1.VolumeService.ListVolumes:output_type -> holdfast.v1.ListVolumesResponse
+	43, // 91: holdfast.v1.VolumeService.GetVolume:output_type -> holdfast.v1.Volume
+	43, // 92: holdfast.v1.VolumeService.ExpandVolume:output_type -> holdfast.v1.Volume
+	8,  // 93: holdfast.v1.VolumeService.AttachVolume:output_type -> holdfast.v1.AttachVolumeResponse
+	43, // 94: holdfast.v1.VolumeService.DetachVolume:output_type -> holdfast.v1.Volume
+	11, // 95: holdfast.v1.VolumeService.DeleteVolume:output_type -> holdfast.v1.DeleteVolumeResponse
+	43, // 96: holdfast.v1.VolumeService.UpdateVolumeLabels:output_type -> holdfast.v1.Volume
+	43, // 97: holdfast.v1.VolumeService.UpdateVolumePolicy:output_type -> holdfast.v1.Volume
+	43, // 98: holdfast.v1.VolumeService.ScrubVolume:output_type -> holdfast.v1.Volume
+	24, // 99: holdfast.v1.SnapshotService.CreateSnapshot:output_type -> holdfast.v1.Snapshot
+	17, // 100: holdfast.v1.SnapshotService.ListSnapshots:output_type -> holdfast.v1.ListSnapshotsResponse
+	24, // 101: holdfast.v1.SnapshotService.GetSnapshot:output_type -> holdfast.v1.Snapshot
+	20, // 102: holdfast.v1.SnapshotService.DeleteSnapshot:output_type -> holdfast.v1.DeleteSnapshotResponse
+	43, // 103: holdfast.v1.SnapshotService.RestoreSnapshot:output_type -> holdfast.v1.Volume
+	23, // 104: holdfast.v1.SnapshotService.ListSnapshotRanges:output_type -> holdfast.v1.SnapshotRanges
+	31, // 105: holdfast.v1.GroupSnapshotService.CreateGroupSnapshot:output_type -> holdfast.v1.GroupSnapshot
+	27, // 106: holdfast.v1.GroupSnapshotService.ListGroupSnapshots:output_type -> holdfast.v1.ListGroupSnapshotsResponse
+	31, // 107: holdfast.v1.GroupSnapshotService.GetGroupSnapshot:output_type -> holdfast.v1.GroupSnapshot
+	30, // 108: holdfast.v1.GroupSnapshotService.DeleteGroupSnapshot:output_type -> holdfast.v1.DeleteGroupSnapshotResponse
+	40, // 109: holdfast.v1.ScheduleService.CreateSchedule:output_type -> holdfast.v1.Schedule
+	34, // 110: holdfast.v1.ScheduleService.ListSchedules:output_type -> holdfast.v1.ListSchedulesResponse
+	40, // 111: holdfast.v1.ScheduleService.GetSchedule:output_type -> holdfast.v1.Schedule
+	40, // 112: holdfast.v1.ScheduleService.PauseSchedule:output_type -> holdfast.v1.Schedule
+	40, // 113: holdfast.v1.ScheduleService.ResumeSchedule:output_type -> holdfast.v1.Schedule
+	39, // 114: holdfast.v1.ScheduleService.DeleteSchedule:output_type -> holdfast.v1.DeleteScheduleResponse
+	61, // 115: holdfast.v1.ClusterService.GetStatus:output_type -> holdfast.v1.ClusterStatus
+	50, // 116: holdfast.v1.ClusterService.ListNodes:output_type -> holdfast.v1.ListNodesResponse
+	56, // 117: holdfast.v1.ClusterService.GetNode:output_type -> holdfast.v1.Node
+	56, // 118: holdfast.v1.ClusterService.DrainNode:output_type -> holdfast.v1.Node
+	56, // 119: holdfast.v1.ClusterService.UndrainNode:output_type -> holdfast.v1.Node
+	55, // 120: holdfast.v1.ClusterService.ForgetNode:output_type -> holdfast.v1.ForgetNodeResponse
+	58, // 121: holdfast.v1.ClusterService.ListPools:output_type -> holdfast.v1.ListPoolsResponse
+	83, // 122: holdfast.v1.ClusterService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	89, // [89:123] is the sub-list for method output_type
+	55, // [55:89] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_api_proto_init() }
@@ -4424,9 +5059,9 @@ func file_holdfast_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_api_proto_rawDesc), len(file_holdfast_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   78,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_holdfast_v1_api_proto_goTypes,
 		DependencyIndexes: file_holdfast_v1_api_proto_depIdxs,
