@@ -50,6 +50,9 @@ type Snapshot struct {
 	// others, by command.
 	Group  string            `json:"group,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// Frozen says that the volume's filesystem was frozen while it was taken:
+	// filesystem-consistent. Else it is crash-consistent.
+	Frozen bool `json:"frozen,omitempty"`
 }
 
 // Restore asks for the volume's content to become that of a snapshot again. No

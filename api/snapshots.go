@@ -82,7 +82,7 @@ func (s *Server) CreateSnapshot(ctx context.Context, q *holdfastv1.CreateSnapsho
 	if err := s.known(ctx, op, q.GetVolume()); err != nil {
 		return nil, err
 	}
-	rec, x, err := s.cfg.Snapshots.CreateSnapshot(ctx, lifecycle.SnapshotRequest{Volume: q.GetVolume(), Name: q.GetName(), Labels: q.GetLabels()})
+	rec, x, err := s.cfg.Snapshots.CreateSnapshot(ctx, lifecycle.SnapshotRequest{Volume: q.GetVolume(), Name: q.GetName(), Labels: q.GetLabels(), Freeze: q.GetFreeze()})
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (s *Server) showSnapshot(ctx context.Context, rec holdfast.Record, x holdfa
 func snapshotProto(rec *holdfast.Record, x holdfast.Snapshot) *holdfastv1.Snapshot {
 	return &holdfastv1.Snapshot{
 		Id: lifecycle.SnapshotRef{Volume: rec.ID, Snapshot: x.ID}.String(), Name: x.Name, Volume: rec.Name, VolumeId: string(rec.ID),
-		Created: timestamppb.New(x.Created), State: string(x.State), SizeBytes: x.SizeBytes, Group: x.Group, Labels: maps.Clone(x.Labels),
+		Created: timestamppb.New(x.Created), State: string(x.State), SizeBytes: x.SizeBytes, Group: x.Group, Labels: maps.Clone(x.Labels), Frozen: x.Frozen,
 		AllocatedBytes: -1, ExclusiveBytes: -1,
 	}
 }

@@ -14,7 +14,7 @@ func (n *Node) listenCSI(ctx context.Context) (run func() error, err error) {
 	if c.CSIEndpoint == "" {
 		return func() error { return nil }, nil
 	}
-	service, err := nodecsi.New(nodecsi.Config{Volumes: n.agent, StateDir: filepath.Join(c.StateDir, "csi"), Log: c.Log, NoStaging: c.CSINoStaging})
+	service, err := nodecsi.New(nodecsi.Config{Volumes: n.agent, StateDir: filepath.Join(c.StateDir, "csi"), Log: c.Log, NoStaging: c.CSINoStaging, Thaw: n.freezer.Release})
 	if err != nil {
 		return nil, err
 	}

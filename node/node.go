@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-storage/holdfast/node/dataplane"
 	"github.com/holdfast-storage/holdfast/node/device/frontends"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
+	"github.com/holdfast-storage/holdfast/node/freeze"
 )
 
 // stopTimeout bounds giving back what can be given back when the daemon stops.
@@ -52,6 +53,7 @@ type Node struct {
 	agent   *agent.Agent
 	plane   *dataplane.Plane
 	front   *frontends.Set
+	freezer *freeze.Freezer
 	lock    *os.File // of the instance
 }
 
@@ -114,8 +116,11 @@ func (n *Node) build(ctx context.Context) error {
 	if n.plane, err = n.newPlane(cluster); err != nil {
 		return err
 	}
+	if n.freezer, err = n.newFreezer(); err != nil {
+		return err
+	}
 	n.agent, err = agent.New(cfg, agent.Deps{
-		Store: n.cfg.Store, Plane: plane{n.plane}, FrontEnd: n.front, Pools: n.newPools(cluster, boot, n.plane), Log: n.cfg.Log,
+		Store: n.cfg.Store, Plane: plane{n.plane}, FrontEnd: n.front, Pools: n.newPools(cluster, boot, n.plane), Freezer: n.freezer, Log: n.cfg.Log,
 	})
 	return err
 }
@@ -124,7 +129,7 @@ func (n *Node) build(ctx context.Context) error {
 func (n *Node) dismantle(cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	var errs []error
+	errs := []error{n.thaw(ctx, errors.Is(cause, Abandon{}))}
 	switch {
 	case n.agent != nil && errors.Is(cause, Abandon{}):
 		errs = append(errs, n.agent.Abandon(n.plane.Close))

@@ -62,12 +62,21 @@ func (c *cli) snapshotCreate() *cobra.Command {
 				return c.explain(err)
 			}
 			return c.show(x, func(w io.Writer) {
-				fmt.Fprintf(w, "Snapshot %s of volume %s (%s) is ready, id %s\n", x.GetName(), x.GetVolume(), api.Bytes(x.GetSizeBytes()), x.GetId())
+				fmt.Fprintf(w, "Snapshot %s of volume %s (%s) is ready, %s, id %s\n", x.GetName(), x.GetVolume(), api.Bytes(x.GetSizeBytes()), consistency(x), x.GetId())
 			})
 		},
 	}
 	cmd.Flags().StringToStringVar(&q.Labels, "label", nil, "labels, key=value")
+	cmd.Flags().BoolVar(&q.Freeze, "freeze", false, "freeze the filesystem meanwhile, where the volume is mounted")
 	return cmd
+}
+
+// consistency is what a snapshot's content is like.
+func consistency(x *holdfastv1.Snapshot) string {
+	if x.GetFrozen() {
+		return "filesystem-consistent"
+	}
+	return "crash-consistent"
 }
 
 func (c *cli) snapshotList() *cobra.Command {

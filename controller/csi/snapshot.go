@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
@@ -29,20 +30,34 @@ func (s *Server) createSnapshot(ctx context.Context, op string, q *csipb.CreateS
 	if err := holdfast.ValidateName(q.GetName()); err != nil {
 		return nil, holdfast.Wrap("create snapshot", err)
 	}
-	for _, key := range slices.Sorted(maps.Keys(q.GetParameters())) {
-		if !strings.HasPrefix(key, kubernetesPrefix) && !s.cfg.IgnoreUnknownParameters {
-			return nil, invalid(op, "the parameter %q is unknown; snapshots have none", key)
-		}
+	freeze, err := s.snapshotParameters(op, q.GetParameters())
+	if err != nil {
+		return nil, err
 	}
 	src, err := s.volume(ctx, op, q.GetSourceVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	rec, x, err := s.cfg.Lifecycle.CreateSnapshot(ctx, lifecycle.SnapshotRequest{Volume: string(src.ID), Name: q.GetName()})
+	rec, x, err := s.cfg.Lifecycle.CreateSnapshot(ctx, lifecycle.SnapshotRequest{Volume: string(src.ID), Name: q.GetName(), Freeze: freeze})
 	if err != nil {
 		return nil, err
 	}
 	return describeSnapshot(rec, x), nil
+}
+
+// snapshotParameters reads those of a VolumeSnapshotClass.
+func (s *Server) snapshotParameters(op string, params map[string]string) (freeze bool, err error) {
+	for _, key := range slices.Sorted(maps.Keys(params)) {
+		switch value := params[key]; {
+		case key == "freeze":
+			if freeze, err = strconv.ParseBool(value); err != nil {
+				return false, invalid(op, "the parameter freeze is %q; it is true or false", value)
+			}
+		case !strings.HasPrefix(key, kubernetesPrefix) && !s.cfg.IgnoreUnknownParameters:
+			return false, invalid(op, "the parameter %q is unknown; snapshots have freeze", key)
+		}
+	}
+	return freeze, nil
 }
 
 func describeSnapshot(rec holdfast.Record, x holdfast.Snapshot) *csipb.Snapshot {

@@ -20,6 +20,9 @@ type SnapshotRequest struct {
 	Labels map[string]string
 	// Group is set for a member of a group: it is then put down, but not taken.
 	Group string
+	// Freeze asks for the filesystem to be frozen meanwhile, where the volume is
+	// mounted on the node that it is attached to; not for members of a group.
+	Freeze bool
 	// Max bounds the snapshots of the volume; 0: holdfast.DefaultSnapshots.
 	Max int
 }
@@ -46,7 +49,11 @@ func ParseSnapshotRef(handle string) (SnapshotRef, bool) {
 // what the volume waits for where that is known.
 func (s *Service) CreateSnapshot(ctx context.Context, q SnapshotRequest) (holdfast.Record, holdfast.Snapshot, error) {
 	op := "create snapshot " + q.Name
-	rec, ref, err := s.wantSnapshot(ctx, q)
+	if q.Freeze {
+		rec, x, err := s.createFrozen(ctx, q)
+		return rec, x, holdfast.Wrap(op, err)
+	}
+	rec, ref, _, err := s.wantSnapshot(ctx, q)
 	if err != nil {
 		return rec, holdfast.Snapshot{}, holdfast.Wrap(op, err)
 	}
@@ -77,27 +84,31 @@ func (s *Service) waitReady(ctx context.Context, ref SnapshotRef) (holdfast.Reco
 	})
 }
 
-// wantSnapshot claims the name and puts the snapshot down in the record.
-func (s *Service) wantSnapshot(ctx context.Context, q SnapshotRequest) (holdfast.Record, SnapshotRef, error) {
+// wantSnapshot claims the name and puts the snapshot down in the record, unless it
+// is there: added says so.
+func (s *Service) wantSnapshot(ctx context.Context, q SnapshotRequest) (rec holdfast.Record, ref SnapshotRef, added bool, err error) {
 	if err := holdfast.ValidateName(q.Name); err != nil {
-		return holdfast.Record{}, SnapshotRef{}, err
+		return rec, ref, false, err
 	}
-	rec, err := s.Get(ctx, q.Volume)
+	rec, err = s.Get(ctx, q.Volume)
 	if err == nil && rec.Phase != holdfast.PhaseReady {
 		err = notReady(rec)
 	}
 	if err != nil {
-		return rec, SnapshotRef{}, err
+		return rec, ref, false, err
 	}
-	ref, err := s.claimSnapshot(ctx, q.Name, rec.ID)
+	ref, err = s.claimSnapshot(ctx, q.Name, rec.ID)
 	if err != nil {
-		return rec, ref, err
+		return rec, ref, false, err
 	}
-	rec, err = s.update(ctx, rec.ID, func(r *holdfast.Record) (bool, error) { return s.addSnapshot(r, ref.Snapshot, q) })
+	rec, err = s.update(ctx, rec.ID, func(r *holdfast.Record) (bool, error) {
+		added, err = s.addSnapshot(r, ref.Snapshot, q)
+		return added, err
+	})
 	if err != nil && !errors.Is(err, holdfast.Unavailable) {
 		s.unclaim(ctx, q.Name, ref)
 	}
-	return rec, ref, err
+	return rec, ref, added, err
 }
 
 // addSnapshot puts a wanted snapshot into the record unless it is there.

@@ -108,6 +108,7 @@ type Deps struct {
 	Plane    Plane
 	FrontEnd device.FrontEnd
 	Pools    PoolOpener
+	Freezer  Freezer // nil: no filesystem is ever frozen
 	Log      *slog.Logger
 }
 

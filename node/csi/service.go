@@ -46,6 +46,9 @@ type Config struct {
 	Volumes  Volumes      // required
 	StateDir string       // required: a directory of its own that outlives the daemon
 	Log      *slog.Logger // required
+	// Thaw lets a volume's filesystem go on if it is frozen, before it is unmounted;
+	// nil: none ever is.
+	Thaw func(ctx context.Context, id holdfast.VolumeID) error
 	// NoStaging leaves STAGE_UNSTAGE_VOLUME out: volumes are mounted at their
 	// targets straight away.
 	NoStaging bool

@@ -70,6 +70,11 @@ func (s *Service) takeAway(ctx context.Context, called string, e entry) error {
 	if err != nil {
 		return err
 	}
+	if s.cfg.Thaw != nil { // unmounted while it is frozen, it would stay so
+		if err := s.cfg.Thaw(ctx, id); err != nil {
+			return err
+		}
+	}
 	if err := s.clearPath(ctx, st, e.Path); err != nil {
 		return err
 	}

@@ -40,11 +40,12 @@ type Cluster struct {
 	holds   map[holdfast.VolumeID]Hold
 	cuts    map[holdfast.SnapshotID]Cut
 	listing Listing
+	frozen  map[holdfast.VolumeID]string // the freeze's token
 }
 
 // New makes a cluster without nodes.
 func New(t testing.TB) *Cluster {
-	c := &Cluster{T: t, Store: memory.New(), nodes: map[holdfast.NodeID]*Node{}, holds: map[holdfast.VolumeID]Hold{}, cuts: map[holdfast.SnapshotID]Cut{}}
+	c := &Cluster{T: t, Store: memory.New(), nodes: map[holdfast.NodeID]*Node{}, holds: map[holdfast.VolumeID]Hold{}, cuts: map[holdfast.SnapshotID]Cut{}, frozen: map[holdfast.VolumeID]string{}}
 	t.Cleanup(func() { _ = c.Store.Close() })
 	return c
 }

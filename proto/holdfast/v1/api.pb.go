@@ -964,10 +964,13 @@ func (x *ScrubVolumeRequest) GetCancel() bool {
 }
 
 type CreateSnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // 1 to 128 bytes, unique in the cluster among snapshots
-	Labels        map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // 1 to 128 bytes, unique in the cluster among snapshots
+	Labels map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Freeze the filesystem meanwhile, where the volume is mounted on the node that it
+	// is attached to, for at most 10 s. The call fails when that is not possible.
+	Freeze        bool `protobuf:"varint,20,opt,name=freeze,proto3" json:"freeze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1021,6 +1024,13 @@ func (x *CreateSnapshotRequest) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *CreateSnapshotRequest) GetFreeze() bool {
+	if x != nil {
+		return x.Freeze
+	}
+	return false
 }
 
 type ListSnapshotsRequest struct {
@@ -1436,6 +1446,7 @@ type Snapshot struct {
 	// replica. -1 when no node tells.
 	AllocatedBytes int64 `protobuf:"varint,10,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"` // what its own file refers to, also if others do
 	ExclusiveBytes int64 `protobuf:"varint,11,opt,name=exclusive_bytes,json=exclusiveBytes,proto3" json:"exclusive_bytes,omitempty"` // changed since: what deleting it gives free at most
+	Frozen         bool  `protobuf:"varint,20,opt,name=frozen,proto3" json:"frozen,omitempty"`                                       // the filesystem was frozen: filesystem-consistent; else crash-consistent
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1545,6 +1556,13 @@ func (x *Snapshot) GetExclusiveBytes() int64 {
 		return x.ExclusiveBytes
 	}
 	return 0
+}
+
+func (x *Snapshot) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
 }
 
 type CreateGroupSnapshotRequest struct {
@@ -4461,11 +4479,12 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\r_burst_millis\"D\n" +
 	"\x12ScrubVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
-	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xc6\x01\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xde\x01\n" +
 	"\x15CreateSnapshotRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12F\n" +
-	"\x06labels\x18\x03 \x03(\v2..holdfast.v1.CreateSnapshotRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x03 \x03(\v2..holdfast.v1.CreateSnapshotRequest.LabelsEntryR\x06labels\x12\x16\n" +
+	"\x06freeze\x18\x14 \x01(\bR\x06freeze\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb0\x01\n" +
@@ -4494,7 +4513,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12.\n" +
 	"\x06ranges\x18\x02 \x03(\v2\x16.holdfast.v1.ByteRangeR\x06ranges\x12'\n" +
-	"\x0fexclusive_bytes\x18\x03 \x01(\x03R\x0eexclusiveBytes\"\xac\x03\n" +
+	"\x0fexclusive_bytes\x18\x03 \x01(\x03R\x0eexclusiveBytes\"\xc4\x03\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -4508,7 +4527,8 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06labels\x18\t \x03(\v2!.holdfast.v1.Snapshot.LabelsEntryR\x06labels\x12'\n" +
 	"\x0fallocated_bytes\x18\n" +
 	" \x01(\x03R\x0eallocatedBytes\x12'\n" +
-	"\x0fexclusive_bytes\x18\v \x01(\x03R\x0eexclusiveBytes\x1a9\n" +
+	"\x0fexclusive_bytes\x18\v \x01(\x03R\x0eexclusiveBytes\x12\x16\n" +
+	"\x06frozen\x18\x14 \x01(\bR\x06frozen\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd2\x01\n" +

@@ -1753,6 +1753,198 @@ func (*UnholdResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
+type FreezeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`                                 // names the freeze
+	LimitMillis   int64                  `protobuf:"varint,3,opt,name=limit_millis,json=limitMillis,proto3" json:"limit_millis,omitempty"` // it ends by itself after so long; 0: 10 s, at most 1 min
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeRequest) Reset() {
+	*x = FreezeRequest{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeRequest) ProtoMessage() {}
+
+func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
+func (*FreezeRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *FreezeRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *FreezeRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *FreezeRequest) GetLimitMillis() int64 {
+	if x != nil {
+		return x.LimitMillis
+	}
+	return 0
+}
+
+type FreezeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Frozen        bool                   `protobuf:"varint,1,opt,name=frozen,proto3" json:"frozen,omitempty"` // false: no filesystem of the volume is mounted here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeResponse) Reset() {
+	*x = FreezeResponse{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeResponse) ProtoMessage() {}
+
+func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeResponse.ProtoReflect.Descriptor instead.
+func (*FreezeResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *FreezeResponse) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+type ThawRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawRequest) Reset() {
+	*x = ThawRequest{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawRequest) ProtoMessage() {}
+
+func (x *ThawRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
+func (*ThawRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ThawRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *ThawRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+type ThawResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawResponse) Reset() {
+	*x = ThawResponse{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawResponse) ProtoMessage() {}
+
+func (x *ThawResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawResponse.ProtoReflect.Descriptor instead.
+func (*ThawResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{32}
+}
+
 type CheckPoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PoolId        string                 `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
@@ -1762,7 +1954,7 @@ type CheckPoolRequest struct {
 
 func (x *CheckPoolRequest) Reset() {
 	*x = CheckPoolRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[29]
+	mi := &file_holdfast_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +1966,7 @@ func (x *CheckPoolRequest) String() string {
 func (*CheckPoolRequest) ProtoMessage() {}
 
 func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[29]
+	mi := &file_holdfast_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +1979,7 @@ func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolRequest.ProtoReflect.Descriptor instead.
 func (*CheckPoolRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CheckPoolRequest) GetPoolId() string {
@@ -1809,7 +2001,7 @@ type CheckPoolResponse struct {
 
 func (x *CheckPoolResponse) Reset() {
 	*x = CheckPoolResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[30]
+	mi := &file_holdfast_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +2013,7 @@ func (x *CheckPoolResponse) String() string {
 func (*CheckPoolResponse) ProtoMessage() {}
 
 func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[30]
+	mi := &file_holdfast_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +2026,7 @@ func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolResponse.ProtoReflect.Descriptor instead.
 func (*CheckPoolResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CheckPoolResponse) GetDone() int64 {
@@ -1880,7 +2072,7 @@ type ListSnapshotRequest struct {
 
 func (x *ListSnapshotRequest) Reset() {
 	*x = ListSnapshotRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[31]
+	mi := &file_holdfast_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +2084,7 @@ func (x *ListSnapshotRequest) String() string {
 func (*ListSnapshotRequest) ProtoMessage() {}
 
 func (x *ListSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[31]
+	mi := &file_holdfast_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2097,7 @@ func (x *ListSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListSnapshotRequest) GetPoolId() string {
@@ -1969,7 +2161,7 @@ type ListSnapshotResponse struct {
 
 func (x *ListSnapshotResponse) Reset() {
 	*x = ListSnapshotResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[32]
+	mi := &file_holdfast_v1_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2173,7 @@ func (x *ListSnapshotResponse) String() string {
 func (*ListSnapshotResponse) ProtoMessage() {}
 
 func (x *ListSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[32]
+	mi := &file_holdfast_v1_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2186,7 @@ func (x *ListSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListSnapshotResponse) GetEnd() int64 {
@@ -2029,7 +2221,7 @@ type ByteRange struct {
 
 func (x *ByteRange) Reset() {
 	*x = ByteRange{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[33]
+	mi := &file_holdfast_v1_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2233,7 @@ func (x *ByteRange) String() string {
 func (*ByteRange) ProtoMessage() {}
 
 func (x *ByteRange) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[33]
+	mi := &file_holdfast_v1_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2246,7 @@ func (x *ByteRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ByteRange.ProtoReflect.Descriptor instead.
 func (*ByteRange) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ByteRange) GetOffset() int64 {
@@ -2218,7 +2410,17 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\rUnholdRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\"\x10\n" +
-	"\x0eUnholdResponse\"+\n" +
+	"\x0eUnholdResponse\"e\n" +
+	"\rFreezeRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12!\n" +
+	"\flimit_millis\x18\x03 \x01(\x03R\vlimitMillis\"(\n" +
+	"\x0eFreezeResponse\x12\x16\n" +
+	"\x06frozen\x18\x01 \x01(\bR\x06frozen\"@\n" +
+	"\vThawRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"\x0e\n" +
+	"\fThawResponse\"+\n" +
 	"\x10CheckPoolRequest\x12\x17\n" +
 	"\apool_id\x18\x01 \x01(\tR\x06poolId\"u\n" +
 	"\x11CheckPoolResponse\x12\x12\n" +
@@ -2242,7 +2444,7 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\x0fexclusive_bytes\x18\x03 \x01(\x03R\x0eexclusiveBytes\";\n" +
 	"\tByteRange\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x02 \x01(\x03R\x06length2\xcc\x06\n" +
+	"\x06length\x18\x02 \x01(\x03R\x06length2\xcc\a\n" +
 	"\vNodeService\x12V\n" +
 	"\rCreateReplica\x12!.holdfast.v1.CreateReplicaRequest\x1a\".holdfast.v1.CreateReplicaResponse\x12\\\n" +
 	"\x0fPurgeTombstones\x12#.holdfast.v1.PurgeTombstonesRequest\x1a$.holdfast.v1.PurgeTombstonesResponse\x12A\n" +
@@ -2253,7 +2455,9 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\vPrepareHold\x12\x1f.holdfast.v1.PrepareHoldRequest\x1a .holdfast.v1.PrepareHoldResponse\x12;\n" +
 	"\x04Hold\x12\x18.holdfast.v1.HoldRequest\x1a\x19.holdfast.v1.HoldResponse\x128\n" +
 	"\x03Cut\x12\x17.holdfast.v1.CutRequest\x1a\x18.holdfast.v1.CutResponse\x12A\n" +
-	"\x06Unhold\x12\x1a.holdfast.v1.UnholdRequest\x1a\x1b.holdfast.v1.UnholdResponse\x12U\n" +
+	"\x06Unhold\x12\x1a.holdfast.v1.UnholdRequest\x1a\x1b.holdfast.v1.UnholdResponse\x12A\n" +
+	"\x06Freeze\x12\x1a.holdfast.v1.FreezeRequest\x1a\x1b.holdfast.v1.FreezeResponse\x12;\n" +
+	"\x04Thaw\x12\x18.holdfast.v1.ThawRequest\x1a\x19.holdfast.v1.ThawResponse\x12U\n" +
 	"\fListSnapshot\x12 .holdfast.v1.ListSnapshotRequest\x1a!.holdfast.v1.ListSnapshotResponse0\x012\\\n" +
 	"\x11ControllerService\x12G\n" +
 	"\bFindings\x12\x1c.holdfast.v1.FindingsRequest\x1a\x1d.holdfast.v1.FindingsResponseBCZAgithub.com/holdfast-storage/holdfast/proto/holdfast/v1;holdfastv1b\x06proto3"
@@ -2270,7 +2474,7 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_holdfast_v1_node_proto_goTypes = []any{
 	(*FindingsRequest)(nil),         // 0: holdfast.v1.FindingsRequest
 	(*FindingsResponse)(nil),        // 1: holdfast.v1.FindingsResponse
@@ -2301,11 +2505,15 @@ var file_holdfast_v1_node_proto_goTypes = []any{
 	(*CutResponse)(nil),             // 26: holdfast.v1.CutResponse
 	(*UnholdRequest)(nil),           // 27: holdfast.v1.UnholdRequest
 	(*UnholdResponse)(nil),          // 28: holdfast.v1.UnholdResponse
-	(*CheckPoolRequest)(nil),        // 29: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),       // 30: holdfast.v1.CheckPoolResponse
-	(*ListSnapshotRequest)(nil),     // 31: holdfast.v1.ListSnapshotRequest
-	(*ListSnapshotResponse)(nil),    // 32: holdfast.v1.ListSnapshotResponse
-	(*ByteRange)(nil),               // 33: holdfast.v1.ByteRange
+	(*FreezeRequest)(nil),           // 29: holdfast.v1.FreezeRequest
+	(*FreezeResponse)(nil),          // 30: holdfast.v1.FreezeResponse
+	(*ThawRequest)(nil),             // 31: holdfast.v1.ThawRequest
+	(*ThawResponse)(nil),            // 32: holdfast.v1.ThawResponse
+	(*CheckPoolRequest)(nil),        // 33: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),       // 34: holdfast.v1.CheckPoolResponse
+	(*ListSnapshotRequest)(nil),     // 35: holdfast.v1.ListSnapshotRequest
+	(*ListSnapshotResponse)(nil),    // 36: holdfast.v1.ListSnapshotResponse
+	(*ByteRange)(nil),               // 37: holdfast.v1.ByteRange
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
 	2,  // 0: holdfast.v1.FindingsResponse.findings:type_name -> holdfast.v1.Finding
@@ -2317,33 +2525,37 @@ var file_holdfast_v1_node_proto_depIdxs = []int32{
 	18, // 6: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
 	17, // 7: holdfast.v1.PrimaryStatus.scrub:type_name -> holdfast.v1.ScrubStatus
 	20, // 8: holdfast.v1.ReplicaStatus.snapshots:type_name -> holdfast.v1.SnapshotUsage
-	33, // 9: holdfast.v1.ListSnapshotResponse.ranges:type_name -> holdfast.v1.ByteRange
+	37, // 9: holdfast.v1.ListSnapshotResponse.ranges:type_name -> holdfast.v1.ByteRange
 	3,  // 10: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
 	5,  // 11: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
 	7,  // 12: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
 	9,  // 13: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
 	11, // 14: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	29, // 15: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	33, // 15: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
 	21, // 16: holdfast.v1.NodeService.PrepareHold:input_type -> holdfast.v1.PrepareHoldRequest
 	23, // 17: holdfast.v1.NodeService.Hold:input_type -> holdfast.v1.HoldRequest
 	25, // 18: holdfast.v1.NodeService.Cut:input_type -> holdfast.v1.CutRequest
 	27, // 19: holdfast.v1.NodeService.Unhold:input_type -> holdfast.v1.UnholdRequest
-	31, // 20: holdfast.v1.NodeService.ListSnapshot:input_type -> holdfast.v1.ListSnapshotRequest
-	0,  // 21: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
-	4,  // 22: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	6,  // 23: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	8,  // 24: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	10, // 25: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	12, // 26: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	30, // 27: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	22, // 28: holdfast.v1.NodeService.PrepareHold:output_type -> holdfast.v1.PrepareHoldResponse
-	24, // 29: holdfast.v1.NodeService.Hold:output_type -> holdfast.v1.HoldResponse
-	26, // 30: holdfast.v1.NodeService.Cut:output_type -> holdfast.v1.CutResponse
-	28, // 31: holdfast.v1.NodeService.Unhold:output_type -> holdfast.v1.UnholdResponse
-	32, // 32: holdfast.v1.NodeService.ListSnapshot:output_type -> holdfast.v1.ListSnapshotResponse
-	1,  // 33: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
-	22, // [22:34] is the sub-list for method output_type
-	10, // [10:22] is the sub-list for method input_type
+	29, // 20: holdfast.v1.NodeService.Freeze:input_type -> holdfast.v1.FreezeRequest
+	31, // 21: holdfast.v1.NodeService.Thaw:input_type -> holdfast.v1.ThawRequest
+	35, // 22: holdfast.v1.NodeService.ListSnapshot:input_type -> holdfast.v1.ListSnapshotRequest
+	0,  // 23: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
+	4,  // 24: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	6,  // 25: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	8,  // 26: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	10, // 27: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	12, // 28: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	34, // 29: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	22, // 30: holdfast.v1.NodeService.PrepareHold:output_type -> holdfast.v1.PrepareHoldResponse
+	24, // 31: holdfast.v1.NodeService.Hold:output_type -> holdfast.v1.HoldResponse
+	26, // 32: holdfast.v1.NodeService.Cut:output_type -> holdfast.v1.CutResponse
+	28, // 33: holdfast.v1.NodeService.Unhold:output_type -> holdfast.v1.UnholdResponse
+	30, // 34: holdfast.v1.NodeService.Freeze:output_type -> holdfast.v1.FreezeResponse
+	32, // 35: holdfast.v1.NodeService.Thaw:output_type -> holdfast.v1.ThawResponse
+	36, // 36: holdfast.v1.NodeService.ListSnapshot:output_type -> holdfast.v1.ListSnapshotResponse
+	1,  // 37: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
+	24, // [24:38] is the sub-list for method output_type
+	10, // [10:24] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -2360,7 +2572,7 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -31,6 +31,8 @@ const (
 	NodeService_Hold_FullMethodName            = "/holdfast.v1.NodeService/Hold"
 	NodeService_Cut_FullMethodName             = "/holdfast.v1.NodeService/Cut"
 	NodeService_Unhold_FullMethodName          = "/holdfast.v1.NodeService/Unhold"
+	NodeService_Freeze_FullMethodName          = "/holdfast.v1.NodeService/Freeze"
+	NodeService_Thaw_FullMethodName            = "/holdfast.v1.NodeService/Thaw"
 	NodeService_ListSnapshot_FullMethodName    = "/holdfast.v1.NodeService/ListSnapshot"
 )
 
@@ -72,6 +74,14 @@ type NodeServiceClient interface {
 	Cut(ctx context.Context, in *CutRequest, opts ...grpc.CallOption) (*CutResponse, error)
 	// Unhold lets writes go. Unavailable when the hold was over already.
 	Unhold(ctx context.Context, in *UnholdRequest, opts ...grpc.CallOption) (*UnholdResponse, error)
+	// Freeze freezes the filesystem of a volume that is attached here, for a snapshot:
+	// on return all that was written is on the device, and writes to the filesystem
+	// wait, until Thaw, or until the limit is over. The same token again is the same
+	// freeze. Busy while another one lasts; Denied where this node's daemon keeps its
+	// own files.
+	Freeze(ctx context.Context, in *FreezeRequest, opts ...grpc.CallOption) (*FreezeResponse, error)
+	// Thaw lets it go on. Unavailable when the freeze was over already.
+	Thaw(ctx context.Context, in *ThawRequest, opts ...grpc.CallOption) (*ThawResponse, error)
 	// ListSnapshot lists where a snapshot of a replica that is stored here has data
 	// or, with a base, what may differ from that older one. NotFound when the
 	// replica does not have them.
@@ -195,6 +205,26 @@ func (c *nodeServiceClient) Unhold(ctx context.Context, in *UnholdRequest, opts 
 	return out, nil
 }
 
+func (c *nodeServiceClient) Freeze(ctx context.Context, in *FreezeRequest, opts ...grpc.CallOption) (*FreezeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FreezeResponse)
+	err := c.cc.Invoke(ctx, NodeService_Freeze_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) Thaw(ctx context.Context, in *ThawRequest, opts ...grpc.CallOption) (*ThawResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ThawResponse)
+	err := c.cc.Invoke(ctx, NodeService_Thaw_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeServiceClient) ListSnapshot(ctx context.Context, in *ListSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListSnapshotResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &NodeService_ServiceDesc.Streams[1], NodeService_ListSnapshot_FullMethodName, cOpts...)
@@ -252,6 +282,14 @@ type NodeServiceServer interface {
 	Cut(context.Context, *CutRequest) (*CutResponse, error)
 	// Unhold lets writes go. Unavailable when the hold was over already.
 	Unhold(context.Context, *UnholdRequest) (*UnholdResponse, error)
+	// Freeze freezes the filesystem of a volume that is attached here, for a snapshot:
+	// on return all that was written is on the device, and writes to the filesystem
+	// wait, until Thaw, or until the limit is over. The same token again is the same
+	// freeze. Busy while another one lasts; Denied where this node's daemon keeps its
+	// own files.
+	Freeze(context.Context, *FreezeRequest) (*FreezeResponse, error)
+	// Thaw lets it go on. Unavailable when the freeze was over already.
+	Thaw(context.Context, *ThawRequest) (*ThawResponse, error)
 	// ListSnapshot lists where a snapshot of a replica that is stored here has data
 	// or, with a base, what may differ from that older one. NotFound when the
 	// replica does not have them.
@@ -295,6 +333,12 @@ func (UnimplementedNodeServiceServer) Cut(context.Context, *CutRequest) (*CutRes
 }
 func (UnimplementedNodeServiceServer) Unhold(context.Context, *UnholdRequest) (*UnholdResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Unhold not implemented")
+}
+func (UnimplementedNodeServiceServer) Freeze(context.Context, *FreezeRequest) (*FreezeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Freeze not implemented")
+}
+func (UnimplementedNodeServiceServer) Thaw(context.Context, *ThawRequest) (*ThawResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Thaw not implemented")
 }
 func (UnimplementedNodeServiceServer) ListSnapshot(*ListSnapshotRequest, grpc.ServerStreamingServer[ListSnapshotResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListSnapshot not implemented")
@@ -493,6 +537,42 @@ func _NodeService_Unhold_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_Freeze_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FreezeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Freeze(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Freeze_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Freeze(ctx, req.(*FreezeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_Thaw_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ThawRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Thaw(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Thaw_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Thaw(ctx, req.(*ThawRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _NodeService_ListSnapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ListSnapshotRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -546,6 +626,14 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Unhold",
 			Handler:    _NodeService_Unhold_Handler,
+		},
+		{
+			MethodName: "Freeze",
+			Handler:    _NodeService_Freeze_Handler,
+		},
+		{
+			MethodName: "Thaw",
+			Handler:    _NodeService_Thaw_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
