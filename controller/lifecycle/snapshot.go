@@ -67,9 +67,9 @@ func (s *Service) CreateSnapshot(ctx context.Context, q SnapshotRequest) (holdfa
 	return rec, *rec.Snapshot(ref.Snapshot), nil
 }
 
-// WantSnapshot is CreateSnapshot that does not wait for it.
+// WantSnapshot is CreateSnapshot that does not wait for it; it freezes nothing.
 func (s *Service) WantSnapshot(ctx context.Context, q SnapshotRequest) (holdfast.Record, SnapshotRef, error) {
-	rec, ref, err := s.wantSnapshot(ctx, q)
+	rec, ref, _, err := s.wantSnapshot(ctx, q)
 	return rec, ref, holdfast.Wrap("create snapshot "+q.Name, err)
 }
 
