@@ -1,11 +1,13 @@
 package api_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	control "github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/internal/grpcstatus"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
@@ -99,4 +101,16 @@ func TestScrubIsAskedForOnceAndCancelled(t *testing.T) {
 	if _, err := c.vol.ScrubVolume(t.Context(), &holdfastv1.ScrubVolumeRequest{Volume: "one"}); !errors.Is(grpcstatus.From(err), holdfast.Invalid) {
 		t.Errorf("there is nothing to compare: %v", err)
 	}
+}
+
+// Modify is as the real one does it.
+func (l lifecycle) Modify(ctx context.Context, volume string, c control.Changes) (holdfast.Record, error) {
+	rec, err := l.store.Volume(ctx, volume)
+	if err == nil {
+		err = c.Apply(rec.Spec).Validate()
+	}
+	if err != nil {
+		return rec, err
+	}
+	return l.change(ctx, volume, func(r *holdfast.Record) { r.SetSpec(c.Apply(r.Spec)) })
 }

@@ -36,6 +36,7 @@ type Lifecycle interface {
 	Attach(ctx context.Context, volume string, node holdfast.NodeID, force bool) (holdfast.Record, string, error)
 	Detach(ctx context.Context, volume string, force bool) (holdfast.Record, error)
 	Delete(ctx context.Context, volume string) error
+	Modify(ctx context.Context, volume string, c lifecycle.Changes) (holdfast.Record, error)
 }
 
 // NodeAdmin carries out what users ask of nodes.

@@ -2,8 +2,6 @@ package api
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -106,7 +104,7 @@ func slowProblems(r *holdfast.Record, live *holdfastv1.PrimaryStatus) []*holdfas
 		answers := (time.Duration(p.GetAnswerMicros()) * time.Microsecond).Round(100 * time.Microsecond)
 		ps = append(ps, &holdfastv1.Problem{Severity: Warning, Subject: "volume " + r.Name,
 			What:   fmt.Sprintf("its replica on node %s is much slower than the others: it answers writes in %v, and every write waits for it", p.GetNodeId(), answers),
-			Remedy: fmt.Sprintf("check that node's disk and network; to do without it: holdfast volume set %s --slow-replicas drop, or: holdfast node drain %s", quote(r.Name), p.GetNodeId())})
+			Remedy: fmt.Sprintf("check that node's disk and network; to do without it: holdfast volume update %s --slow-replicas drop, or: holdfast node drain %s", quote(r.Name), p.GetNodeId())})
 	}
 	return ps
 }
@@ -125,63 +123,4 @@ func scrubProblems(r *holdfast.Record) []*holdfastv1.Problem {
 // done, or found something.
 func notable(s *holdfast.Scrub) bool {
 	return s != nil && (s.Pending() || s.Mismatches > 0 || s.Unhealed > 0)
-}
-
-// changedLimits are limits with what a request changes of them. A burst without a
-// limit says nothing.
-func changedLimits(l holdfast.Limits, q *holdfastv1.UpdateVolumePolicyRequest) holdfast.Limits {
-	if q.Iops != nil {
-		l.IOPS = q.GetIops()
-	}
-	if q.Bandwidth != nil {
-		l.Bandwidth = q.GetBandwidth()
-	}
-	if q.BurstMillis != nil {
-		l.BurstMillis = q.GetBurstMillis()
-	}
-	if l.IOPS == 0 && l.Bandwidth == 0 && q.BurstMillis == nil {
-		l.BurstMillis = 0
-	}
-	return l
-}
-
-// UpdateVolumePolicy implements the service; see api.proto. A record that somebody
-// changed meanwhile is read again.
-func (s *Server) UpdateVolumePolicy(ctx context.Context, q *holdfastv1.UpdateVolumePolicyRequest) (*holdfastv1.Volume, error) {
-	op := "change policy of volume " + q.GetVolume()
-	if q.IoTimeoutMillis == nil && q.SlowReplicas == nil && q.Replicas == nil && q.Iops == nil && q.Bandwidth == nil && q.BurstMillis == nil {
-		return nil, holdfast.E(op, holdfast.Invalid, "nothing is to be changed; give an I/O timeout, a policy for slow replicas, a number of replicas, or limits of I/O")
-	}
-	for {
-		r, err := s.cfg.Store.Volume(ctx, q.GetVolume())
-		if err != nil {
-			return nil, unknownVolume(op, err)
-		}
-		next := r.Clone()
-		spec := next.Spec
-		if q.IoTimeoutMillis != nil {
-			spec.IOTimeoutMillis = q.GetIoTimeoutMillis()
-		}
-		if q.SlowReplicas != nil {
-			spec.SlowReplicas = holdfast.SlowPolicy(q.GetSlowReplicas())
-		}
-		if q.Replicas != nil {
-			spec.Replicas = int(q.GetReplicas())
-		}
-		spec.Limits = changedLimits(spec.Limits, q)
-		if err := spec.Validate(); err != nil {
-			return nil, holdfast.Wrap(op, err)
-		}
-		if spec.Replicas == r.Spec.Replicas && spec.IOTimeoutMillis == r.Spec.IOTimeoutMillis && spec.SlowReplicas == r.Spec.SlowReplicas && spec.Limits == r.Spec.Limits {
-			return s.show(ctx, r)
-		}
-		next.SetSpec(spec)
-		swapped, err := s.cfg.Store.SwapVolume(ctx, next)
-		if err == nil {
-			return s.show(ctx, swapped)
-		}
-		if !errors.Is(err, holdfast.Busy) || ctx.Err() != nil {
-			return nil, holdfast.Wrap(op, err)
-		}
-	}
 }

@@ -36,6 +36,7 @@ func TestSanity(t *testing.T) {
 		cfg.TestVolumeSize, cfg.TestVolumeExpandSize = 320<<20, 640<<20
 		cfg.TestVolumeAccessType = access
 		cfg.TestVolumeParameters = map[string]string{"replicas": "2"}
+		cfg.TestVolumeMutableParameters = map[string]string{"replicas": "3", "iops": "5000", "bandwidth": "100Mi"}
 		ginkgo.Describe("access type "+access, func() { contexts = append(contexts, sanity.GinkgoTest(&cfg)) })
 	}
 	passed := 0

@@ -18,7 +18,7 @@ import (
 
 func (c *cli) volumeCommand() *cobra.Command {
 	g := group("volume", "Create, show, grow, attach and delete volumes",
-		c.volumeCreate(), c.volumeClone(), c.volumeList(), c.volumeInspect(), c.volumeExpand(), c.volumeAttach(), c.volumeDetach(), c.volumeDelete(), c.volumeLabel(), c.volumeSet(), c.volumeScrub())
+		c.volumeCreate(), c.volumeClone(), c.volumeList(), c.volumeInspect(), c.volumeExpand(), c.volumeAttach(), c.volumeDetach(), c.volumeDelete(), c.volumeLabel(), c.volumeUpdate(), c.volumeScrub())
 	g.Aliases = []string{"volumes", "vol"}
 	return g
 }

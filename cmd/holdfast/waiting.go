@@ -1,12 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"time"
-
-	"github.com/spf13/cobra"
 
 	"github.com/holdfast-storage/holdfast/api"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
@@ -16,60 +13,6 @@ const (
 	ioTimeoutHelp    = "I/O that cannot go on fails after so long, such as 30s; 0: it waits without limit"
 	slowReplicasHelp = "what becomes of a replica that is much slower than the others: off, report or drop (default: as the node is configured)"
 )
-
-func (c *cli) volumeSet() *cobra.Command {
-	var timeout time.Duration
-	var slow string
-	var replicas int32
-	var limits *limitFlags
-	cmd := &cobra.Command{
-		Use: "set VOLUME", Short: "Change a volume's number of replicas, its limits of I/O, and what it does when something is slow or away",
-		Long: "Changes a volume's policies, also while it is in use; what is not named stays.\n" +
-			"More replicas are built in the background; of fewer, the surplus goes.\n" +
-			"With an I/O timeout, requests that cannot go on for so long fail with an I/O error, and\n" +
-			"later ones at once until I/O can go on again. The device stays. A write that failed so\n" +
-			"may be there afterwards or not, as after any disk error.\n" +
-			"With --iops and --bandwidth, requests beyond the limits wait; 0 takes a limit away.",
-		Example: "  holdfast volume set db-1 --replicas 3\n  holdfast volume set db-1 --io-timeout 30s\n  holdfast volume set db-1 --io-timeout 0 --slow-replicas drop\n  holdfast volume set db-1 --iops 500 --bandwidth 50MiB --burst 10s",
-		Args:    exactly("the VOLUME"), ValidArgsFunction: c.volumeArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			q := &holdfastv1.UpdateVolumePolicyRequest{Volume: args[0]}
-			if cmd.Flags().Changed("io-timeout") {
-				ms := timeout.Milliseconds()
-				q.IoTimeoutMillis = &ms
-			}
-			if cmd.Flags().Changed("slow-replicas") {
-				q.SlowReplicas = &slow
-			}
-			if cmd.Flags().Changed("replicas") {
-				q.Replicas = &replicas
-			}
-			var err error
-			if q.Iops, q.Bandwidth, q.BurstMillis, err = limits.read(); err != nil {
-				return err
-			}
-			if q.IoTimeoutMillis == nil && q.SlowReplicas == nil && q.Replicas == nil && q.Iops == nil && q.Bandwidth == nil && q.BurstMillis == nil {
-				return usage(cmd, errors.New("nothing is to be changed: add --replicas, --io-timeout, --slow-replicas, --iops, --bandwidth or --burst"))
-			}
-			cl, err := c.volumes()
-			if err != nil {
-				return err
-			}
-			v, err := cl.UpdateVolumePolicy(cmd.Context(), q)
-			if err != nil {
-				return c.explain(err)
-			}
-			return c.show(v, func(w io.Writer) {
-				fmt.Fprintf(w, "Volume %s: %s, %s, %s\n", v.GetName(), plural(int(v.GetSpec().GetReplicas()), "replica"), policyText(v.GetSpec()), limitsText(v.GetSpec().GetLimits()))
-			})
-		},
-	}
-	cmd.Flags().DurationVar(&timeout, "io-timeout", 0, ioTimeoutHelp)
-	cmd.Flags().Int32VarP(&replicas, "replicas", "r", 0, "copies, each on its own node")
-	cmd.Flags().StringVar(&slow, "slow-replicas", "", slowReplicasHelp)
-	limits = addLimitFlags(cmd)
-	return cmd
-}
 
 // policyText says what a volume does when something is slow or away.
 func policyText(s *holdfastv1.VolumeSpec) string {

@@ -32,13 +32,13 @@ func (s *server) ScrubVolume(_ context.Context, q *holdfastv1.ScrubVolumeRequest
 
 func TestPoliciesOfAVolume(t *testing.T) {
 	s, at := serve(t)
-	if code, out, _ := do(t, at, "volume", "set", "db-1", "--io-timeout", "30s"); code != exitOK || !strings.Contains(out, "fails after 30s, slow replicas: as the node is configured") {
+	if code, out, _ := do(t, at, "volume", "update", "db-1", "--io-timeout", "30s"); code != exitOK || !strings.Contains(out, "fails after 30s, slow replicas: as the node is configured") {
 		t.Errorf("%d %s", code, out)
 	}
 	if s.policy.GetIoTimeoutMillis() != 30000 || s.policy.SlowReplicas != nil {
 		t.Errorf("%v", s.policy)
 	}
-	if code, out, _ := do(t, at, "volume", "set", "db-1", "--io-timeout", "0", "--slow-replicas", "drop"); code != exitOK || !strings.Contains(out, "I/O waits without limit, slow replicas: drop") {
+	if code, out, _ := do(t, at, "volume", "update", "db-1", "--io-timeout", "0", "--slow-replicas", "drop"); code != exitOK || !strings.Contains(out, "I/O waits without limit, slow replicas: drop") {
 		t.Errorf("%d %s", code, out)
 	}
 	if s.policy.IoTimeoutMillis == nil || s.policy.GetIoTimeoutMillis() != 0 || s.policy.GetSlowReplicas() != "drop" {
@@ -47,19 +47,19 @@ func TestPoliciesOfAVolume(t *testing.T) {
 	if s.policy.Iops != nil || s.policy.Bandwidth != nil || s.policy.BurstMillis != nil {
 		t.Errorf("limits that are not named stay: %v", s.policy)
 	}
-	if code, out, says := do(t, at, "volume", "set", "db-1", "--iops", "500", "--bandwidth", "100MiB", "--burst", "10s"); code != exitOK || !strings.Contains(out, "I/O limited to 500 operations/s and 100 MiB/s, bursts of 10s") {
+	if code, out, says := do(t, at, "volume", "update", "db-1", "--iops", "500", "--bandwidth", "100MiB", "--burst", "10s"); code != exitOK || !strings.Contains(out, "I/O limited to 500 operations/s and 100 MiB/s, bursts of 10s") {
 		t.Errorf("%d %s %s", code, out, says)
 	}
 	if s.policy.GetIops() != 500 || s.policy.GetBandwidth() != 100<<20 || s.policy.GetBurstMillis() != 10000 || s.policy.IoTimeoutMillis != nil {
 		t.Errorf("%v", s.policy)
 	}
-	if code, out, _ := do(t, at, "volume", "set", "db-1", "--iops", "0", "--bandwidth", "0"); code != exitOK || !strings.Contains(out, "no limit of I/O") || s.policy.Iops == nil || s.policy.Bandwidth == nil {
+	if code, out, _ := do(t, at, "volume", "update", "db-1", "--iops", "0", "--bandwidth", "0"); code != exitOK || !strings.Contains(out, "no limit of I/O") || s.policy.Iops == nil || s.policy.Bandwidth == nil {
 		t.Errorf("%d %s %v", code, out, s.policy)
 	}
 	if code, _, says := do(t, at, "volume", "create", "x", "-s", "1GiB", "--iops", "100"); code != exitOK || s.created.GetLimits().GetIops() != 100 || s.created.GetLimits().GetBandwidth() != 0 {
 		t.Errorf("%d %s %v", code, says, s.created)
 	}
-	if code, _, says := do(t, at, "volume", "set", "db-1"); code != exitUsage || !strings.Contains(says, "--io-timeout") {
+	if code, _, says := do(t, at, "volume", "update", "db-1"); code != exitUsage || !strings.Contains(says, "--io-timeout") {
 		t.Errorf("%d %s", code, says)
 	}
 	if code, _, says := do(t, at, "volume", "create", "x", "-s", "1GiB", "--io-timeout", "1m", "--slow-replicas", "off"); code != exitOK {

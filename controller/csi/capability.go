@@ -18,6 +18,7 @@ func (s *Server) ControllerGetCapabilities(context.Context, *csipb.ControllerGet
 		csipb.ControllerServiceCapability_RPC_GET_SNAPSHOT,
 		csipb.ControllerServiceCapability_RPC_CLONE_VOLUME,
 		csipb.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csipb.ControllerServiceCapability_RPC_MODIFY_VOLUME,
 		csipb.ControllerServiceCapability_RPC_GET_VOLUME,
 		csipb.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		csipb.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
@@ -112,6 +113,14 @@ func (s *Server) ValidateVolumeCapabilities(ctx context.Context, q *csipb.Valida
 	if err != nil {
 		return refuse(err.Error())
 	}
+	changes, err := mutable(op, q.GetMutableParameters())
+	if err != nil {
+		return refuse(err.Error())
+	}
+	if why := lacks(rec.Spec, changes); why != "" {
+		return refuse(why)
+	}
+	p.spec = changes.Apply(p.spec) // they take precedence
 	if why := p.differs(rec.Spec); why != "" {
 		return refuse(why)
 	}

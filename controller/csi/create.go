@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -86,17 +87,19 @@ func (s *Server) readCreate(op string, q *csipb.CreateVolumeRequest) (c lifecycl
 	if err != nil {
 		return c, nil, err
 	}
-	if len(q.GetMutableParameters()) > 0 {
-		return c, nil, invalid(op, "mutable_parameters are not supported: this driver does not announce MODIFY_VOLUME")
-	}
 	p, err := s.parameters(op, q.GetParameters())
 	if err != nil {
 		return c, nil, err
 	}
+	changes, err := mutable(op, q.GetMutableParameters())
+	if err != nil {
+		return c, nil, err
+	}
+	p.spec = changes.Apply(p.spec) // they take precedence
 	if fs != "" && p.spec.FSType != "" && fs != p.spec.FSType {
 		return c, nil, invalid(op, "the capability asks for the filesystem %s, the parameter fsType for %s; make them the same", fs, p.spec.FSType)
 	}
-	c = lifecycle.CreateRequest{Name: q.GetName(), Spec: p.spec, From: s.cfg.Agent}
+	c = lifecycle.CreateRequest{Name: q.GetName(), Spec: p.spec, From: s.cfg.Agent, Changing: true}
 	if fs != "" {
 		c.Spec.FSType = fs
 	}
@@ -116,7 +119,11 @@ func (s *Server) readCreate(op string, q *csipb.CreateVolumeRequest) (c lifecycl
 	if clone {
 		c.Spec.LogicalBlk = p.spec.LogicalBlk
 	}
-	c.Spec.Parameters = q.GetParameters()
+	c.Spec.Parameters = maps.Clone(q.GetParameters())
+	if c.Spec.Parameters == nil {
+		c.Spec.Parameters = map[string]string{}
+	}
+	maps.Copy(c.Spec.Parameters, q.GetMutableParameters())
 	if s.cfg.Agent != "" {
 		c.Spec.Labels = map[string]string{agentLabel: string(s.cfg.Agent)}
 	}

@@ -101,7 +101,7 @@ func TestCreateVolumeRefuses(t *testing.T) {
 		"content source": {create("v", gib, func(q *csipb.CreateVolumeRequest) {
 			q.VolumeContentSource = &csipb.VolumeContentSource{Type: &csipb.VolumeContentSource_Volume{Volume: &csipb.VolumeContentSource_VolumeSource{VolumeId: "x"}}}
 		}), codes.NotFound, "volume x"},
-		"mutable parameters": {create("v", gib, func(q *csipb.CreateVolumeRequest) { q.MutableParameters = map[string]string{"iops": "1"} }), codes.InvalidArgument, "MODIFY_VOLUME"},
+		"mutable parameters": {create("v", gib, func(q *csipb.CreateVolumeRequest) { q.MutableParameters = map[string]string{"iops": "1"} }), codes.InvalidArgument, "mutable parameter iops"},
 		"foreign topology":   {create("v", gib, topo(map[string]string{"kubernetes.io/hostname": "n1"})), codes.InvalidArgument, "kubernetes.io/hostname"},
 	} {
 		_, err := cl.CreateVolume(t.Context(), x.q)

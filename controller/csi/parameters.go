@@ -73,8 +73,8 @@ func (p *params) set(key, value string) (known bool, err error) {
 		}
 	case "iotimeout":
 		d, err := time.ParseDuration(value)
-		if err != nil || d < holdfast.MinIOTimeout || d > holdfast.MaxIOTimeout {
-			return true, fmt.Errorf("%q is not possible; ask for %v to %v, such as 30s, or leave it out", value, holdfast.MinIOTimeout, holdfast.MaxIOTimeout)
+		if err != nil || d != 0 && d < holdfast.MinIOTimeout || d > holdfast.MaxIOTimeout {
+			return true, fmt.Errorf("%q is not possible; ask for %v to %v, such as 30s, or 0: I/O waits without limit", value, holdfast.MinIOTimeout, holdfast.MaxIOTimeout)
 		}
 		p.spec.IOTimeoutMillis = d.Milliseconds()
 	case "slowreplicas":
@@ -99,20 +99,20 @@ func (p *params) limit(key, value string) error {
 	switch key {
 	case "iops":
 		n, err := strconv.ParseInt(value, 10, 64)
-		if err != nil || n < holdfast.MinIOPS || n > holdfast.MaxIOPS {
-			return fmt.Errorf("%q is not possible; ask for %d to %d operations a second, or leave it out", value, holdfast.MinIOPS, holdfast.MaxIOPS)
+		if err != nil || n != 0 && n < holdfast.MinIOPS || n > holdfast.MaxIOPS {
+			return fmt.Errorf("%q is not possible; ask for %d to %d operations a second, or 0: no limit", value, holdfast.MinIOPS, holdfast.MaxIOPS)
 		}
 		l.IOPS = n
 	case "bandwidth":
 		n, err := quantity(value)
-		if err != nil || n < holdfast.MinBandwidth || n > holdfast.MaxBandwidth {
-			return fmt.Errorf("%q is not possible; ask for 1Mi to 1Ti bytes a second, such as 100Mi, or leave it out", value)
+		if err != nil || n != 0 && n < holdfast.MinBandwidth || n > holdfast.MaxBandwidth {
+			return fmt.Errorf("%q is not possible; ask for 1Mi to 1Ti bytes a second, such as 100Mi, or 0: no limit", value)
 		}
 		l.Bandwidth = n
 	default:
 		d, err := time.ParseDuration(value)
-		if err != nil || d < time.Millisecond || d > holdfast.MaxBurst {
-			return fmt.Errorf("%q is not possible; ask for 1ms to %v, such as 10s, or leave it out", value, holdfast.MaxBurst)
+		if err != nil || d != 0 && d < time.Millisecond || d > holdfast.MaxBurst {
+			return fmt.Errorf("%q is not possible; ask for 1ms to %v, such as 10s, or 0: %v", value, holdfast.MaxBurst, holdfast.DefaultBurst)
 		}
 		l.BurstMillis = d.Milliseconds()
 	}

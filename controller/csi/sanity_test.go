@@ -63,6 +63,7 @@ func TestSanityOfControllerAndIdentity(t *testing.T) {
 	cfg.TargetPath, cfg.StagingPath = filepath.Join(dir, "target"), filepath.Join(dir, "staging")
 	cfg.TestVolumeSize = 1<<30 + 1
 	cfg.TestVolumeParameters = map[string]string{"replicas": "2"}
+	cfg.TestVolumeMutableParameters = map[string]string{"replicas": "3", "iops": "1000"}
 	if err := flag.Set("ginkgo.focus", `Controller Server|GroupController|Identity Service`); err != nil {
 		t.Fatal(err)
 	}

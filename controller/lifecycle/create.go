@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -25,6 +26,10 @@ type CreateRequest struct {
 	// Source is what the new volume is a clone of; nil: it is empty. Spec.SizeBytes,
 	// FSType and LogicalBlk may then be zero: as the source has them.
 	Source *Source
+	// Changing says that whoever creates volumes so may have changed this one since,
+	// by Modify: if its parameters at its creation were the same, that is no
+	// difference.
+	Changing bool
 }
 
 // createKey is what joins: the same request, whoever makes it.
@@ -126,6 +131,9 @@ func sameVolume(rec holdfast.Record, q CreateRequest) error {
 		return holdfast.E("", holdfast.Exists, fmt.Sprintf("a volume of this name exists with %s %v, not %v; choose another name or ask for the same", what, have, want))
 	}
 	have, want := rec.Spec, q.Spec
+	if q.Changing && maps.Equal(have.Parameters, want.Parameters) {
+		want.Replicas, want.MinInSync, want.Locality = have.Replicas, have.MinInSync, have.Locality
+	}
 	switch {
 	case have.SizeBytes < want.SizeBytes || have.SizeBytes > q.MaxBytes:
 		return differs("size in bytes", have.SizeBytes, want.SizeBytes)

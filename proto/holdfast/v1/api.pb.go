@@ -824,10 +824,12 @@ type UpdateVolumePolicyRequest struct {
 	IoTimeoutMillis *int64                 `protobuf:"varint,2,opt,name=io_timeout_millis,json=ioTimeoutMillis,proto3,oneof" json:"io_timeout_millis,omitempty"` // 0: I/O waits without limit
 	SlowReplicas    *string                `protobuf:"bytes,3,opt,name=slow_replicas,json=slowReplicas,proto3,oneof" json:"slow_replicas,omitempty"`             // off, report, drop; empty: as the node is configured
 	// More are built in the background; of fewer, the surplus goes. I/O goes on.
-	Replicas      *int32 `protobuf:"varint,30,opt,name=replicas,proto3,oneof" json:"replicas,omitempty"`
-	Iops          *int64 `protobuf:"varint,4,opt,name=iops,proto3,oneof" json:"iops,omitempty"`                                  // operations a second, flushes aside; 0: no limit
-	Bandwidth     *int64 `protobuf:"varint,5,opt,name=bandwidth,proto3,oneof" json:"bandwidth,omitempty"`                        // bytes a second read and written together; 0: no limit
-	BurstMillis   *int64 `protobuf:"varint,6,opt,name=burst_millis,json=burstMillis,proto3,oneof" json:"burst_millis,omitempty"` // unused time that is kept for bursts; 0: one second
+	Replicas      *int32  `protobuf:"varint,30,opt,name=replicas,proto3,oneof" json:"replicas,omitempty"`
+	Iops          *int64  `protobuf:"varint,4,opt,name=iops,proto3,oneof" json:"iops,omitempty"`                                  // operations a second, flushes aside; 0: no limit
+	Bandwidth     *int64  `protobuf:"varint,5,opt,name=bandwidth,proto3,oneof" json:"bandwidth,omitempty"`                        // bytes a second read and written together; 0: no limit
+	BurstMillis   *int64  `protobuf:"varint,6,opt,name=burst_millis,json=burstMillis,proto3,oneof" json:"burst_millis,omitempty"` // unused time that is kept for bursts; 0: one second
+	MinInSync     *int32  `protobuf:"varint,31,opt,name=min_in_sync,json=minInSync,proto3,oneof" json:"min_in_sync,omitempty"`    // writes wait while fewer replicas are in sync
+	Locality      *string `protobuf:"bytes,32,opt,name=locality,proto3,oneof" json:"locality,omitempty"`                          // required, preferred, none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -909,6 +911,20 @@ func (x *UpdateVolumePolicyRequest) GetBurstMillis() int64 {
 		return *x.BurstMillis
 	}
 	return 0
+}
+
+func (x *UpdateVolumePolicyRequest) GetMinInSync() int32 {
+	if x != nil && x.MinInSync != nil {
+		return *x.MinInSync
+	}
+	return 0
+}
+
+func (x *UpdateVolumePolicyRequest) GetLocality() string {
+	if x != nil && x.Locality != nil {
+		return *x.Locality
+	}
+	return ""
 }
 
 type ScrubVolumeRequest struct {
@@ -4461,7 +4477,7 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x1a6\n" +
 	"\bSetEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf0\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd3\x03\n" +
 	"\x19UpdateVolumePolicyRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12/\n" +
 	"\x11io_timeout_millis\x18\x02 \x01(\x03H\x00R\x0fioTimeoutMillis\x88\x01\x01\x12(\n" +
@@ -4469,14 +4485,18 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\breplicas\x18\x1e \x01(\x05H\x02R\breplicas\x88\x01\x01\x12\x17\n" +
 	"\x04iops\x18\x04 \x01(\x03H\x03R\x04iops\x88\x01\x01\x12!\n" +
 	"\tbandwidth\x18\x05 \x01(\x03H\x04R\tbandwidth\x88\x01\x01\x12&\n" +
-	"\fburst_millis\x18\x06 \x01(\x03H\x05R\vburstMillis\x88\x01\x01B\x14\n" +
+	"\fburst_millis\x18\x06 \x01(\x03H\x05R\vburstMillis\x88\x01\x01\x12#\n" +
+	"\vmin_in_sync\x18\x1f \x01(\x05H\x06R\tminInSync\x88\x01\x01\x12\x1f\n" +
+	"\blocality\x18  \x01(\tH\aR\blocality\x88\x01\x01B\x14\n" +
 	"\x12_io_timeout_millisB\x10\n" +
 	"\x0e_slow_replicasB\v\n" +
 	"\t_replicasB\a\n" +
 	"\x05_iopsB\f\n" +
 	"\n" +
 	"_bandwidthB\x0f\n" +
-	"\r_burst_millis\"D\n" +
+	"\r_burst_millisB\x0e\n" +
+	"\f_min_in_syncB\v\n" +
+	"\t_locality\"D\n" +
 	"\x12ScrubVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xde\x01\n" +

@@ -61,7 +61,8 @@ type VolumeServiceClient interface {
 	// UpdateVolumeLabels sets and removes labels.
 	UpdateVolumeLabels(ctx context.Context, in *UpdateVolumeLabelsRequest, opts ...grpc.CallOption) (*Volume, error)
 	// UpdateVolumePolicy changes what a volume does when something is slow or away,
-	// and how many replicas it has, also while it is in use. What is left out stays.
+	// its limits of I/O, its locality, and how many replicas it has, also while it is
+	// in use: all of it, or nothing. What is left out stays.
 	UpdateVolumePolicy(ctx context.Context, in *UpdateVolumePolicyRequest, opts ...grpc.CallOption) (*Volume, error)
 	// ScrubVolume asks for a comparison of all in-sync replicas, which repairs what
 	// is damaged, or cancels it. It answers at once; GetVolume shows how it goes.
@@ -204,7 +205,8 @@ type VolumeServiceServer interface {
 	// UpdateVolumeLabels sets and removes labels.
 	UpdateVolumeLabels(context.Context, *UpdateVolumeLabelsRequest) (*Volume, error)
 	// UpdateVolumePolicy changes what a volume does when something is slow or away,
-	// and how many replicas it has, also while it is in use. What is left out stays.
+	// its limits of I/O, its locality, and how many replicas it has, also while it is
+	// in use: all of it, or nothing. What is left out stays.
 	UpdateVolumePolicy(context.Context, *UpdateVolumePolicyRequest) (*Volume, error)
 	// ScrubVolume asks for a comparison of all in-sync replicas, which repairs what
 	// is damaged, or cancels it. It answers at once; GetVolume shows how it goes.
