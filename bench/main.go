@@ -57,7 +57,7 @@ func parse(args []string) (options, error) {
 	fs.BoolVar(&o.control, "control", true, "also measure creating, attaching and taking over volumes")
 	fs.BoolVar(&o.repair, "repair", true, "also measure I/O beside a repair")
 	fs.BoolVar(&o.snapshots, "snapshots", true, "also measure what snapshots and clones cost")
-	fs.StringVar(&o.parts, "snapshot-parts", "", "only these parts of that, by commas: first touch,with 200 snapshots,stall,clone,replicas raised")
+	fs.StringVar(&o.parts, "snapshot-parts", "", "only these parts of that, by commas: first touch,with 200 snapshots,stall,clone,drop,replicas raised")
 	fs.IntVar(&o.repeat, "repeat", 5, "repetitions")
 	fs.DurationVar(&o.runtime, "runtime", 2*time.Second, "of each measurement")
 	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,x1,x3")

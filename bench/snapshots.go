@@ -28,7 +28,9 @@ type snapshotFigures struct {
 	PresentReads  []float64 `json:"presentReads"`
 	Stall         stall     `json:"stall"`
 	Clone         []float64 `json:"cloneMs"` // a clone of 100 GiB: created, attached and mounted
-	Raise         *raised   `json:"raise"`
+	// Drops are deleted snapshots.
+	Drops []*dropped `json:"drops"`
+	Raise *raised    `json:"raise"`
 }
 
 // firstTouch is random writes right after a snapshot, each the first to its
@@ -55,7 +57,7 @@ func (b *bench) snapshots(ctx context.Context) error {
 		f    func(context.Context) error
 	}{
 		{"first touch", b.firstTouches}, {"with 200 snapshots", b.snapshotsPresent},
-		{"stall", b.stalls}, {"clone", b.clones}, {"replicas raised", b.raise},
+		{"stall", b.stalls}, {"clone", b.clones}, {"drop", b.drops}, {"replicas raised", b.raise},
 	} {
 		if !chosen(b.o.parts, part.name) {
 			continue
@@ -310,6 +312,11 @@ func (s *snapshotFigures) print(w io.Writer) {
 	}
 	if len(s.Clone) > 0 {
 		fmt.Fprintf(w, "a clone of %d GiB: created, attached and mounted in %s ms\n", cloneBytes>>30, spread(s.Clone))
+	}
+	for _, d := range s.Drops {
+		if len(d.Ms) > 0 {
+			d.print(w)
+		}
 	}
 	if s.Raise != nil {
 		s.Raise.print(w)
