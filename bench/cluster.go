@@ -43,6 +43,7 @@ func newCluster(o options) *cluster {
 }
 
 func nodeName(i int) string { return fmt.Sprintf("n%d", i+1) }
+func rackName(i int) string { return "rack-" + nodeName(i) }
 
 func (c *cluster) path(i int, elem ...string) string {
 	return filepath.Join(append([]string{c.dir, nodeName(i)}, elem...)...)
@@ -90,7 +91,7 @@ func (c *cluster) configure(i int, ports []int) error {
 	cfg.API, cfg.CSI = []string{"unix://" + c.path(i, "api.sock")}, ""
 	cfg.StateDir, cfg.RunDir = c.path(i, "state"), c.path(i, "run")
 	cfg.Keeper = false // who kills the process means the daemon
-	cfg.Domain = holdfast.Domain{Rack: "rack-" + nodeName(i)}
+	cfg.Domain = holdfast.Domain{Rack: rackName(i)}
 	cfg.Placement.Overcommit = 100 // of 100 GiB little is written
 	cfg.Pools = []agent.PoolConfig{{Path: c.path(i, "pool.img"), Format: true, ImageBytes: poolBytes}}
 	if i == 0 {
@@ -110,25 +111,33 @@ func (c *cluster) configure(i int, ports []int) error {
 
 // startNode starts a node's daemon, also again.
 func (c *cluster) startNode(i int) error {
-	log, err := os.Create(c.path(i, "log"))
+	p, err := startProcess(exec.Command(c.binary, "node", "--config", c.path(i, "node.yaml")), c.path(i, "log"))
 	if err != nil {
 		return holdfast.Wrap("start node "+nodeName(i), err)
 	}
+	c.procs[i] = p
+	return nil
+}
+
+// startProcess starts a process that ends with this one, its output in a file.
+func startProcess(cmd *exec.Cmd, output string) (*process, error) {
+	log, err := os.Create(output)
+	if err != nil {
+		return nil, err
+	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.Command(c.binary, "node", "--config", c.path(i, "node.yaml"))
 	cmd.Stdout, cmd.Stderr = log, log
 	// A group of its own: Ctrl-C at the terminal must not reach it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		return holdfast.Wrap("start node "+nodeName(i), err)
+		return nil, err
 	}
 	p := &process{cmd: cmd, done: make(chan struct{})}
-	c.procs[i] = p
 	go func() {
 		_ = cmd.Wait()
 		close(p.done)
 	}()
-	return nil
+	return p, nil
 }
 
 // pids are the daemons' process ids.
@@ -186,14 +195,19 @@ func (c *cluster) volumes(i int) (holdfastv1.VolumeServiceClient, error) {
 	return holdfastv1.NewVolumeServiceClient(cc), nil
 }
 
-// create makes a volume, and says how long it took.
-func (c *cluster) create(ctx context.Context, name string, replicas int32, size int64) (time.Duration, error) {
+// create makes a volume, with its replicas on these nodes only if any are named,
+// and says how long it took.
+func (c *cluster) create(ctx context.Context, name string, replicas int32, size int64, on ...int) (time.Duration, error) {
 	cl, err := c.volumes(0)
 	if err != nil {
 		return 0, err
 	}
+	var racks []string
+	for _, i := range on {
+		racks = append(racks, rackName(i))
+	}
 	began := time.Now()
-	_, err = cl.CreateVolume(ctx, &holdfastv1.CreateVolumeRequest{Name: name, SizeBytes: size, Replicas: replicas})
+	_, err = cl.CreateVolume(ctx, &holdfastv1.CreateVolumeRequest{Name: name, SizeBytes: size, Replicas: replicas, Racks: racks})
 	return time.Since(began), holdfast.Wrap("create volume "+name, err)
 }
 

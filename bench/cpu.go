@@ -18,14 +18,14 @@ type cpu struct {
 	daemons time.Duration
 	// kernel is that of the kernel's threads: those of loop devices, and those
 	// that take over what is too much for interrupts.
-	kernel time.Duration
+	kernel map[int]time.Duration // by process id: they come and go
 	// machine is everything that was not idle, whoever caused it.
 	machine time.Duration
 }
 
 // readCPU reads the counters; pids are the daemons.
 func readCPU(pids []int) (cpu, error) {
-	var c cpu
+	c := cpu{kernel: map[int]time.Duration{}}
 	for _, pid := range pids {
 		s, err := readStat(pid)
 		if err != nil {
@@ -43,7 +43,7 @@ func readCPU(pids []int) (cpu, error) {
 			continue
 		}
 		if s, err := readStat(pid); err == nil && s.parent == kthreadd { // else it has just ended
-			c.kernel += s.used
+			c.kernel[pid] = s.used
 		}
 	}
 	raw, err := os.ReadFile("/proc/stat")
@@ -58,6 +58,15 @@ func readCPU(pids []int) (cpu, error) {
 		}
 	}
 	return c, nil
+}
+
+// kernelSince is what the kernel's threads have used since before; what those
+// used last that have ended is not known.
+func (c cpu) kernelSince(before cpu) (sum time.Duration) {
+	for pid, used := range c.kernel {
+		sum += max(used-before.kernel[pid], 0)
+	}
+	return sum
 }
 
 // kthreadd is the process id of the parent of all threads of the kernel.

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -34,15 +35,20 @@ type load struct {
 }
 
 func loads() []load {
-	return []load{
-		{name: "w32", what: "4 KiB random write, depth 32", rw: "randwrite", block: 4 << 10, depth: 32},
-		{name: "w1", what: "4 KiB random write, depth 1", rw: "randwrite", block: 4 << 10, depth: 1},
-		{name: "r32", what: "4 KiB random read, depth 32", rw: "randread", block: 4 << 10, depth: 32},
-		{name: "r1", what: "4 KiB random read, depth 1", rw: "randread", block: 4 << 10, depth: 1},
-		{name: "f1", what: "4 KiB random write and fsync each, depth 1", rw: "randwrite", block: 4 << 10, depth: 1, fsync: true},
-		{name: "sw8", what: "1 MiB sequential write, depth 8", rw: "write", block: 1 << 20, depth: 8},
-		{name: "sr8", what: "1 MiB sequential read, depth 8", rw: "read", block: 1 << 20, depth: 8},
+	var all []load
+	for _, kind := range []struct{ name, what, rw string }{
+		{"w", "4 KiB random write", "randwrite"}, {"r", "4 KiB random read", "randread"}, {"m", "4 KiB, 70 % random read, 30 % write", "randrw"},
+	} {
+		for _, depth := range []int{1, 8, 32, 128} {
+			all = append(all, load{name: fmt.Sprint(kind.name, depth), what: fmt.Sprintf("%s, depth %d", kind.what, depth),
+				rw: kind.rw, block: 4 << 10, depth: depth, mixed: kind.rw == "randrw"})
+		}
 	}
+	return append(all,
+		load{name: "f1", what: "4 KiB random write and fsync each, depth 1", rw: "randwrite", block: 4 << 10, depth: 1, fsync: true},
+		load{name: "sw8", what: "1 MiB sequential write, depth 8", rw: "write", block: 1 << 20, depth: 8},
+		load{name: "sr8", what: "1 MiB sequential read, depth 8", rw: "read", block: 1 << 20, depth: 8},
+	)
 }
 
 func names() []string {
@@ -55,7 +61,10 @@ func names() []string {
 
 // target is something to measure.
 type target struct {
-	name, what, path string
+	name, what string
+	path       string       // a file or device, or the URI of an NBD server
+	pids       func() []int // the processes that serve it; nil: the daemons
+	single     bool         // is for depth 1 only
 }
 
 // chosen says whether a name is on a list by commas; an empty one has all.
@@ -66,47 +75,69 @@ func chosen(list, name string) bool {
 // prepare makes the targets and fills them, so that no measurement pays for
 // allocating space.
 func (b *bench) prepare(ctx context.Context) ([]target, error) {
+	local := func(context.Context) (target, error) {
+		path, err := b.rawFile(0, "bench-raw")
+		b.ends = append(b.ends, func() error { return os.Remove(path) })
+		return target{path: path}, err
+	}
 	var all []target
 	for _, t := range []struct {
 		name, what string
-		make       func(context.Context) (string, error)
+		make       func(context.Context) (target, error)
 	}{
-		{"raw", "file on a pool's XFS", b.rawFile},
+		{"raw", "file on a pool's XFS", local},
 		{"loop", "loop device over a file in memory", b.rawLoop},
-		{"x1", "volume, 1 replica, attached where it is", func(ctx context.Context) (string, error) { return b.volume(ctx, "x1", 1) }},
-		{"x3", "volume, 3 replicas, one of them local", func(ctx context.Context) (string, error) { return b.volume(ctx, "x3", 3) }},
+		{"front", "the front end alone, over a file on a pool's XFS", b.frontEnd},
+		{"x1", "volume, 1 replica, attached where it is", b.volume("x1", 1)},
+		{"far1", "volume, 1 replica, on another node", b.volume("far1", 1, 1)},
+		{"x3", "volume, 3 replicas, one of them local", b.volume("x3", 3)},
+		{"qemu", "qemu-storage-daemon, quorum over 3 NBD exports on the same disks", b.qemu},
 	} {
 		if !chosen(b.o.targets, t.name) {
 			continue
 		}
-		path, err := t.make(ctx)
+		made, err := t.make(ctx)
+		if errors.Is(err, holdfast.Unsupported) {
+			fmt.Fprintf(os.Stderr, "without %s: %v\n", t.name, err)
+			b.results.Without = append(b.results.Without, t.name+": "+err.Error())
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		if _, err := fio(ctx, path, load{rw: "write", block: 1 << 20, depth: 8}, 0); err != nil {
+		made.name, made.what = t.name, t.what
+		if _, err := fio(ctx, made.path, load{rw: "write", block: 1 << 20, depth: 8}, 0); err != nil {
 			return nil, err
 		}
-		all = append(all, target{t.name, t.what, path})
+		all = append(all, made)
 	}
 	return all, nil
 }
 
-// rawFile is a file beside the replicas in the first node's pool.
-func (b *bench) rawFile(context.Context) (string, error) {
-	const op = "make a file on a pool"
+// rawFile makes a file beside the replicas in a node's pool.
+func (b *bench) rawFile(node int, name string) (string, error) {
+	dir, err := b.pool(node)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, name)
+	return path, allocate(path)
+}
+
+// pool is where a node's pool is mounted.
+func (b *bench) pool(node int) (string, error) {
+	const op = "find a node's pool"
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return "", holdfast.Wrap(op, err)
 	}
 	for line := range strings.Lines(string(mounts)) {
 		f := strings.Fields(line)
-		if len(f) < 3 || f[2] != "xfs" || !strings.HasPrefix(f[1], b.cluster.path(0)+"/") {
-			continue
+		if len(f) > 2 && f[2] == "xfs" && strings.HasPrefix(f[1], b.cluster.path(node)+"/") {
+			return f[1], nil
 		}
-		path := filepath.Join(f[1], "bench-raw")
-		return path, allocate(path)
 	}
-	return "", holdfast.E(op, holdfast.NotFound, "no pool of the first node is mounted")
+	return "", holdfast.E(op, holdfast.NotFound, "no pool of node "+nodeName(node)+" is mounted")
 }
 
 func allocate(path string) error {
@@ -120,21 +151,25 @@ func allocate(path string) error {
 
 // rawLoop is a loop device with direct I/O over a file in memory. What cleans
 // up finds it by its file.
-func (b *bench) rawLoop(ctx context.Context) (string, error) {
+func (b *bench) rawLoop(ctx context.Context) (target, error) {
 	path := filepath.Join(b.o.dir, "loop.img")
 	if err := allocate(path); err != nil {
-		return "", err
+		return target{}, err
 	}
 	out, err := command(ctx, "losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", path)
-	return strings.TrimSpace(out), err
+	return target{path: strings.TrimSpace(out)}, err
 }
 
-func (b *bench) volume(ctx context.Context, name string, replicas int32) (string, error) {
-	if _, err := b.cluster.create(ctx, name, replicas, sizeBytes); err != nil {
-		return "", err
+// volume makes a volume with its replicas on these nodes only, if any are named,
+// and attaches it to the first node.
+func (b *bench) volume(name string, replicas int32, on ...int) func(context.Context) (target, error) {
+	return func(ctx context.Context) (target, error) {
+		if _, err := b.cluster.create(ctx, name, replicas, sizeBytes, on...); err != nil {
+			return target{}, err
+		}
+		path, _, err := b.cluster.attach(ctx, name, 0)
+		return target{path: path}, err
 	}
-	path, _, err := b.cluster.attach(ctx, name, 0)
-	return path, err
 }
 
 // data measures all loads on all targets. The targets of a load take turns, so
@@ -146,6 +181,9 @@ func (b *bench) data(ctx context.Context, targets []target) error {
 				continue
 			}
 			for _, t := range targets {
+				if t.single && l.depth > 1 {
+					continue
+				}
 				s, err := b.sample(ctx, t, l)
 				if err != nil {
 					return err
@@ -155,14 +193,29 @@ func (b *bench) data(ctx context.Context, targets []target) error {
 		}
 		fmt.Fprintf(os.Stderr, "repetition %d of %d is done\n", n+1, b.o.repeat)
 	}
-	return nil
+	return b.endTargets()
+}
+
+// endTargets removes what must not be there any more when the cluster ends; again
+// is fine.
+func (b *bench) endTargets() error {
+	var errs []error
+	for _, end := range b.ends {
+		errs = append(errs, end())
+	}
+	b.ends = nil
+	return errors.Join(errs...)
 }
 
 // sample is one run of fio, with the CPU time that it took.
 func (b *bench) sample(ctx context.Context, t target, l load) (sample, error) {
 	endHook := b.hook(t, l)
 	defer endHook()
-	before, err := readCPU(b.cluster.pids())
+	pids := b.cluster.pids
+	if t.pids != nil {
+		pids = t.pids
+	}
+	before, err := readCPU(pids())
 	if err != nil {
 		return sample{}, err
 	}
@@ -174,10 +227,10 @@ func (b *bench) sample(ctx context.Context, t target, l load) (sample, error) {
 	if err != nil {
 		return s, err
 	}
-	after, err := readCPU(b.cluster.pids())
+	after, err := readCPU(pids())
 	if s.ops > 0 {
 		s.DaemonsCPU = (after.daemons - before.daemons).Seconds() * 1e6 / s.ops
-		s.AllCPU = s.DaemonsCPU + (s.fioCPU+after.kernel-before.kernel).Seconds()*1e6/s.ops
+		s.AllCPU = s.DaemonsCPU + (s.fioCPU+after.kernelSince(before)).Seconds()*1e6/s.ops
 		s.MachineCPU = (after.machine - before.machine).Seconds() * 1e6 / s.ops
 	}
 	return s, err
@@ -233,8 +286,13 @@ func (t fioTimes) micros(p string) float64 { return t.Percentile[p] / 1e3 }
 // process with threads: the processes that it would fork outlive it when it is
 // killed.
 func fio(ctx context.Context, path string, l load, runtime time.Duration) (sample, error) {
-	args := []string{"--name=bench", "--thread", "--filename=" + path, "--rw=" + l.rw, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--iodepth=%d", l.depth),
-		fmt.Sprintf("--size=%d", cmp.Or(l.size, sizeBytes)), "--ioengine=libaio", "--direct=1", "--randrepeat=0", "--output-format=json"}
+	args := []string{"--name=bench", "--thread", "--rw=" + l.rw, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--iodepth=%d", l.depth),
+		fmt.Sprintf("--size=%d", cmp.Or(l.size, sizeBytes)), "--randrepeat=0", "--percentile_list=50:99:99.9", "--output-format=json"}
+	if strings.HasPrefix(path, "nbd") {
+		args = append(args, "--ioengine=nbd", "--uri="+path)
+	} else {
+		args = append(args, "--ioengine=libaio", "--direct=1", "--filename="+path)
+	}
 	if !l.once {
 		args = append(args, "--norandommap")
 	}
@@ -254,6 +312,9 @@ func fio(ctx context.Context, path string, l load, runtime time.Duration) (sampl
 	if err != nil {
 		return sample{}, err
 	}
+	if i := strings.Index(out, "{\n"); i > 0 { // its NBD engine says hello
+		out = out[i:]
+	}
 	var r fioOutput
 	if err := json.Unmarshal([]byte(out), &r); err != nil || len(r.Jobs) != 1 || r.Jobs[0].Error != 0 {
 		return sample{}, holdfast.E("read fio's output", holdfast.Other, fmt.Sprintf("%v: %.500s", err, out))
@@ -266,11 +327,12 @@ func fio(ctx context.Context, path string, l load, runtime time.Duration) (sampl
 	if d.TotalIOs == 0 {
 		d = j.Read
 	}
-	s := sample{IOPS: d.IOPS, MBps: d.BW / 1e6, P50: d.Clat.micros("50.000000"), P99: d.Clat.micros("99.000000"), ops: d.TotalIOs,
+	s := sample{IOPS: d.IOPS, MBps: d.BW / 1e6, P50: d.Clat.micros("50.000000"), P99: d.Clat.micros("99.000000"), P999: d.Clat.micros("99.900000"), ops: d.TotalIOs,
 		fioCPU: time.Duration((j.UserCPU + j.SystemCPU) / 100 * j.Runtime * float64(time.Millisecond))}
 	if l.fsync { // the write and its sync, one after the other
 		s.P50 += j.Sync.Lat.micros("50.000000")
 		s.P99 += j.Sync.Lat.micros("99.000000")
+		s.P999 += j.Sync.Lat.micros("99.900000")
 	}
 	return s, nil
 }

@@ -2,7 +2,9 @@
 // program with pools in memory (image files on a tmpfs, with XFS over a loop
 // device, as the product makes them), volumes of one and three replicas through
 // FUSE and loop devices, and beside them what the same memory does without
-// Holdfast: a file in a pool's XFS and a plain loop device.
+// Holdfast: a file in a pool's XFS, a plain loop device, the front end alone, and
+// qemu's quorum of three network block devices on files in the same pools, where
+// that is installed. Then the same with pools throttled like a cloud's disks.
 //
 // Runs of the targets are interleaved and repeated; it prints medians with their
 // range and writes all of it as JSON. Everything shares one machine's CPUs, so
@@ -39,6 +41,7 @@ type options struct {
 	binary, dir, out string
 	short            bool
 	control, repair  bool
+	throttled        bool
 	snapshots        bool
 	parts            string // of the snapshots
 	repeat           int
@@ -55,12 +58,13 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.out, "out", "build/bench.json", "where the results go")
 	fs.BoolVar(&o.short, "short", false, "a quick look: one repetition of half a second")
 	fs.BoolVar(&o.control, "control", true, "also measure creating, attaching and taking over volumes")
+	fs.BoolVar(&o.throttled, "throttled", true, "also measure with pools as slow as a cloud's disks")
 	fs.BoolVar(&o.repair, "repair", true, "also measure I/O beside a repair")
 	fs.BoolVar(&o.snapshots, "snapshots", true, "also measure what snapshots and clones cost")
 	fs.StringVar(&o.parts, "snapshot-parts", "", "only these parts of that, by commas: first touch,with 200 snapshots,stall,clone,drop,replicas raised")
 	fs.IntVar(&o.repeat, "repeat", 5, "repetitions")
 	fs.DurationVar(&o.runtime, "runtime", 2*time.Second, "of each measurement")
-	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,x1,x3")
+	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,front,x1,far1,x3,qemu")
 	fs.StringVar(&o.loads, "loads", "", "only these loads, by commas: "+strings.Join(names(), ","))
 	fs.StringVar(&o.hook, "hook", "", "shell command run beside every measurement, such as a profiler; $PIDS are the daemons")
 	if err := fs.Parse(args); err != nil {
@@ -78,6 +82,10 @@ func main() {
 	runtime.LockOSThread()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if len(os.Args) == 4 && os.Args[1] == frontEndArg {
+		serveFrontEnd(ctx, os.Args[2], os.Args[3])
+		return
+	}
 	o, err := parse(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return
@@ -113,6 +121,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	b := &bench{o: o, cluster: newCluster(o)}
 	defer func() {
+		err = errors.Join(err, b.endTargets())
 		b.cluster.stop()
 		err = errors.Join(err, remove(o.dir))
 	}()
@@ -128,6 +137,7 @@ type bench struct {
 	o       options
 	cluster *cluster
 	results results
+	ends    []func() error // what is to be done when the targets were measured
 }
 
 func (b *bench) measure(ctx context.Context) error {
@@ -141,6 +151,12 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	if err := b.data(ctx, targets); err != nil {
 		return err
+	}
+	b.results.Added = b.results.added()
+	if b.o.throttled {
+		if err := b.throttledPools(ctx); err != nil {
+			return err
+		}
 	}
 	if b.o.repair {
 		if err := b.repairs(ctx); err != nil {

@@ -24,6 +24,7 @@ type sample struct {
 	MBps       float64 `json:"mbps"`
 	P50        float64 `json:"p50us"`
 	P99        float64 `json:"p99us"`
+	P999       float64 `json:"p999us"`
 	DaemonsCPU float64 `json:"daemonsCPU"`
 	AllCPU     float64 `json:"allCPU"` // daemons, fio and the kernel's threads
 	MachineCPU float64 `json:"machineCPU"`
@@ -50,9 +51,13 @@ type results struct {
 	CPUs    int             `json:"cpus"`
 	Runtime string          `json:"runtime"` // of each measurement
 	Series  []*series       `json:"series"`
+	Added   []step          `json:"added,omitempty"` // to a write at depth 1
+	Slow    []*series       `json:"throttled,omitempty"`
+	Ratios  []slowRatio     `json:"throttledRatios,omitempty"`
 	Repair  []*besideRepair `json:"repair,omitempty"`
 	Resync  *resync         `json:"resync,omitempty"`
 	Control control         `json:"control"`
+	Without []string        `json:"without,omitempty"` // targets that this machine lacks something for
 
 	Snapshots *snapshotFigures `json:"snapshots,omitempty"`
 }
@@ -78,35 +83,43 @@ func (r *results) begin(o options) {
 	}
 }
 
-func (r *results) find(target, load string) *series {
-	i := slices.IndexFunc(r.Series, func(s *series) bool { return s.Target == target && s.Load == load })
+func (r *results) find(target, load string) *series { return find(r.Series, target, load) }
+
+func find(all []*series, target, load string) *series {
+	i := slices.IndexFunc(all, func(s *series) bool { return s.Target == target && s.Load == load })
 	if i < 0 {
 		return nil
 	}
-	return r.Series[i]
+	return all[i]
 }
 
-func (r *results) add(t target, l load, s sample) {
-	found := r.find(t.name, l.name)
+func (r *results) add(t target, l load, s sample) { r.Series = r.addTo(r.Series, t, l, s) }
+
+// addTo adds a sample to one of all the series, and gives them all.
+func (r *results) addTo(all []*series, t target, l load, s sample) []*series {
+	found := find(all, t.name, l.name)
 	if found == nil {
 		found = &series{Target: t.name, Load: l.name, what: l.what}
-		r.Series = append(r.Series, found)
+		all = append(all, found)
 	}
 	found.Samples = append(found.Samples, s)
 	found.Median = sample{
 		IOPS: found.median(func(s sample) float64 { return s.IOPS }), MBps: found.median(func(s sample) float64 { return s.MBps }),
 		P50: found.median(func(s sample) float64 { return s.P50 }), P99: found.median(func(s sample) float64 { return s.P99 }),
-		DaemonsCPU: found.median(func(s sample) float64 { return s.DaemonsCPU }), AllCPU: found.median(func(s sample) float64 { return s.AllCPU }), MachineCPU: found.median(func(s sample) float64 { return s.MachineCPU }),
+		P999:       found.median(func(s sample) float64 { return s.P999 }),
+		DaemonsCPU: found.median(func(s sample) float64 { return s.DaemonsCPU }), AllCPU: found.median(func(s sample) float64 { return s.AllCPU }),
+		MachineCPU: found.median(func(s sample) float64 { return s.MachineCPU }),
 	}
-	raw := r.find("raw", l.name)
+	raw := find(all, "raw", l.name)
 	if raw == nil || len(raw.Samples) != len(found.Samples) {
-		return
+		return all
 	}
 	var ratios []float64
 	for i, s := range found.Samples {
 		ratios = append(ratios, s.IOPS/max(raw.Samples[i].IOPS, 1))
 	}
 	found.ToRaw = median(ratios)
+	return all
 }
 
 func (s *series) median(of func(sample) float64) float64 {
@@ -143,17 +156,23 @@ func (r *results) print(w io.Writer) {
 			}
 			if !head {
 				head = true
-				fmt.Fprintf(w, "\n%s\n%-5s %24s %8s %9s %9s %7s %12s %12s\n", l.what, "", "IOPS", "MB/s", "p50 µs", "p99 µs", "to raw", "daemons CPU*", "machine CPU*")
+				fmt.Fprintf(w, "\n%s\n%-5s %24s %8s %8s %8s %8s %6s %8s %8s %8s\n", l.what, "", "IOPS", "MB/s", "p50 µs", "p99", "p99.9", "to raw", "daemons*", "all*", "machine*")
 			}
 			var iops []float64
 			for _, x := range s.Samples {
 				iops = append(iops, x.IOPS)
 			}
 			m := s.Median
-			fmt.Fprintf(w, "%-5s %24s %8.0f %9.0f %9.0f %6.0f%% %12.1f %12.1f\n", s.Target, spread(iops), m.MBps, m.P50, m.P99, 100*s.ToRaw, m.DaemonsCPU, m.MachineCPU)
+			fmt.Fprintf(w, "%-5s %24s %8.0f %8.0f %8.0f %8.0f %5.0f%% %8.1f %8.1f %8.1f\n", s.Target, spread(iops), m.MBps, m.P50, m.P99, m.P999, 100*s.ToRaw, m.DaemonsCPU, m.AllCPU, m.MachineCPU)
 		}
 	}
-	fmt.Fprintln(w, "\n* CPU seconds per million operations; machine: everything that runs on it")
+	fmt.Fprintln(w, "\n* CPU seconds per million operations: of the daemons (or their like), with fio and the kernel's threads, and of everything that ran on the machine")
+	for _, s := range r.Added {
+		fmt.Fprintf(w, "%-46s %7.0f µs\n", s.What, s.Micros)
+	}
+	for _, s := range r.Ratios {
+		s.print(w)
+	}
 	for _, s := range r.Repair {
 		s.print(w)
 	}
