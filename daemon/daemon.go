@@ -144,7 +144,7 @@ func (d *daemon) run(ctx context.Context) error {
 	defer func() { _ = conns.Close() }()
 	d.clients = newNodeClients(d.recs, conns)
 	var err error
-	d.life, err = lifecycle.New(lifecycle.Config{Store: d.recs, Nodes: d.clients, Self: holdfast.NodeID(d.cfg.Node), Policy: d.cfg.Placement.policy(), Log: d.log})
+	d.life, err = lifecycle.New(lifecycle.Config{Store: d.recs, Nodes: d.clients, Self: holdfast.NodeID(d.cfg.Node), Policy: d.cfg.Placement.policy(), SnapshotPercent: d.cfg.Placement.SnapshotPercent, Log: d.log})
 	if err != nil {
 		return err
 	}

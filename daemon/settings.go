@@ -25,6 +25,9 @@ type Placement struct {
 	Overcommit float64 `json:"overcommit,omitempty"`
 	// MinFree is what a pool must have free to take a new replica. Default 64MiB.
 	MinFree *Size `json:"minFree,omitempty"`
+	// SnapshotPercent is how much of a pool snapshots may take before none is taken
+	// any more of the volumes there. Default 50.
+	SnapshotPercent int `json:"snapshotPercent,omitempty"`
 }
 
 func (p Placement) policy() placement.Policy {
@@ -161,6 +164,8 @@ func (c Config) validateSettings() error {
 	switch {
 	case !(policy.Overcommit >= 1 && policy.Overcommit <= 1000):
 		return bad("placement.overcommit is %v; choose 1 (promise only what is there) to 1000", policy.Overcommit)
+	case c.Placement.SnapshotPercent < 0 || c.Placement.SnapshotPercent > 100:
+		return bad("placement.snapshotPercent is %d; choose 1 to 100", c.Placement.SnapshotPercent)
 	case r.Rebuilds < 0 || r.RebuildsPerNode < 0:
 		return bad("reconcile.rebuilds and reconcile.rebuildsPerNode are %d and %d; they are 1 or more", r.Rebuilds, r.RebuildsPerNode)
 	case r.Together < 0 || r.RefuseFor < 0:

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/controller/placement"
 	"github.com/holdfast-storage/holdfast/controller/reconcile"
 	"github.com/holdfast-storage/holdfast/docs"
@@ -43,6 +44,9 @@ func TestTheExampleIsWholeAndTrue(t *testing.T) {
 	}
 	if got, want := c.Placement.policy(), placement.DefaultPolicy(); got != want || (Placement{}).policy() != want {
 		t.Errorf("placement: the example has %+v, the default is %+v", got, want)
+	}
+	if c.Placement.SnapshotPercent != lifecycle.DefaultSnapshotPercent {
+		t.Errorf("snapshotPercent: the example has %d, the default is %d", c.Placement.SnapshotPercent, lifecycle.DefaultSnapshotPercent)
 	}
 	if got, want := c.Replication.primary(), replication.DefaultConfig(); !reflect.DeepEqual(got, want) || !reflect.DeepEqual((Replication{}).primary(), want) {
 		t.Errorf("replication: the example has %+v, the default is %+v", got, want)
@@ -121,6 +125,7 @@ times: {replaceAfter: 1h}
 
 func TestMistakesInSettingsAreNamed(t *testing.T) {
 	for text, says := range map[string]string{
+		"placement: {snapshotPercent: 101}":                               "placement.snapshotPercent",
 		"placement: {overcommit: 0.5}":                                    "placement.overcommit",
 		"placement: {minFree: lots}":                                      "lots",
 		"placement: {minFre: 1}":                                          "minFre",

@@ -77,3 +77,23 @@ func snapshotSize(r *engine.Replica, id holdfast.SnapshotID, cut string) (int64,
 	}
 	return all[i].SizeBytes, nil
 }
+
+// SnapshotBytes is what the files of all snapshots of the replicas that are open
+// refer to.
+func (p *pool) SnapshotBytes() int64 {
+	p.mu.Lock()
+	open := make([]*engine.Replica, 0, len(p.served))
+	for _, h := range p.served {
+		if h.replica != nil {
+			open = append(open, h.replica)
+		}
+	}
+	p.mu.Unlock()
+	var n int64
+	for _, r := range open {
+		for _, s := range r.Snapshots() {
+			n += s.AllocatedBytes
+		}
+	}
+	return n
+}

@@ -148,11 +148,15 @@ func (m *machine) end() {
 			m.t.Errorf("the service ended with %v:\n%s", err, m.log.String())
 		}
 	case <-time.After(time.Minute):
-		m.t.Error("the service does not end")
 		if s, err := keeper.ReadStatus(m.cfg.KeeperStatus()); err == nil {
+			_ = syscall.Kill(s.Daemon, syscall.SIGQUIT) // which says what it is at
+			<-time.After(3 * time.Second)
 			_ = syscall.Kill(s.Daemon, syscall.SIGKILL)
 		}
 		_ = m.cmd.Process.Kill()
+		m.logged.Lock()
+		defer m.logged.Unlock()
+		m.t.Errorf("the service does not end:\n%s", m.log.String())
 	}
 	if mounts, _ := os.ReadFile("/proc/mounts"); strings.Contains(string(mounts), m.dir) {
 		m.t.Errorf("still mounted:\n%s", mounts)

@@ -37,6 +37,9 @@ type hand struct {
 func (s *Service) takeGroup(ctx context.Context, g holdfast.Group, q GroupRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.GroupTimeout)
 	defer cancel()
+	if err := s.roomForGroup(ctx, g); err != nil {
+		return err
+	}
 	for _, m := range g.Members {
 		_, err := s.update(ctx, m.Volume, func(r *holdfast.Record) (bool, error) {
 			if r.Restore != nil {

@@ -47,6 +47,11 @@ type Config struct {
 	Log    *slog.Logger
 	Now    func() time.Time // for time stamps in records; default time.Now
 
+	// SnapshotPercent is how much of a pool snapshots may take before none is taken
+	// any more of volumes with a replica in sync there; default 50, 100: as much as
+	// there is.
+	SnapshotPercent int
+
 	CallTimeout time.Duration // bounds one short call to one node; default 10 s
 	OpTimeout   time.Duration // bounds one operation that goes on in the background; default 2 min
 	// GroupTimeout bounds one attempt at a group snapshot; default 20 s. HoldFor is
@@ -70,6 +75,9 @@ func (c Config) withDefaults() Config {
 		if *d <= 0 {
 			*d = v
 		}
+	}
+	if c.SnapshotPercent <= 0 {
+		c.SnapshotPercent = DefaultSnapshotPercent
 	}
 	orDefault(&c.CallTimeout, 10*time.Second)
 	orDefault(&c.OpTimeout, 2*time.Minute)

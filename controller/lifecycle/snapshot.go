@@ -45,10 +45,14 @@ func ParseSnapshotRef(handle string) (SnapshotRef, bool) {
 // CreateSnapshot takes a snapshot of a volume, attached or not, and answers when
 // every in-sync replica has it. The same again answers with what exists. Errors:
 // Invalid; NotFound; Exists when the name is another volume's; NoSpace when the
-// volume has too many; Unavailable when ctx ended first (it is still taken), with
-// what the volume waits for where that is known.
+// volume has too many, or snapshots take too much of a pool; Unavailable when ctx
+// ended first (it is still taken), with what the volume waits for where that is
+// known.
 func (s *Service) CreateSnapshot(ctx context.Context, q SnapshotRequest) (holdfast.Record, holdfast.Snapshot, error) {
 	op := "create snapshot " + q.Name
+	if err := s.admit(ctx, q); err != nil {
+		return holdfast.Record{}, holdfast.Snapshot{}, holdfast.Wrap(op, err)
+	}
 	if q.Freeze {
 		rec, x, err := s.createFrozen(ctx, q)
 		return rec, x, holdfast.Wrap(op, err)
@@ -69,6 +73,10 @@ func (s *Service) CreateSnapshot(ctx context.Context, q SnapshotRequest) (holdfa
 
 // WantSnapshot is CreateSnapshot that does not wait for it; it freezes nothing.
 func (s *Service) WantSnapshot(ctx context.Context, q SnapshotRequest) (holdfast.Record, SnapshotRef, error) {
+	err := s.admit(ctx, q)
+	if err != nil {
+		return holdfast.Record{}, SnapshotRef{}, holdfast.Wrap("create snapshot "+q.Name, err)
+	}
 	rec, ref, _, err := s.wantSnapshot(ctx, q)
 	return rec, ref, holdfast.Wrap("create snapshot "+q.Name, err)
 }

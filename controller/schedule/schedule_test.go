@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/controller/schedule"
 	"github.com/holdfast-storage/holdfast/metadata/memory"
+	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
 // rig is a store with volumes, a clock, and leaders that carry schedules out.
@@ -28,7 +29,11 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-type noNodes struct{ lifecycle.NodeClients }
+type noNodes struct{}
+
+func (noNodes) Client(context.Context, holdfast.NodeID) (holdfastv1.NodeServiceClient, error) {
+	return nil, holdfast.E("", holdfast.Unavailable, "nobody listens")
+}
 
 // leader is a process with a connection of its own.
 func (r *rig) leader() (*schedule.Service, *memory.Store) {

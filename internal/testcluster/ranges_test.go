@@ -273,6 +273,10 @@ func TestRangesAndRestores(t *testing.T) {
 	s.restore(c.Nodes[0], 2)
 	s.check()
 	s.goOn()
+	r, err := c.Nodes[0].Client().NodeVolumes(t.Context(), &holdfastv1.NodeVolumesRequest{})
+	if err != nil || len(r.GetPools()) != 1 || r.GetPools()[0].GetSnapshotBytes() <= 0 || r.GetPools()[0].GetSnapshotBytes() > r.GetPools()[0].GetTotalBytes() {
+		t.Errorf("the pools' usage is %v, %v", r.GetPools(), err)
+	}
 }
 
 // round changes the volume, attached to a node, and takes a snapshot of it while

@@ -57,3 +57,21 @@ func (s *Service) ListSnapshot(r *holdfastv1.ListSnapshotRequest, out grpc.Serve
 	})
 	return holdfast.Wrap(op, err)
 }
+
+// snapshotHolder is a Pool that knows what its snapshots take.
+type snapshotHolder interface {
+	// SnapshotBytes is what the files of all snapshots refer to. It does no I/O.
+	SnapshotBytes() int64
+}
+
+// poolUsage is what snapshots take of each open pool.
+func (a *Agent) poolUsage() []*holdfastv1.PoolUsage {
+	var out []*holdfastv1.PoolUsage
+	for _, p := range a.openedPools() {
+		if h, able := p.(snapshotHolder); able {
+			info := p.Info()
+			out = append(out, &holdfastv1.PoolUsage{PoolId: string(info.ID), TotalBytes: info.TotalBytes, SnapshotBytes: h.SnapshotBytes()})
+		}
+	}
+	return out
+}

@@ -78,7 +78,7 @@ func (s *Service) NodeVolumes(_ context.Context, r *holdfastv1.NodeVolumesReques
 	if err != nil {
 		return nil, err
 	}
-	return &holdfastv1.NodeVolumesResponse{Volumes: vs}, nil
+	return &holdfastv1.NodeVolumesResponse{Volumes: vs, Pools: s.agent.poolUsage()}, nil
 }
 
 // CheckPool implements NodeService.

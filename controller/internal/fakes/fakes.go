@@ -41,6 +41,7 @@ type Cluster struct {
 	cuts    map[holdfast.SnapshotID]Cut
 	listing Listing
 	frozen  map[holdfast.VolumeID]string // the freeze's token
+	taken   map[holdfast.PoolID]int64    // by snapshots
 }
 
 // New makes a cluster without nodes.
@@ -338,6 +339,7 @@ func (n *Node) NodeVolumes(_ context.Context, in *holdfastv1.NodeVolumesRequest,
 					Replica: &holdfastv1.ReplicaStatus{ReplicaId: string(id), PoolId: string(s.Pool)}})
 			}
 		}
+		out.Pools = n.poolUsage()
 		return nil
 	})
 	return out, err

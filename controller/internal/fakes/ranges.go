@@ -54,3 +54,21 @@ func (s *listStream) Recv() (*holdfastv1.ListSnapshotResponse, error) {
 	s.steps = s.steps[1:]
 	return x, nil
 }
+
+// SnapshotsTake says how many bytes of a pool snapshots take.
+func (c *Cluster) SnapshotsTake(pool holdfast.PoolID, bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.taken == nil {
+		c.taken = map[holdfast.PoolID]int64{}
+	}
+	c.taken[pool] = bytes
+}
+
+// poolUsage tells of the pools of 100 GiB that AddThree makes.
+func (n *Node) poolUsage() []*holdfastv1.PoolUsage {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	id := holdfast.PoolID("pool-" + n.ID)
+	return []*holdfastv1.PoolUsage{{PoolId: string(id), TotalBytes: 100 << 30, SnapshotBytes: n.c.taken[id]}}
+}

@@ -611,6 +611,7 @@ func (x *NodeVolumesRequest) GetVolumeId() string {
 type NodeVolumesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volumes       []*NodeVolume          `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Pools         []*PoolUsage           `protobuf:"bytes,20,rep,name=pools,proto3" json:"pools,omitempty"` // all that are open on this node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -652,6 +653,74 @@ func (x *NodeVolumesResponse) GetVolumes() []*NodeVolume {
 	return nil
 }
 
+func (x *NodeVolumesResponse) GetPools() []*PoolUsage {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+// PoolUsage is what snapshots take of a pool.
+type PoolUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PoolId        string                 `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
+	TotalBytes    int64                  `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	SnapshotBytes int64                  `protobuf:"varint,3,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"` // what the snapshots' own files refer to, also if others do
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolUsage) Reset() {
+	*x = PoolUsage{}
+	mi := &file_holdfast_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolUsage) ProtoMessage() {}
+
+func (x *PoolUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolUsage.ProtoReflect.Descriptor instead.
+func (*PoolUsage) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PoolUsage) GetPoolId() string {
+	if x != nil {
+		return x.PoolId
+	}
+	return ""
+}
+
+func (x *PoolUsage) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *PoolUsage) GetSnapshotBytes() int64 {
+	if x != nil {
+		return x.SnapshotBytes
+	}
+	return 0
+}
+
 // NodeVolume is one volume as this node sees it.
 type NodeVolume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -666,7 +735,7 @@ type NodeVolume struct {
 
 func (x *NodeVolume) Reset() {
 	*x = NodeVolume{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[13]
+	mi := &file_holdfast_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +747,7 @@ func (x *NodeVolume) String() string {
 func (*NodeVolume) ProtoMessage() {}
 
 func (x *NodeVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[13]
+	mi := &file_holdfast_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +760,7 @@ func (x *NodeVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVolume.ProtoReflect.Descriptor instead.
 func (*NodeVolume) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeVolume) GetVolumeId() string {
@@ -743,7 +812,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	mi := &file_holdfast_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +824,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[14]
+	mi := &file_holdfast_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +837,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Wait) GetWhat() string {
@@ -817,7 +886,7 @@ type NodeEvent struct {
 
 func (x *NodeEvent) Reset() {
 	*x = NodeEvent{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[15]
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +898,7 @@ func (x *NodeEvent) String() string {
 func (*NodeEvent) ProtoMessage() {}
 
 func (x *NodeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[15]
+	mi := &file_holdfast_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +911,7 @@ func (x *NodeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEvent.ProtoReflect.Descriptor instead.
 func (*NodeEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeEvent) GetUnixNanos() int64 {
@@ -881,7 +950,7 @@ type PrimaryStatus struct {
 
 func (x *PrimaryStatus) Reset() {
 	*x = PrimaryStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	mi := &file_holdfast_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +962,7 @@ func (x *PrimaryStatus) String() string {
 func (*PrimaryStatus) ProtoMessage() {}
 
 func (x *PrimaryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[16]
+	mi := &file_holdfast_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +975,7 @@ func (x *PrimaryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrimaryStatus.ProtoReflect.Descriptor instead.
 func (*PrimaryStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PrimaryStatus) GetKind() string {
@@ -1026,7 +1095,7 @@ type ScrubStatus struct {
 
 func (x *ScrubStatus) Reset() {
 	*x = ScrubStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[17]
+	mi := &file_holdfast_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1107,7 @@ func (x *ScrubStatus) String() string {
 func (*ScrubStatus) ProtoMessage() {}
 
 func (x *ScrubStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[17]
+	mi := &file_holdfast_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1120,7 @@ func (x *ScrubStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatus.ProtoReflect.Descriptor instead.
 func (*ScrubStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ScrubStatus) GetId() string {
@@ -1142,7 +1211,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[18]
+	mi := &file_holdfast_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1223,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[18]
+	mi := &file_holdfast_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1236,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PeerStatus) GetReplicaId() string {
@@ -1254,7 +1323,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[19]
+	mi := &file_holdfast_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1335,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[19]
+	mi := &file_holdfast_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1348,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReplicaStatus) GetReplicaId() string {
@@ -1336,7 +1405,7 @@ type SnapshotUsage struct {
 
 func (x *SnapshotUsage) Reset() {
 	*x = SnapshotUsage{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[20]
+	mi := &file_holdfast_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1417,7 @@ func (x *SnapshotUsage) String() string {
 func (*SnapshotUsage) ProtoMessage() {}
 
 func (x *SnapshotUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[20]
+	mi := &file_holdfast_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1430,7 @@ func (x *SnapshotUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotUsage.ProtoReflect.Descriptor instead.
 func (*SnapshotUsage) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SnapshotUsage) GetSnapshotId() string {
@@ -1395,7 +1464,7 @@ type PrepareHoldRequest struct {
 
 func (x *PrepareHoldRequest) Reset() {
 	*x = PrepareHoldRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[21]
+	mi := &file_holdfast_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1476,7 @@ func (x *PrepareHoldRequest) String() string {
 func (*PrepareHoldRequest) ProtoMessage() {}
 
 func (x *PrepareHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[21]
+	mi := &file_holdfast_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1489,7 @@ func (x *PrepareHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHoldRequest.ProtoReflect.Descriptor instead.
 func (*PrepareHoldRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PrepareHoldRequest) GetVolumeId() string {
@@ -1445,7 +1514,7 @@ type PrepareHoldResponse struct {
 
 func (x *PrepareHoldResponse) Reset() {
 	*x = PrepareHoldResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[22]
+	mi := &file_holdfast_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1526,7 @@ func (x *PrepareHoldResponse) String() string {
 func (*PrepareHoldResponse) ProtoMessage() {}
 
 func (x *PrepareHoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[22]
+	mi := &file_holdfast_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1539,7 @@ func (x *PrepareHoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHoldResponse.ProtoReflect.Descriptor instead.
 func (*PrepareHoldResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 type HoldRequest struct {
@@ -1484,7 +1553,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[23]
+	mi := &file_holdfast_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1565,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[23]
+	mi := &file_holdfast_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1578,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HoldRequest) GetVolumeId() string {
@@ -1541,7 +1610,7 @@ type HoldResponse struct {
 
 func (x *HoldResponse) Reset() {
 	*x = HoldResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[24]
+	mi := &file_holdfast_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1622,7 @@ func (x *HoldResponse) String() string {
 func (*HoldResponse) ProtoMessage() {}
 
 func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[24]
+	mi := &file_holdfast_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1635,7 @@ func (x *HoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
 func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 type CutRequest struct {
@@ -1580,7 +1649,7 @@ type CutRequest struct {
 
 func (x *CutRequest) Reset() {
 	*x = CutRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[25]
+	mi := &file_holdfast_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1661,7 @@ func (x *CutRequest) String() string {
 func (*CutRequest) ProtoMessage() {}
 
 func (x *CutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[25]
+	mi := &file_holdfast_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1674,7 @@ func (x *CutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRequest.ProtoReflect.Descriptor instead.
 func (*CutRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CutRequest) GetVolumeId() string {
@@ -1637,7 +1706,7 @@ type CutResponse struct {
 
 func (x *CutResponse) Reset() {
 	*x = CutResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[26]
+	mi := &file_holdfast_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1649,7 +1718,7 @@ func (x *CutResponse) String() string {
 func (*CutResponse) ProtoMessage() {}
 
 func (x *CutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[26]
+	mi := &file_holdfast_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1662,7 +1731,7 @@ func (x *CutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutResponse.ProtoReflect.Descriptor instead.
 func (*CutResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 type UnholdRequest struct {
@@ -1675,7 +1744,7 @@ type UnholdRequest struct {
 
 func (x *UnholdRequest) Reset() {
 	*x = UnholdRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[27]
+	mi := &file_holdfast_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1756,7 @@ func (x *UnholdRequest) String() string {
 func (*UnholdRequest) ProtoMessage() {}
 
 func (x *UnholdRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[27]
+	mi := &file_holdfast_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1769,7 @@ func (x *UnholdRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnholdRequest.ProtoReflect.Descriptor instead.
 func (*UnholdRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UnholdRequest) GetVolumeId() string {
@@ -1725,7 +1794,7 @@ type UnholdResponse struct {
 
 func (x *UnholdResponse) Reset() {
 	*x = UnholdResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[28]
+	mi := &file_holdfast_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1806,7 @@ func (x *UnholdResponse) String() string {
 func (*UnholdResponse) ProtoMessage() {}
 
 func (x *UnholdResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[28]
+	mi := &file_holdfast_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1819,7 @@ func (x *UnholdResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnholdResponse.ProtoReflect.Descriptor instead.
 func (*UnholdResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 type FreezeRequest struct {
@@ -1764,7 +1833,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[29]
+	mi := &file_holdfast_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1845,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[29]
+	mi := &file_holdfast_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1858,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FreezeRequest) GetVolumeId() string {
@@ -1822,7 +1891,7 @@ type FreezeResponse struct {
 
 func (x *FreezeResponse) Reset() {
 	*x = FreezeResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[30]
+	mi := &file_holdfast_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1903,7 @@ func (x *FreezeResponse) String() string {
 func (*FreezeResponse) ProtoMessage() {}
 
 func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[30]
+	mi := &file_holdfast_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1916,7 @@ func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeResponse.ProtoReflect.Descriptor instead.
 func (*FreezeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FreezeResponse) GetFrozen() bool {
@@ -1867,7 +1936,7 @@ type ThawRequest struct {
 
 func (x *ThawRequest) Reset() {
 	*x = ThawRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[31]
+	mi := &file_holdfast_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1948,7 @@ func (x *ThawRequest) String() string {
 func (*ThawRequest) ProtoMessage() {}
 
 func (x *ThawRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[31]
+	mi := &file_holdfast_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1961,7 @@ func (x *ThawRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
 func (*ThawRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ThawRequest) GetVolumeId() string {
@@ -1917,7 +1986,7 @@ type ThawResponse struct {
 
 func (x *ThawResponse) Reset() {
 	*x = ThawResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[32]
+	mi := &file_holdfast_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +1998,7 @@ func (x *ThawResponse) String() string {
 func (*ThawResponse) ProtoMessage() {}
 
 func (x *ThawResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[32]
+	mi := &file_holdfast_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2011,7 @@ func (x *ThawResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawResponse.ProtoReflect.Descriptor instead.
 func (*ThawResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 type CheckPoolRequest struct {
@@ -1954,7 +2023,7 @@ type CheckPoolRequest struct {
 
 func (x *CheckPoolRequest) Reset() {
 	*x = CheckPoolRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[33]
+	mi := &file_holdfast_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2035,7 @@ func (x *CheckPoolRequest) String() string {
 func (*CheckPoolRequest) ProtoMessage() {}
 
 func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[33]
+	mi := &file_holdfast_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2048,7 @@ func (x *CheckPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolRequest.ProtoReflect.Descriptor instead.
 func (*CheckPoolRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CheckPoolRequest) GetPoolId() string {
@@ -2001,7 +2070,7 @@ type CheckPoolResponse struct {
 
 func (x *CheckPoolResponse) Reset() {
 	*x = CheckPoolResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[34]
+	mi := &file_holdfast_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2082,7 @@ func (x *CheckPoolResponse) String() string {
 func (*CheckPoolResponse) ProtoMessage() {}
 
 func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[34]
+	mi := &file_holdfast_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2095,7 @@ func (x *CheckPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPoolResponse.ProtoReflect.Descriptor instead.
 func (*CheckPoolResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CheckPoolResponse) GetDone() int64 {
@@ -2072,7 +2141,7 @@ type ListSnapshotRequest struct {
 
 func (x *ListSnapshotRequest) Reset() {
 	*x = ListSnapshotRequest{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[35]
+	mi := &file_holdfast_v1_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2153,7 @@ func (x *ListSnapshotRequest) String() string {
 func (*ListSnapshotRequest) ProtoMessage() {}
 
 func (x *ListSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[35]
+	mi := &file_holdfast_v1_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2166,7 @@ func (x *ListSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListSnapshotRequest) GetPoolId() string {
@@ -2161,7 +2230,7 @@ type ListSnapshotResponse struct {
 
 func (x *ListSnapshotResponse) Reset() {
 	*x = ListSnapshotResponse{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[36]
+	mi := &file_holdfast_v1_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2242,7 @@ func (x *ListSnapshotResponse) String() string {
 func (*ListSnapshotResponse) ProtoMessage() {}
 
 func (x *ListSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[36]
+	mi := &file_holdfast_v1_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2255,7 @@ func (x *ListSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListSnapshotResponse) GetEnd() int64 {
@@ -2221,7 +2290,7 @@ type ByteRange struct {
 
 func (x *ByteRange) Reset() {
 	*x = ByteRange{}
-	mi := &file_holdfast_v1_node_proto_msgTypes[37]
+	mi := &file_holdfast_v1_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2302,7 @@ func (x *ByteRange) String() string {
 func (*ByteRange) ProtoMessage() {}
 
 func (x *ByteRange) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_node_proto_msgTypes[37]
+	mi := &file_holdfast_v1_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2315,7 @@ func (x *ByteRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ByteRange.ProtoReflect.Descriptor instead.
 func (*ByteRange) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_v1_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ByteRange) GetOffset() int64 {
@@ -2301,9 +2370,15 @@ const file_holdfast_v1_node_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x10\n" +
 	"\x0eDetachResponse\"1\n" +
 	"\x12NodeVolumesRequest\x12\x1b\n" +
-	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\"H\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\"v\n" +
 	"\x13NodeVolumesResponse\x121\n" +
-	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.v1.NodeVolumeR\avolumes\"\xee\x01\n" +
+	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.v1.NodeVolumeR\avolumes\x12,\n" +
+	"\x05pools\x18\x14 \x03(\v2\x16.holdfast.v1.PoolUsageR\x05pools\"l\n" +
+	"\tPoolUsage\x12\x17\n" +
+	"\apool_id\x18\x01 \x01(\tR\x06poolId\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x03R\n" +
+	"totalBytes\x12%\n" +
+	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\"\xee\x01\n" +
 	"\n" +
 	"NodeVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x124\n" +
@@ -2474,7 +2549,7 @@ func file_holdfast_v1_node_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_node_proto_rawDescData
 }
 
-var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_holdfast_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_holdfast_v1_node_proto_goTypes = []any{
 	(*FindingsRequest)(nil),         // 0: holdfast.v1.FindingsRequest
 	(*FindingsResponse)(nil),        // 1: holdfast.v1.FindingsResponse
@@ -2489,76 +2564,78 @@ var file_holdfast_v1_node_proto_goTypes = []any{
 	(*DetachResponse)(nil),          // 10: holdfast.v1.DetachResponse
 	(*NodeVolumesRequest)(nil),      // 11: holdfast.v1.NodeVolumesRequest
 	(*NodeVolumesResponse)(nil),     // 12: holdfast.v1.NodeVolumesResponse
-	(*NodeVolume)(nil),              // 13: holdfast.v1.NodeVolume
-	(*Wait)(nil),                    // 14: holdfast.v1.Wait
-	(*NodeEvent)(nil),               // 15: holdfast.v1.NodeEvent
-	(*PrimaryStatus)(nil),           // 16: holdfast.v1.PrimaryStatus
-	(*ScrubStatus)(nil),             // 17: holdfast.v1.ScrubStatus
-	(*PeerStatus)(nil),              // 18: holdfast.v1.PeerStatus
-	(*ReplicaStatus)(nil),           // 19: holdfast.v1.ReplicaStatus
-	(*SnapshotUsage)(nil),           // 20: holdfast.v1.SnapshotUsage
-	(*PrepareHoldRequest)(nil),      // 21: holdfast.v1.PrepareHoldRequest
-	(*PrepareHoldResponse)(nil),     // 22: holdfast.v1.PrepareHoldResponse
-	(*HoldRequest)(nil),             // 23: holdfast.v1.HoldRequest
-	(*HoldResponse)(nil),            // 24: holdfast.v1.HoldResponse
-	(*CutRequest)(nil),              // 25: holdfast.v1.CutRequest
-	(*CutResponse)(nil),             // 26: holdfast.v1.CutResponse
-	(*UnholdRequest)(nil),           // 27: holdfast.v1.UnholdRequest
-	(*UnholdResponse)(nil),          // 28: holdfast.v1.UnholdResponse
-	(*FreezeRequest)(nil),           // 29: holdfast.v1.FreezeRequest
-	(*FreezeResponse)(nil),          // 30: holdfast.v1.FreezeResponse
-	(*ThawRequest)(nil),             // 31: holdfast.v1.ThawRequest
-	(*ThawResponse)(nil),            // 32: holdfast.v1.ThawResponse
-	(*CheckPoolRequest)(nil),        // 33: holdfast.v1.CheckPoolRequest
-	(*CheckPoolResponse)(nil),       // 34: holdfast.v1.CheckPoolResponse
-	(*ListSnapshotRequest)(nil),     // 35: holdfast.v1.ListSnapshotRequest
-	(*ListSnapshotResponse)(nil),    // 36: holdfast.v1.ListSnapshotResponse
-	(*ByteRange)(nil),               // 37: holdfast.v1.ByteRange
+	(*PoolUsage)(nil),               // 13: holdfast.v1.PoolUsage
+	(*NodeVolume)(nil),              // 14: holdfast.v1.NodeVolume
+	(*Wait)(nil),                    // 15: holdfast.v1.Wait
+	(*NodeEvent)(nil),               // 16: holdfast.v1.NodeEvent
+	(*PrimaryStatus)(nil),           // 17: holdfast.v1.PrimaryStatus
+	(*ScrubStatus)(nil),             // 18: holdfast.v1.ScrubStatus
+	(*PeerStatus)(nil),              // 19: holdfast.v1.PeerStatus
+	(*ReplicaStatus)(nil),           // 20: holdfast.v1.ReplicaStatus
+	(*SnapshotUsage)(nil),           // 21: holdfast.v1.SnapshotUsage
+	(*PrepareHoldRequest)(nil),      // 22: holdfast.v1.PrepareHoldRequest
+	(*PrepareHoldResponse)(nil),     // 23: holdfast.v1.PrepareHoldResponse
+	(*HoldRequest)(nil),             // 24: holdfast.v1.HoldRequest
+	(*HoldResponse)(nil),            // 25: holdfast.v1.HoldResponse
+	(*CutRequest)(nil),              // 26: holdfast.v1.CutRequest
+	(*CutResponse)(nil),             // 27: holdfast.v1.CutResponse
+	(*UnholdRequest)(nil),           // 28: holdfast.v1.UnholdRequest
+	(*UnholdResponse)(nil),          // 29: holdfast.v1.UnholdResponse
+	(*FreezeRequest)(nil),           // 30: holdfast.v1.FreezeRequest
+	(*FreezeResponse)(nil),          // 31: holdfast.v1.FreezeResponse
+	(*ThawRequest)(nil),             // 32: holdfast.v1.ThawRequest
+	(*ThawResponse)(nil),            // 33: holdfast.v1.ThawResponse
+	(*CheckPoolRequest)(nil),        // 34: holdfast.v1.CheckPoolRequest
+	(*CheckPoolResponse)(nil),       // 35: holdfast.v1.CheckPoolResponse
+	(*ListSnapshotRequest)(nil),     // 36: holdfast.v1.ListSnapshotRequest
+	(*ListSnapshotResponse)(nil),    // 37: holdfast.v1.ListSnapshotResponse
+	(*ByteRange)(nil),               // 38: holdfast.v1.ByteRange
 }
 var file_holdfast_v1_node_proto_depIdxs = []int32{
 	2,  // 0: holdfast.v1.FindingsResponse.findings:type_name -> holdfast.v1.Finding
-	13, // 1: holdfast.v1.NodeVolumesResponse.volumes:type_name -> holdfast.v1.NodeVolume
-	16, // 2: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
-	19, // 3: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
-	15, // 4: holdfast.v1.NodeVolume.events:type_name -> holdfast.v1.NodeEvent
-	14, // 5: holdfast.v1.NodeVolume.waits:type_name -> holdfast.v1.Wait
-	18, // 6: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
-	17, // 7: holdfast.v1.PrimaryStatus.scrub:type_name -> holdfast.v1.ScrubStatus
-	20, // 8: holdfast.v1.ReplicaStatus.snapshots:type_name -> holdfast.v1.SnapshotUsage
-	37, // 9: holdfast.v1.ListSnapshotResponse.ranges:type_name -> holdfast.v1.ByteRange
-	3,  // 10: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
-	5,  // 11: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
-	7,  // 12: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
-	9,  // 13: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
-	11, // 14: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
-	33, // 15: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
-	21, // 16: holdfast.v1.NodeService.PrepareHold:input_type -> holdfast.v1.PrepareHoldRequest
-	23, // 17: holdfast.v1.NodeService.Hold:input_type -> holdfast.v1.HoldRequest
-	25, // 18: holdfast.v1.NodeService.Cut:input_type -> holdfast.v1.CutRequest
-	27, // 19: holdfast.v1.NodeService.Unhold:input_type -> holdfast.v1.UnholdRequest
-	29, // 20: holdfast.v1.NodeService.Freeze:input_type -> holdfast.v1.FreezeRequest
-	31, // 21: holdfast.v1.NodeService.Thaw:input_type -> holdfast.v1.ThawRequest
-	35, // 22: holdfast.v1.NodeService.ListSnapshot:input_type -> holdfast.v1.ListSnapshotRequest
-	0,  // 23: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
-	4,  // 24: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
-	6,  // 25: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
-	8,  // 26: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
-	10, // 27: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
-	12, // 28: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
-	34, // 29: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
-	22, // 30: holdfast.v1.NodeService.PrepareHold:output_type -> holdfast.v1.PrepareHoldResponse
-	24, // 31: holdfast.v1.NodeService.Hold:output_type -> holdfast.v1.HoldResponse
-	26, // 32: holdfast.v1.NodeService.Cut:output_type -> holdfast.v1.CutResponse
-	28, // 33: holdfast.v1.NodeService.Unhold:output_type -> holdfast.v1.UnholdResponse
-	30, // 34: holdfast.v1.NodeService.Freeze:output_type -> holdfast.v1.FreezeResponse
-	32, // 35: holdfast.v1.NodeService.Thaw:output_type -> holdfast.v1.ThawResponse
-	36, // 36: holdfast.v1.NodeService.ListSnapshot:output_type -> holdfast.v1.ListSnapshotResponse
-	1,  // 37: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
-	24, // [24:38] is the sub-list for method output_type
-	10, // [10:24] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	14, // 1: holdfast.v1.NodeVolumesResponse.volumes:type_name -> holdfast.v1.NodeVolume
+	13, // 2: holdfast.v1.NodeVolumesResponse.pools:type_name -> holdfast.v1.PoolUsage
+	17, // 3: holdfast.v1.NodeVolume.primary:type_name -> holdfast.v1.PrimaryStatus
+	20, // 4: holdfast.v1.NodeVolume.replica:type_name -> holdfast.v1.ReplicaStatus
+	16, // 5: holdfast.v1.NodeVolume.events:type_name -> holdfast.v1.NodeEvent
+	15, // 6: holdfast.v1.NodeVolume.waits:type_name -> holdfast.v1.Wait
+	19, // 7: holdfast.v1.PrimaryStatus.peers:type_name -> holdfast.v1.PeerStatus
+	18, // 8: holdfast.v1.PrimaryStatus.scrub:type_name -> holdfast.v1.ScrubStatus
+	21, // 9: holdfast.v1.ReplicaStatus.snapshots:type_name -> holdfast.v1.SnapshotUsage
+	38, // 10: holdfast.v1.ListSnapshotResponse.ranges:type_name -> holdfast.v1.ByteRange
+	3,  // 11: holdfast.v1.NodeService.CreateReplica:input_type -> holdfast.v1.CreateReplicaRequest
+	5,  // 12: holdfast.v1.NodeService.PurgeTombstones:input_type -> holdfast.v1.PurgeTombstonesRequest
+	7,  // 13: holdfast.v1.NodeService.Attach:input_type -> holdfast.v1.AttachRequest
+	9,  // 14: holdfast.v1.NodeService.Detach:input_type -> holdfast.v1.DetachRequest
+	11, // 15: holdfast.v1.NodeService.NodeVolumes:input_type -> holdfast.v1.NodeVolumesRequest
+	34, // 16: holdfast.v1.NodeService.CheckPool:input_type -> holdfast.v1.CheckPoolRequest
+	22, // 17: holdfast.v1.NodeService.PrepareHold:input_type -> holdfast.v1.PrepareHoldRequest
+	24, // 18: holdfast.v1.NodeService.Hold:input_type -> holdfast.v1.HoldRequest
+	26, // 19: holdfast.v1.NodeService.Cut:input_type -> holdfast.v1.CutRequest
+	28, // 20: holdfast.v1.NodeService.Unhold:input_type -> holdfast.v1.UnholdRequest
+	30, // 21: holdfast.v1.NodeService.Freeze:input_type -> holdfast.v1.FreezeRequest
+	32, // 22: holdfast.v1.NodeService.Thaw:input_type -> holdfast.v1.ThawRequest
+	36, // 23: holdfast.v1.NodeService.ListSnapshot:input_type -> holdfast.v1.ListSnapshotRequest
+	0,  // 24: holdfast.v1.ControllerService.Findings:input_type -> holdfast.v1.FindingsRequest
+	4,  // 25: holdfast.v1.NodeService.CreateReplica:output_type -> holdfast.v1.CreateReplicaResponse
+	6,  // 26: holdfast.v1.NodeService.PurgeTombstones:output_type -> holdfast.v1.PurgeTombstonesResponse
+	8,  // 27: holdfast.v1.NodeService.Attach:output_type -> holdfast.v1.AttachResponse
+	10, // 28: holdfast.v1.NodeService.Detach:output_type -> holdfast.v1.DetachResponse
+	12, // 29: holdfast.v1.NodeService.NodeVolumes:output_type -> holdfast.v1.NodeVolumesResponse
+	35, // 30: holdfast.v1.NodeService.CheckPool:output_type -> holdfast.v1.CheckPoolResponse
+	23, // 31: holdfast.v1.NodeService.PrepareHold:output_type -> holdfast.v1.PrepareHoldResponse
+	25, // 32: holdfast.v1.NodeService.Hold:output_type -> holdfast.v1.HoldResponse
+	27, // 33: holdfast.v1.NodeService.Cut:output_type -> holdfast.v1.CutResponse
+	29, // 34: holdfast.v1.NodeService.Unhold:output_type -> holdfast.v1.UnholdResponse
+	31, // 35: holdfast.v1.NodeService.Freeze:output_type -> holdfast.v1.FreezeResponse
+	33, // 36: holdfast.v1.NodeService.Thaw:output_type -> holdfast.v1.ThawResponse
+	37, // 37: holdfast.v1.NodeService.ListSnapshot:output_type -> holdfast.v1.ListSnapshotResponse
+	1,  // 38: holdfast.v1.ControllerService.Findings:output_type -> holdfast.v1.FindingsResponse
+	25, // [25:39] is the sub-list for method output_type
+	11, // [11:25] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_node_proto_init() }
@@ -2572,7 +2649,7 @@ func file_holdfast_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_node_proto_rawDesc), len(file_holdfast_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
