@@ -29,9 +29,11 @@ type holder interface {
 // NotFound; Unavailable when another node serves it, or ctx ended first.
 func (a *Agent) PrepareHold(ctx context.Context, id holdfast.VolumeID, keep time.Duration) error {
 	op := fmt.Sprintf("prepare to hold volume %s on node %s", id, a.cfg.ID)
-	a.keep(id, min(keep, maxKeep))
 	for {
-		if a.holder(id) != nil {
+		if h, temporary := a.holder(id); h != nil {
+			if temporary {
+				a.keep(id, min(keep, maxKeep))
+			}
 			return nil
 		}
 		rec, err := a.deps.Store.Volume(ctx, string(id))
@@ -48,6 +50,7 @@ func (a *Agent) PrepareHold(ctx context.Context, id holdfast.VolumeID, keep time
 			return holdfast.Wrap(op, err)
 		}
 		if rec.AttachedTo() == "" {
+			a.keep(id, keepAfterHold) // until it serves
 			a.startUpkeep(id, true)
 		}
 		if !pause(ctx, prepareLook) {
@@ -76,11 +79,13 @@ func servedElsewhere(rec holdfast.Record, alive map[holdfast.NodeID]bool, self h
 // Hold stops the writes of a volume that is served here, for at most ttl, and
 // returns when none is under way. If it fails, nothing stays held.
 func (a *Agent) Hold(ctx context.Context, id holdfast.VolumeID, token string, ttl time.Duration) error {
-	h := a.holder(id)
+	h, temporary := a.holder(id)
 	if h == nil {
 		return a.notServed("hold", id)
 	}
-	a.keep(id, min(ttl, maxKeep)+keepAfterHold)
+	if temporary {
+		a.keep(id, min(ttl, maxKeep)+keepAfterHold)
+	}
 	err := h.Hold(ctx, token, ttl)
 	if err != nil {
 		_ = h.Unhold(token) // the caller has gone; else there is none
@@ -90,7 +95,7 @@ func (a *Agent) Hold(ctx context.Context, id holdfast.VolumeID, token string, tt
 
 // Cut takes a group's snapshot under a hold.
 func (a *Agent) Cut(ctx context.Context, id holdfast.VolumeID, token string, snap holdfast.SnapshotID) error {
-	h := a.holder(id)
+	h, _ := a.holder(id)
 	if h == nil {
 		return a.notServed("take a snapshot of", id)
 	}
@@ -99,12 +104,12 @@ func (a *Agent) Cut(ctx context.Context, id holdfast.VolumeID, token string, sna
 
 // Unhold lets writes go. Unavailable when the hold was over already.
 func (a *Agent) Unhold(id holdfast.VolumeID, token string) error {
-	h := a.holder(id)
+	h, temporary := a.holder(id)
 	if h == nil {
 		return a.notServed("release", id)
 	}
 	err := h.Unhold(token)
-	if err == nil {
+	if err == nil && temporary {
 		a.mu.Lock()
 		a.kept[id] = time.Now().Add(keepAfterHold)
 		a.mu.Unlock()
@@ -116,21 +121,22 @@ func (a *Agent) notServed(what string, id holdfast.VolumeID) error {
 	return holdfast.E(fmt.Sprintf("%s volume %s", what, id), holdfast.Unavailable, "node "+string(a.cfg.ID)+" does not serve it")
 }
 
-// holder is the primary that serves the volume here; nil if none does.
-func (a *Agent) holder(id holdfast.VolumeID) holder {
+// holder is the primary that serves the volume here, nil if none does, and whether
+// it is one for maintenance, which ends unless it is kept.
+func (a *Agent) holder(id holdfast.VolumeID) (h holder, temporary bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var v Volume
 	if s := a.volumes[id]; s != nil && s.vol != nil {
 		v = s.vol
 	} else if u := a.upkeep[id]; u != nil && u.vol != nil {
-		v = u.vol
+		v, temporary = u.vol, true
 	}
 	if v == nil || isEnded(v) {
-		return nil
+		return nil, false
 	}
-	h, _ := v.(holder)
-	return h
+	h, _ = v.(holder)
+	return h, temporary
 }
 
 // keep keeps the volume's maintenance primary, if one serves it here, for d at

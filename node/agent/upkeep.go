@@ -232,6 +232,7 @@ func (a *Agent) dropLeftovers(ctx context.Context, mine map[holdfast.VolumeID]bo
 func (a *Agent) stopUpkeep(id holdfast.VolumeID) {
 	a.mu.Lock()
 	u := a.upkeep[id]
+	delete(a.kept, id) // a client is to have it
 	a.mu.Unlock()
 	if u != nil {
 		u.cancel()
