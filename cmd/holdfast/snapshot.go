@@ -47,7 +47,8 @@ func (c *cli) snapshotCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create VOLUME NAME", Short: "Take a snapshot of a volume, in use or not",
 		Long: "Takes a snapshot: the volume's content at one moment, the same on every replica.\n" +
-			"What an application has not flushed then is not in it, as after a power loss.\n" +
+			"What an application has not flushed then is not in it, as after a power loss;\n" +
+			"with --freeze it is, if the volume is mounted on the node that it is attached to.\n" +
 			"NAME is unique among all snapshots.",
 		Example: "  holdfast snapshot create db-1 before-upgrade",
 		Args:    exactly("the VOLUME", "the snapshot's NAME"), ValidArgsFunction: c.volumeArgs,
@@ -140,6 +141,9 @@ func (c *cli) snapshotView(ctx context.Context, w io.Writer, x *holdfastv1.Snaps
 	field(w, "id", "%s", x.GetId())
 	field(w, "volume", "%s (%s)", x.GetVolume(), x.GetVolumeId())
 	field(w, "state", "%s", c.colour(x.GetState()))
+	if x.GetSizeBytes() > 0 {
+		field(w, "content", "%s", consistency(x))
+	}
 	field(w, "taken", "%s (%s ago)", x.GetCreated().AsTime().Local().Format(time.DateTime), since(x.GetCreated().AsTime(), time.Now()))
 	if x.GetSizeBytes() > 0 {
 		c.snapshotSizes(ctx, w, x)
