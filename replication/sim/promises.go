@@ -58,13 +58,34 @@ func (d *disk) oneWriter(grant holdfast.Epoch) {
 	}
 }
 
-// noteDrops notes when a replica left the in-sync set, for resync.
+// drop is when a replica left the in-sync set, and the blocks of what was in any
+// tail then: which may be answered, but not known to be everywhere.
+type drop struct {
+	at    time.Duration
+	tails []int64
+}
+
+// noteDrops notes who left the in-sync set, for resync.
 func (c *cluster) noteDrops(old, next holdfast.Record) {
 	for _, x := range next.Replicas {
 		if was := old.Replica(x.ID); was != nil && was.State == holdfast.InSync && x.State != holdfast.InSync {
-			c.droppedAt[x.ID] = c.w.now
+			c.drops[x.ID] = drop{c.w.now, c.tails()}
 		}
 	}
+}
+
+func (c *cluster) tails() (blocks []int64) {
+	for _, h := range c.meta.hosts {
+		if h.disk == nil {
+			continue
+		}
+		for _, e := range h.disk.tail {
+			for b := e.ext.Offset / holdfast.BlockSize; b < e.ext.End()/holdfast.BlockSize; b++ {
+				blocks = append(blocks, b)
+			}
+		}
+	}
+	return blocks
 }
 
 // resyncSlack is what a repair may touch besides a tenth more than was written: the
@@ -76,7 +97,7 @@ const resyncSlack = 16 * holdfast.BlockSize
 // where all changes are known by maps: no power was lost, and the sources were in
 // sync all the time.
 func (c *cluster) resync(d *device, id holdfast.ReplicaID) {
-	at, known := c.droppedAt[id]
+	left, known := c.drops[id]
 	rep := c.meta.rec.Replica(id)
 	if !known || rep == nil || c.losses > 0 || c.restoring || c.damaged || c.cfg.Snapshots {
 		return // with snapshots, pruned change maps are made up for by whole granules
@@ -86,14 +107,10 @@ func (c *cluster) resync(d *device, id holdfast.ReplicaID) {
 			return
 		}
 	}
-	at -= c.cfg.Protocol.SilentAfter + c.cfg.Protocol.IOTimeout + time.Second
+	at := left.at - (c.cfg.Protocol.SilentAfter + c.cfg.Protocol.IOTimeout + time.Second)
 	written := map[int64]bool{}
-	if h := c.host(rep.Node); h.disk != nil {
-		for _, e := range h.disk.tail { // may be answered, but not told to be everywhere
-			for b := e.ext.Offset / holdfast.BlockSize; b < e.ext.End()/holdfast.BlockSize; b++ {
-				written[b] = true
-			}
-		}
+	for _, b := range append(left.tails, c.tails()...) {
+		written[b] = true
 	}
 	for _, o := range c.history {
 		if (o.kind == opWrite || o.kind == opTrim) && (o.open && o.ret == 0 || o.ret >= at) {

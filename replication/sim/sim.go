@@ -148,14 +148,14 @@ type cluster struct {
 	lastEnd    error // of a primary
 	rolledBack bool  // the metadata store was
 	covered    Coverage
-	droppedAt  map[holdfast.ReplicaID]time.Duration
+	drops      map[holdfast.ReplicaID]drop
 	answers    [replication.MsgTypeEnd][replication.StatusEnd]int
 	snaps      snapWatch
 }
 
 // newCluster is one more volume of a site.
 func newCluster(cfg Config, s *site) *cluster {
-	c := &cluster{site: s, number: len(s.volumes), id: volumeID, cfg: cfg, w: s.w, faults: map[string]int{}, covered: Coverage{}, droppedAt: map[holdfast.ReplicaID]time.Duration{}}
+	c := &cluster{site: s, number: len(s.volumes), id: volumeID, cfg: cfg, w: s.w, faults: map[string]int{}, covered: Coverage{}, drops: map[holdfast.ReplicaID]drop{}}
 	if c.number > 0 {
 		c.id += holdfast.VolumeID(strconv.Itoa(c.number))
 	}
@@ -304,10 +304,11 @@ func (c *cluster) settled(start time.Duration) error {
 	return nil
 }
 
-// idle says whether every operation was answered.
+// idle says whether every operation was answered, and whether what failed by the
+// volume's limit has ended for the protocol, too: until then replicas may differ.
 func (c *cluster) idle() bool {
 	for _, d := range c.devs {
-		if len(d.ops) > 0 {
+		if len(d.ops) > 0 || d.p.Status().InFlight > 0 {
 			return false
 		}
 	}
