@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/grpcstatus"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
@@ -136,7 +135,7 @@ func (m *machine) forgotten(volume string) {
 	freeze := func() error {
 		r, err := n.Freeze(m.t.Context(), &holdfastv1.FreezeRequest{VolumeId: volume, Token: "forgotten", LimitMillis: 1000})
 		if err == nil && !r.GetFrozen() {
-			err = grpcstatus.To(holdfast.E("", holdfast.Unavailable, "it is not attached yet"))
+			m.fatalf("it is mounted, and was not frozen")
 		}
 		return grpcstatus.From(err)
 	}

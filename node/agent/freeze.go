@@ -20,7 +20,7 @@ func (s *Service) Freeze(ctx context.Context, r *holdfastv1.FreezeRequest) (*hol
 	id := holdfast.VolumeID(r.GetVolumeId())
 	device, ok := s.agent.Attached(id)
 	if !ok || s.agent.deps.Freezer == nil {
-		return &holdfastv1.FreezeResponse{}, nil // nothing of it is mounted here
+		return nil, s.agent.notServed("freeze the filesystem of", id) // not yet, after a restart
 	}
 	frozen, err := s.agent.deps.Freezer.Freeze(ctx, freeze.Request{Volume: id, Device: device, Token: r.GetToken(), Limit: millis(r.GetLimitMillis())})
 	if err != nil {

@@ -118,7 +118,11 @@ func (f *Freezer) Freeze(ctx context.Context, q Request) (bool, error) {
 	defer late.Stop()
 	select {
 	case <-x.frozen:
-		return x.err == nil, holdfast.Wrap(op, x.err)
+		err = x.err
+		if err == nil && x.ended() {
+			err = holdfast.E("", holdfast.Unavailable, "the freeze was over already")
+		}
+		return err == nil, holdfast.Wrap(op, err)
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-late.C:
