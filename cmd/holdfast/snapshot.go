@@ -109,12 +109,16 @@ func (c *cli) snapshotTable(w io.Writer, xs []*holdfastv1.Snapshot) {
 		fmt.Fprintln(w, "No snapshots. Take one with: holdfast snapshot create VOLUME NAME")
 		return
 	}
-	g := grid{head: []string{"NAME", "VOLUME", "SIZE", "STATE", "AGE", "ID"}}
+	c.snapshotGrid(xs).write(w, "")
+}
+
+func (c *cli) snapshotGrid(xs []*holdfastv1.Snapshot) *grid {
+	g := &grid{head: []string{"NAME", "VOLUME", "SIZE", "STATE", "AGE", "ID"}}
 	now := time.Now()
 	for _, x := range xs {
 		g.add(x.GetName(), x.GetVolume(), api.Bytes(x.GetSizeBytes()), c.colour(x.GetState()), since(x.GetCreated().AsTime(), now), x.GetId())
 	}
-	g.write(w, "")
+	return g
 }
 
 func (c *cli) snapshotInspect() *cobra.Command {

@@ -53,7 +53,7 @@ func (c *cli) volumeInspect() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.show(v, func(w io.Writer) { c.volumeView(w, v) })
+			return c.show(v, func(w io.Writer) { c.volumeView(cmd.Context(), w, v) })
 		},
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show the progress of repairs until the volume is healthy")
@@ -80,7 +80,7 @@ func (c *cli) watchVolume(ctx context.Context, name string) error {
 		case err == nil && v.GetHealth() == api.Healthy:
 			b.set(1, 1, "healthy")
 			b.end()
-			return c.show(v, func(w io.Writer) { c.volumeView(w, v) })
+			return c.show(v, func(w io.Writer) { c.volumeView(ctx, w, v) })
 		case err == nil:
 			left, copied := repairOf(v)
 			b.set(copied, max(copied+left, 1), fmt.Sprintf("%s, %s left", v.GetHealth(), api.Bytes(left)))
@@ -106,7 +106,7 @@ func repairOf(v *holdfastv1.Volume) (left, copied int64) {
 }
 
 // volumeView is a volume for people.
-func (c *cli) volumeView(w io.Writer, v *holdfastv1.Volume) {
+func (c *cli) volumeView(ctx context.Context, w io.Writer, v *holdfastv1.Volume) {
 	s := v.GetSpec()
 	fmt.Fprintf(w, "Volume %s: %s\n", v.GetName(), c.colour(v.GetHealth()))
 	field(w, "id", "%s", v.GetId())
@@ -128,6 +128,8 @@ func (c *cli) volumeView(w io.Writer, v *holdfastv1.Volume) {
 		field(w, "attached to", "-")
 	}
 	c.liveView(w, v)
+	c.originLine(ctx, w, v)
+	restoreLine(w, v)
 	field(w, "policy", "%s", policyText(s))
 	if s.GetLimits() != nil {
 		field(w, "limits", "%s", limitsText(s.GetLimits()))
@@ -144,6 +146,7 @@ func (c *cli) volumeView(w io.Writer, v *holdfastv1.Volume) {
 		field(w, "parameters", "%s", pairs(s.GetParameters()))
 	}
 	c.replicaTable(w, v)
+	c.snapshotsOf(ctx, w, v)
 	waitsView(w, v.GetWaits())
 	c.problems(w, v.GetProblems())
 	eventsView(w, v.GetEvents())
