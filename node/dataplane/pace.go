@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -28,6 +29,9 @@ const (
 	// 85 % of the throughput, is at 1.18.
 	paceSlower = 1.1
 	paceJitter = 30 * time.Microsecond
+	// paceDoubt, over the square root of their number, is how much more so few
+	// requests must take: their median is off by as much by chance.
+	paceDoubt = 0.7
 )
 
 // pace decides at which rate repairs copy. It does no I/O and knows no clock.
@@ -40,7 +44,7 @@ type pace struct {
 	used         time.Duration // when bytes were last taken
 	reads        times
 	writes       times
-	seen         int // requests in this cycle
+	seen         time.Duration // when a request last ended
 }
 
 // times are those that one kind of request took.
@@ -52,7 +56,7 @@ type times struct {
 
 func newPace(limit int64) *pace {
 	l := float64(limit)
-	return &pace{limit: l, floor: min(l, max(l/25, 1<<20)), rate: l / 4, used: -time.Hour}
+	return &pace{limit: l, floor: min(l, max(l/25, 1<<20)), rate: l / 4, used: -time.Hour, seen: -time.Hour}
 }
 
 // take takes n bytes, or says when to ask again.
@@ -74,7 +78,9 @@ func (p *pace) take(n int64, now time.Duration) (wait time.Duration) {
 
 // quiet says whether this is the moment without copying: only where the
 // application does something.
-func (p *pace) quiet(now time.Duration) bool { return p.seen >= paceFew && now < p.cycle+paceQuiet }
+func (p *pace) quiet(now time.Duration) bool {
+	return now-p.seen < 2*paceCycle && now < p.cycle+paceQuiet
+}
 
 // served notes one of the application's requests.
 func (p *pace) served(op replication.Op, bytes int64, took, now time.Duration) {
@@ -92,7 +98,7 @@ func (p *pace) served(op replication.Op, bytes int64, took, now time.Duration) {
 	case began >= p.cycle+paceQuiet:
 		x.with = append(x.with, took)
 	}
-	p.seen++
+	p.seen = now
 }
 
 // turn ends slices and cycles whose time has passed.
@@ -107,25 +113,19 @@ func (p *pace) turn(now time.Duration) {
 	p.reads.learn(now-p.cycle > 2*paceCycle)
 	p.writes.learn(now-p.cycle > 2*paceCycle)
 	p.cycle = now
-	if now-p.slice > paceCycle {
-		p.seen = 0
-	}
-	p.seen = min(p.seen, paceFew)
-	if len(p.reads.with)+len(p.writes.with) == 0 && p.seen < paceFew {
-		p.seen = 0
-	}
 }
 
-// learn takes the moment without copying into account. What is known from before
-// does not count any more after a pause.
+// learn takes the moments without copying into account, as many as it takes where
+// little is done. What is known from before does not count any more after a pause.
 func (x *times) learn(pause bool) {
-	if len(x.without) >= paceFew {
-		m := median(x.without)
-		if x.base == 0 || pause {
-			x.base = m
-		}
-		x.base = (x.base + m) / 2
+	if len(x.without) < paceFew {
+		return
 	}
+	m := median(x.without)
+	if x.base == 0 || pause {
+		x.base = m
+	}
+	x.base = (x.base + m) / 2
 	x.without = x.without[:0]
 }
 
@@ -142,13 +142,12 @@ func (p *pace) judge() {
 		if x.base > 0 {
 			took += float64(n) * float64(median(x.with))
 			alone += float64(n) * float64(x.base)
-			jitter += float64(n) * float64(paceJitter)
+			jitter += float64(n)*float64(paceJitter) + paceDoubt*math.Sqrt(float64(n))*float64(x.base)
 		}
 	}
 	switch {
 	case all == 0:
 		p.rate = min(p.limit, p.rate+p.limit/8) // nobody is in the way
-		p.seen = 0
 	case enough == 0:
 		return // some more are needed
 	case alone == 0:

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -9,10 +10,13 @@ import (
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
-// app is an application that does so many reads and writes each millisecond. One
-// takes base, reads a quarter of that, and all the longer the more is copied.
+// app is an application that does so many reads and writes at once, every
+// millisecond or as every says. One takes base, give or take noise, reads a quarter
+// of that, and all the longer the more is copied.
 type app struct {
 	reads, writes int
+	every         time.Duration
+	noise         float64 // 0.3: 30 %
 	base          time.Duration
 	slope         float64 // µs for each MiB/s
 }
@@ -20,6 +24,7 @@ type app struct {
 // drive lets a repair take chunks for as long as span, beside an application; it
 // returns what was taken in the last half, in bytes a second.
 func drive(p *pace, span time.Duration, a app) int64 {
+	r := rand.New(rand.NewPCG(1, 2))
 	var taken, second int64
 	var next, last time.Duration
 	copied := 0.0 // bytes a second, lately
@@ -39,16 +44,19 @@ func drive(p *pace, span time.Duration, a app) int64 {
 		}
 		if now >= last {
 			more := time.Duration(a.slope * copied / float64(1<<20) * float64(time.Microsecond))
+			took := func(base time.Duration) time.Duration {
+				return base + time.Duration(a.noise*(2*r.Float64()-1)*float64(base)) + more
+			}
 			for range a.writes {
-				p.served(replication.OpWrite, 4096, a.base+more, now)
+				p.served(replication.OpWrite, 4096, took(a.base), now)
 			}
 			for range a.reads {
-				p.served(replication.OpRead, 4096, a.base/4+more, now)
+				p.served(replication.OpRead, 4096, took(a.base/4), now)
 			}
-			last = now + time.Millisecond
+			last = now + max(a.every, time.Millisecond)
 		}
 	}
-	return second * int64(time.Second) / int64(span/2)
+	return int64(float64(second) / (span / 2).Seconds())
 }
 
 func TestPaceUsesAllWhenNobodyWrites(t *testing.T) {
@@ -62,6 +70,25 @@ func TestPaceUsesAllWhenNobodySuffers(t *testing.T) {
 		a.base = 300 * time.Microsecond
 		if got := drive(newPace(200<<20), 10*time.Second, a); got < 150<<20 {
 			t.Errorf("%d MiB/s of 200, though nobody suffers: %+v", got>>20, a)
+		}
+	}
+}
+
+// TestPaceIsNotHeldUpByLittle: an application that does little, as an idle
+// database does, neither keeps a repair at its floor nor, with ten requests a second
+// or more, is it forgotten.
+func TestPaceIsNotHeldUpByLittle(t *testing.T) {
+	for _, every := range []time.Duration{20 * time.Millisecond, 77 * time.Millisecond, 237 * time.Millisecond} {
+		a := app{writes: 1, every: every, noise: 0.3, base: time.Millisecond}
+		if got := drive(newPace(200<<20), 2*time.Minute, a); got < 100<<20 {
+			t.Errorf("%d MiB/s of 200 beside a write each %v that does not suffer", got>>20, every)
+		}
+		a.slope = 50
+		if every > paceSlice {
+			continue // in most slices there is nobody then
+		}
+		if got := drive(newPace(200<<20), 2*time.Minute, a); got > 60<<20 {
+			t.Errorf("%d MiB/s beside a write each %v that suffers", got>>20, every)
 		}
 	}
 }
