@@ -41,6 +41,9 @@ type Group struct {
 	State   GroupState        `json:"state"`
 	Members []GroupMember     `json:"members"` // in the order of the volumes' ids
 	Labels  map[string]string `json:"labels,omitempty"`
+	// HeldMillis is for how long the members' writes were held at most, once it is
+	// ready.
+	HeldMillis int64 `json:"heldMillis,omitempty"`
 	// Owner is who takes it, and Until when it will have given up; while Taking.
 	Owner string    `json:"owner,omitempty"`
 	Until time.Time `json:"until,omitzero"`

@@ -80,7 +80,7 @@ func (s *Server) DeleteGroupSnapshot(ctx context.Context, q *holdfastv1.DeleteGr
 }
 
 func groupProto(g lifecycle.GroupSnapshot) *holdfastv1.GroupSnapshot {
-	out := &holdfastv1.GroupSnapshot{Id: string(g.Group.ID), Name: g.Group.Name, Created: timestamppb.New(g.Group.Created), State: string(g.Group.State), Labels: maps.Clone(g.Group.Labels)}
+	out := &holdfastv1.GroupSnapshot{Id: string(g.Group.ID), Name: g.Group.Name, Created: timestamppb.New(g.Group.Created), State: string(g.Group.State), Labels: maps.Clone(g.Group.Labels), HeldMillis: g.Group.HeldMillis}
 	for i := range g.Members {
 		m := &g.Members[i]
 		out.Snapshots = append(out.Snapshots, snapshotProto(&m.Record, m.Snapshot))

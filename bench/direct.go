@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"os"
@@ -20,7 +21,7 @@ const (
 	directDepth  = 32
 )
 
-// direct is direct I/O of 4 KiB on a device from 32 threads: what fio cannot do,
+// direct is direct I/O of 4 KiB on a device from 32 threads or so: what fio cannot do,
 // such as each granule once in random order, and the longest of all operations.
 type direct struct {
 	write bool
@@ -28,6 +29,8 @@ type direct struct {
 	next func(n int64, rng *rand.Rand) (off int64, ok bool)
 	// limit ends it; 0: when there are no more.
 	limit time.Duration
+	// threads; 0: 32.
+	threads int
 }
 
 // directResult is what came of it.
@@ -55,8 +58,8 @@ func (d direct) run(ctx context.Context, path string) (directResult, error) {
 	began := time.Now()
 	var wg sync.WaitGroup
 	var number, done, longest atomic.Int64
-	errs := make([]error, directDepth)
-	for i := range directDepth {
+	errs := make([]error, cmp.Or(d.threads, directDepth))
+	for i := range errs {
 		wg.Go(func() {
 			p := buf.Get(blockBytes)
 			defer p.Release()

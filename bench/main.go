@@ -61,7 +61,7 @@ func parse(args []string) (options, error) {
 	fs.BoolVar(&o.throttled, "throttled", true, "also measure with pools as slow as a cloud's disks")
 	fs.BoolVar(&o.repair, "repair", true, "also measure I/O beside a repair")
 	fs.BoolVar(&o.snapshots, "snapshots", true, "also measure what snapshots and clones cost")
-	fs.StringVar(&o.parts, "snapshot-parts", "", "only these parts of that, by commas: first touch,with 200 snapshots,stall,clone,drop,replicas raised")
+	fs.StringVar(&o.parts, "snapshot-parts", "", "only these parts of that, by commas: first touch,with 200 snapshots,stall,clone,drop,replicas raised,group")
 	fs.IntVar(&o.repeat, "repeat", 5, "repetitions")
 	fs.DurationVar(&o.runtime, "runtime", 2*time.Second, "of each measurement")
 	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,front,x1,far1,x3,qemu")

@@ -31,6 +31,7 @@ type snapshotFigures struct {
 	// Drops are deleted snapshots.
 	Drops []*dropped `json:"drops"`
 	Raise *raised    `json:"raise"`
+	Group *grouped   `json:"group"`
 }
 
 // firstTouch is random writes right after a snapshot, each the first to its
@@ -57,7 +58,7 @@ func (b *bench) snapshots(ctx context.Context) error {
 		f    func(context.Context) error
 	}{
 		{"first touch", b.firstTouches}, {"with 200 snapshots", b.snapshotsPresent},
-		{"stall", b.stalls}, {"clone", b.clones}, {"drop", b.drops}, {"replicas raised", b.raise},
+		{"stall", b.stalls}, {"clone", b.clones}, {"drop", b.drops}, {"replicas raised", b.raise}, {"group", b.groups},
 	} {
 		if !chosen(b.o.parts, part.name) {
 			continue
@@ -320,5 +321,8 @@ func (s *snapshotFigures) print(w io.Writer) {
 	}
 	if s.Raise != nil {
 		s.Raise.print(w)
+	}
+	if s.Group != nil && len(s.Group.With) > 0 {
+		s.Group.print(w)
 	}
 }

@@ -139,6 +139,9 @@ func (c *cli) groupView(w io.Writer, g *holdfastv1.GroupSnapshot) {
 	field(w, "id", "%s", g.GetId())
 	field(w, "state", "%s", c.colour(g.GetState()))
 	field(w, "taken", "%s (%s ago)", g.GetCreated().AsTime().Local().Format(time.DateTime), since(g.GetCreated().AsTime(), time.Now()))
+	if ms := g.GetHeldMillis(); ms > 0 {
+		field(w, "held", "for %v at most: the volumes' writes waited", time.Duration(ms)*time.Millisecond)
+	}
 	if ls := pairs(g.GetLabels()); ls != "" {
 		field(w, "labels", "%s", ls)
 	}

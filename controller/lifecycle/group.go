@@ -95,8 +95,10 @@ func (s *Service) createGroup(ctx context.Context, q GroupRequest, ids []holdfas
 	if err != nil || g.State == holdfast.GroupReady {
 		return g, err
 	}
-	if err = s.takeGroup(ctx, g, q); err == nil {
+	held, err := s.takeGroup(ctx, g, q)
+	if err == nil {
 		next := g.Clone()
+		next.HeldMillis = held.Milliseconds() + 1
 		next.State, next.Owner, next.Until = holdfast.GroupReady, "", time.Time{}
 		if next, err = s.cfg.Store.PutGroup(ctx, next); err == nil {
 			return next, nil

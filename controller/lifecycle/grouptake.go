@@ -24,7 +24,8 @@ import (
 type taking struct {
 	s     *Service
 	g     holdfast.Group
-	hands []hand // by member
+	hands []hand        // by member
+	held  time.Duration // from before the first hold until after the last release
 }
 
 // hand is one member's hold.
@@ -33,12 +34,13 @@ type hand struct {
 	token string
 }
 
-// takeGroup puts the members' snapshots down and takes them.
-func (s *Service) takeGroup(ctx context.Context, g holdfast.Group, q GroupRequest) error {
+// takeGroup puts the members' snapshots down and takes them. It says for how long
+// their writes were held at most.
+func (s *Service) takeGroup(ctx context.Context, g holdfast.Group, q GroupRequest) (held time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.GroupTimeout)
 	defer cancel()
 	if err := s.roomForGroup(ctx, g); err != nil {
-		return err
+		return 0, err
 	}
 	for _, m := range g.Members {
 		_, err := s.update(ctx, m.Volume, func(r *holdfast.Record) (bool, error) {
@@ -48,21 +50,21 @@ func (s *Service) takeGroup(ctx context.Context, g holdfast.Group, q GroupReques
 			return s.addSnapshot(r, m.Snapshot, SnapshotRequest{Name: g.Name + "/" + r.Name, Group: string(g.ID), Labels: q.Labels, Max: q.Max})
 		})
 		if err != nil {
-			return holdfast.Wrap("volume "+string(m.Volume), err)
+			return 0, holdfast.Wrap("volume "+string(m.Volume), err)
 		}
 	}
 	t := &taking{s: s, g: g, hands: make([]hand, len(g.Members))}
 	if err := t.tryOn(ctx); err != nil {
-		return err
+		return 0, err
 	}
 	for _, m := range g.Members {
 		if _, err := s.waitReady(ctx, SnapshotRef(m)); ctx.Err() != nil {
-			return holdfast.E("volume "+string(m.Volume), holdfast.Unavailable, "the snapshot was not written down in the volume's record in time")
+			return 0, holdfast.E("volume "+string(m.Volume), holdfast.Unavailable, "the snapshot was not written down in the volume's record in time")
 		} else if err != nil {
-			return holdfast.Wrap("volume "+string(m.Volume), err)
+			return 0, holdfast.Wrap("volume "+string(m.Volume), err)
 		}
 	}
-	return nil
+	return t.held, nil
 }
 
 // tryOn tries until the members are cut, or one was and not all could be, or the
@@ -89,7 +91,8 @@ func (t *taking) try(ctx context.Context, tries int) (again bool, err error) {
 	if err := t.each(ctx, func(ctx context.Context, i int) error { return t.prepare(ctx, i, tries) }); err != nil {
 		return true, err
 	}
-	end := time.Now().Add(t.s.cfg.HoldFor)
+	began := time.Now()
+	end := began.Add(t.s.cfg.HoldFor)
 	soon, cancel := context.WithDeadline(ctx, end.Add(-t.s.cfg.HoldFor/2))
 	err = t.each(soon, t.hold)
 	late := soon.Err() != nil
@@ -104,7 +107,9 @@ func (t *taking) try(ctx context.Context, tries int) (again bool, err error) {
 		t.letGo(ctx)
 		return false, err
 	}
-	return false, t.each(context.WithoutCancel(ctx), t.unhold)
+	err = t.each(context.WithoutCancel(ctx), t.unhold)
+	t.held = time.Since(began)
+	return false, err
 }
 
 // each does something for all members at once. The first error ends the others.

@@ -1862,6 +1862,7 @@ type GroupSnapshot struct {
 	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`         // taking or ready
 	Snapshots     []*Snapshot            `protobuf:"bytes,5,rep,name=snapshots,proto3" json:"snapshots,omitempty"` // each is called GROUP/VOLUME
 	Labels        map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	HeldMillis    int64                  `protobuf:"varint,7,opt,name=held_millis,json=heldMillis,proto3" json:"held_millis,omitempty"` // for how long the volumes' writes were held at most
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1936,6 +1937,13 @@ func (x *GroupSnapshot) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *GroupSnapshot) GetHeldMillis() int64 {
+	if x != nil {
+		return x.HeldMillis
+	}
+	return 0
 }
 
 type CreateScheduleRequest struct {
@@ -4570,14 +4578,16 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\tR\x05group\"2\n" +
 	"\x1aDeleteGroupSnapshotRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\"\x1d\n" +
-	"\x1bDeleteGroupSnapshotResponse\"\xaf\x02\n" +
+	"\x1bDeleteGroupSnapshotResponse\"\xd0\x02\n" +
 	"\rGroupSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
 	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x123\n" +
 	"\tsnapshots\x18\x05 \x03(\v2\x15.holdfast.v1.SnapshotR\tsnapshots\x12>\n" +
-	"\x06labels\x18\x06 \x03(\v2&.holdfast.v1.GroupSnapshot.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x06 \x03(\v2&.holdfast.v1.GroupSnapshot.LabelsEntryR\x06labels\x12\x1f\n" +
+	"\vheld_millis\x18\a \x01(\x03R\n" +
+	"heldMillis\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xae\x02\n" +
