@@ -18,8 +18,9 @@ func (c *cli) demoCommand() *cobra.Command {
 		Long: "Runs three storage nodes and one without storage on this machine, each in its own\n" +
 			"network namespace, and a PostgreSQL on a replicated volume; makes a replica\n" +
 			"unreachable, cuts the power of the database's node, and checks that every\n" +
-			"acknowledged row is there on another node. Takes about two minutes, needs root, and\n" +
-			"removes everything at its end. Exit code 0 means that everything held.",
+			"acknowledged row is there on another node; drops a table, and finds it again in a\n" +
+			"clone of a snapshot. Takes about two minutes, needs root, and removes everything at\n" +
+			"its end. Exit code 0 means that everything held.",
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if clean {

@@ -67,11 +67,11 @@ func (s *Service) OpenRanges(ctx context.Context, q RangesRequest) (*Ranges, err
 	case q.Max < 0:
 		return bad(holdfast.Invalid, "at most %d ranges at once is not possible; ask for 0 (as many as suit) or more", q.Max)
 	case q.Base != nil && q.Base.Volume != q.Snapshot.Volume:
-		return bad(holdfast.Invalid, "snapshot %s is of another volume; only snapshots of one volume can be compared", q.Base)
+		return bad(holdfast.Invalid, "snapshot %s is of another volume; only snapshots of one volume can be compared", shown(r.base))
 	case x.State == holdfast.SnapshotWanted || q.Base != nil && r.base.State == holdfast.SnapshotWanted:
 		return bad(holdfast.Unavailable, "it or its base is being taken; try again when it is ready")
 	case q.Base != nil && place(q.Base.Snapshot) >= place(q.Snapshot.Snapshot):
-		return bad(holdfast.Invalid, "snapshot %s was not taken before it; name the older one as the base", q.Base)
+		return bad(holdfast.Invalid, "snapshot %s was not taken before snapshot %s; name the older one as the base", shown(r.base), shown(x))
 	case q.Offset < 0 || q.Offset > x.SizeBytes:
 		return bad(holdfast.OutOfRange, "the offset %d is not within its %d bytes", q.Offset, x.SizeBytes)
 	}
@@ -79,6 +79,14 @@ func (s *Service) OpenRanges(ctx context.Context, q RangesRequest) (*Ranges, err
 		r.q.Max = maxRanges
 	}
 	return r, nil
+}
+
+// shown is how people know a snapshot.
+func shown(x holdfast.Snapshot) string {
+	if x.Name != "" {
+		return x.Name
+	}
+	return string(x.ID)
 }
 
 // Each lists: yield gets what is found in order, each step with at most the
