@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/controller/csi"
 	"github.com/holdfast-storage/holdfast/controller/internal/fakes"
+	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
@@ -156,4 +157,23 @@ func TestSnapshotMetadataGoesOn(t *testing.T) {
 	if err != nil || len(m.GetBlockMetadata()) != 3 || m.GetBlockMetadata()[0].GetByteOffset() != gib/4*3 || m.GetVolumeCapacityBytes() != gib {
 		t.Errorf("allocated is %v, %v", m, err)
 	}
+}
+
+// A base that is deleted while it is listed is not found, rather than away.
+func TestSnapshotMetadataOfADeletedBase(t *testing.T) {
+	r := newMetadataRig(t)
+	ref, _ := lifecycle.ParseSnapshotRef(r.old)
+	r.c.SetListing(func(holdfast.NodeID, *holdfastv1.ListSnapshotRequest) ([]*holdfastv1.ListSnapshotResponse, error) {
+		rec, err := r.c.Store.Volume(t.Context(), string(ref.Volume))
+		if err == nil && rec.Snapshot(ref.Snapshot) != nil {
+			rec.RemoveSnapshot(ref.Snapshot)
+			_, err = r.c.Store.SwapVolume(t.Context(), rec)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		return nil, holdfast.E("", holdfast.NotFound, "the replica has no such snapshot")
+	})
+	_, err := r.delta(t, &csipb.GetMetadataDeltaRequest{BaseSnapshotId: r.old, TargetSnapshotId: r.new})
+	wantCode(t, "deleted meanwhile", err, codes.NotFound, "no such snapshot")
 }

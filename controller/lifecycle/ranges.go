@@ -100,7 +100,7 @@ func (r *Ranges) Each(ctx context.Context, yield func(RangesStep) error) error {
 	tried := map[holdfast.ReplicaID]bool{}
 	last := holdfast.E(op, holdfast.Unavailable, "no replica is in sync")
 	for at < r.Snapshot.SizeBytes {
-		rec, _, err := r.svc.FindSnapshot(ctx, r.q.Snapshot.String())
+		rec, err := r.stillThere(ctx)
 		if err != nil {
 			return holdfast.Wrap(op, err)
 		}
@@ -119,6 +119,15 @@ func (r *Ranges) Each(ctx context.Context, yield func(RangesStep) error) error {
 	}
 	m.flush()
 	return m.err
+}
+
+// stillThere reads the record again, and fails when a snapshot was deleted.
+func (r *Ranges) stillThere(ctx context.Context) (holdfast.Record, error) {
+	rec, _, err := r.svc.FindSnapshot(ctx, r.q.Snapshot.String())
+	if err == nil && r.q.Base != nil {
+		_, _, err = r.svc.FindSnapshot(ctx, r.q.Base.String())
+	}
+	return rec, err
 }
 
 // listAt lists from *at on by one replica, and notes how far it came.

@@ -257,6 +257,25 @@ func TestWhatIsKept(t *testing.T) {
 	r.want(db, "mine", "forged", "s-20261122t170000z", "s-20261122t180000z", "s-20261123t200000z")
 }
 
+// The newest snapshot stays, however old it is, and also of a volume that the
+// schedule is not for any more.
+func TestTheNewestIsKept(t *testing.T) {
+	r := newRig(t)
+	s, _ := r.leader()
+	db := r.volume("db", map[string]string{"a": "b"})
+	r.create(s, holdfast.Schedule{Name: "s", Cron: "0 * * * *", Labels: map[string]string{"a": "b"}, KeepSeconds: 7200})
+	for range 3 {
+		r.now = r.now.Add(time.Hour)
+		r.pass(s)
+	}
+	r.change(db, func(rec *holdfast.Record) { rec.Spec.Labels = nil })
+	r.now = r.now.Add(1000 * time.Hour)
+	for range 2 {
+		r.pass(s)
+	}
+	r.want(db, "s-20261122t150000z")
+}
+
 // A snapshot that cannot be taken yet is waited for; no second one is put down.
 func TestAVolumeThatWaitsGetsOne(t *testing.T) {
 	r := newRig(t)
