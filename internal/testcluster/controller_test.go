@@ -23,9 +23,13 @@ type clients struct{ c *testcluster.Cluster }
 
 func (f clients) Client(_ context.Context, id holdfast.NodeID) (holdfastv1.NodeServiceClient, error) {
 	for _, n := range f.c.Nodes {
-		if n.ID == id {
-			return n.Client(), nil
+		if n.ID != id {
+			continue
 		}
+		if n.Agent().Node().APIAddr == "" { // alive again, but it does not listen yet
+			return nil, holdfast.E("find node", holdfast.Unavailable, string(id)+" has not said yet where it is")
+		}
+		return n.Client(), nil
 	}
 	return nil, holdfast.E("find node", holdfast.NotFound, string(id))
 }
