@@ -24,8 +24,8 @@ func TestScheduleIsRepeatableAndPossible(t *testing.T) {
 	const length = 25 * time.Second
 	seen := map[kind]int{}
 	for seed := range uint64(300) {
-		faults := schedule(newRNG(seed), length, weights())
-		if again := schedule(newRNG(seed), length, weights()); !reflect.DeepEqual(faults, again) {
+		faults := schedule(newRNG(seed), length, weights(true))
+		if again := schedule(newRNG(seed), length, weights(true)); !reflect.DeepEqual(faults, again) {
 			t.Fatalf("seed %d gives %v, then %v", seed, faults, again)
 		}
 		for i, f := range faults {
@@ -49,7 +49,7 @@ func TestScheduleIsRepeatableAndPossible(t *testing.T) {
 			}
 		}
 	}
-	for k := range weights() {
+	for k := range weights(true) {
 		if seen[k] == 0 {
 			t.Errorf("%s never came", k)
 		}
@@ -57,7 +57,7 @@ func TestScheduleIsRepeatableAndPossible(t *testing.T) {
 }
 
 func TestParseKinds(t *testing.T) {
-	ks, err := parseKinds("cut, kill")
+	ks, err := parseKinds("cut, kill", false)
 	if err != nil || len(ks) != 2 {
 		t.Fatalf("got %v, %v", ks, err)
 	}
@@ -66,8 +66,11 @@ func TestParseKinds(t *testing.T) {
 			t.Errorf("%v was not asked for", f)
 		}
 	}
-	if _, err := parseKinds("cut,flood"); !errors.Is(err, holdfast.Invalid) {
+	if _, err := parseKinds("cut,flood", true); !errors.Is(err, holdfast.Invalid) {
 		t.Errorf("got %v, want Invalid", err)
+	}
+	if _, err := parseKinds("crash", false); !errors.Is(err, holdfast.Invalid) || !strings.Contains(err.Error(), "-keeper") {
+		t.Errorf("got %v, want Invalid with what to do", err)
 	}
 }
 
@@ -305,5 +308,30 @@ func waitUntil(t *testing.T, f func() bool) {
 	err := netcluster.Until(t.Context(), 20*time.Second, "wait", func(context.Context) (bool, error) { return f(), fmt.Errorf("not yet") })
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A daemon that fails under its keeper is followed by another one: only its log
+// tells. One that chaos has killed is none of these.
+func TestDaemonsThatFailUnderAKeeperAreFound(t *testing.T) {
+	line := "level=ERROR msg=\"the daemon ended by itself and is started again\" node=n1 status=%d cause=%q\n"
+	text := fmt.Sprintf(line, 1, "signal: killed") + "level=INFO msg=else\n" + fmt.Sprintf(line, 2, "exit status 2")
+	if killed, errs := restarted(text); killed != 1 || len(errs) != 1 || !strings.Contains(errs[0].Error(), "exit status 2") {
+		t.Fatalf("got %d killed and %v, want one and the one that failed", killed, errs)
+	}
+}
+
+// One warning that comes every few seconds must not bury what was said once.
+func TestWhatIsSaidAgainAndAgainIsShownOnce(t *testing.T) {
+	var lines []string
+	for i := range 500 {
+		lines = append(lines, fmt.Sprintf(`time=2026-01-01T00:00:%02dZ level=WARN msg="etcd: slow"`, i%60), fmt.Sprintf(`time=2026-01-01T00:00:%02d.5Z level=WARN msg="tombstone stays" replica=r-%x after=%d.5s`, i%60, i*4099, i))
+		if i == 7 {
+			lines = append(lines, `time=2026-01-01T00:00:07Z level=ERROR msg="replica lost"`)
+		}
+	}
+	got := compact(lines, 5)
+	if len(got) != 2 || !strings.Contains(got[0], "replica lost") || !strings.Contains(got[1], "after=499.5s (500 times)") {
+		t.Fatalf("got %q", got)
 	}
 }

@@ -182,6 +182,11 @@ func (r *run) processesLeft(ctx context.Context) error {
 	for _, m := range r.f.machines {
 		if p := m.process(); p != nil {
 			daemons[p.Pid()] = true
+			if r.f.keepers {
+				for _, pid := range children(p) {
+					daemons[pid] = true
+				}
+			}
 		}
 	}
 	var left []string
@@ -209,11 +214,23 @@ func waiting(pid int) []string {
 			continue
 		}
 		if _, rest, ok := strings.Cut(string(raw), ") "); ok && strings.HasPrefix(rest, "D") {
-			wchan, _ := os.ReadFile(filepath.Join(filepath.Dir(s), "wchan"))
-			out = append(out, fmt.Sprintf("thread %s of %d in %s", filepath.Base(filepath.Dir(s)), pid, wchan))
+			stack, _ := os.ReadFile(filepath.Join(filepath.Dir(s), "stack"))
+			name, _ := os.ReadFile(filepath.Join(filepath.Dir(s), "comm"))
+			out = append(out, fmt.Sprintf("thread %s of %d (%s) in %s", filepath.Base(filepath.Dir(s)), pid, strings.TrimSpace(string(name)), frames(string(stack))))
 		}
 	}
 	return out
+}
+
+// frames are the functions of a kernel stack as proc(5) has it, the innermost first.
+func frames(stack string) string {
+	var out []string
+	for line := range strings.Lines(stack) {
+		_, f, _ := strings.Cut(line, "] ")
+		f, _, _ = strings.Cut(strings.TrimSpace(f), "+")
+		out = append(out, f)
+	}
+	return strings.Join(out[:min(len(out), 12)], " < ")
 }
 
 // replicasLeft looks for replicas on pools that no record names: their

@@ -112,12 +112,13 @@ func (in *injector) mayLose(ctx context.Context) bool {
 // blackout takes the power of all machines in one moment.
 func (in *injector) blackout(ctx context.Context, x fault) error {
 	calm := context.WithoutCancel(ctx)
+	in.trouble()
 	in.f.j.note("%v", x)
 	ms := in.f.machines
 	for _, m := range ms {
 		m.faulty.Lock()
 		defer m.faulty.Unlock()
-		tell(m, syscall.SIGSTOP)
+		in.f.tell(m, syscall.SIGSTOP)
 	}
 	in.dark()
 	errs := make([]error, len(ms))

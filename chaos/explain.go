@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-storage/holdfast/internal/netcluster"
@@ -34,21 +35,46 @@ func (r *run) explain(ctx context.Context, round int, err error) {
 			fmt.Fprintln(&b, w)
 		}
 	}
+	fmt.Fprintf(&b, "\nThe same again: %s\n", r.o.repeat)
 	if err := os.WriteFile(filepath.Join(r.o.logs, "failure.txt"), []byte(b.String()), 0o644); err != nil {
 		r.j.note("%v", err)
 	}
-	noise := regexp.MustCompile(`msg="?etcd: `) // etcd has its own words for each fault
 	fmt.Printf("\nThe time line of round %d of seed %d:\n%s\n\nThe last warnings and errors of the daemons:\n", round, r.o.seed, strings.Join(r.j.sinceRound(), "\n"))
 	for _, m := range r.f.machines {
-		for _, line := range netcluster.LastLines(filepath.Join(r.o.logs, m.node()+".log"), 400) {
-			if !noise.MatchString(line) {
-				fmt.Printf("  %s: %.300s\n", m.node(), line)
-			}
+		for _, line := range compact(netcluster.LastLines(filepath.Join(r.o.logs, m.node()+".log"), 5000), shownLines) {
+			fmt.Printf("  %s: %s\n", m.node(), line)
 		}
 	}
 	r.f.dump()
-	fmt.Printf("\nFAILED: seed %d, round %d: %v\nLogs, with what each daemon was doing: %s; what the cluster said: %s\n",
-		r.o.seed, round, err, r.o.logs, filepath.Join(r.o.logs, "failure.txt"))
+}
+
+// shownLines is how many different lines of each daemon a failure shows.
+const shownLines = 15
+
+// compact leaves out of the lines of a log what etcd says to each fault, and shows
+// those that say the same again and again once, at their last time; at most n.
+func compact(lines []string, n int) []string {
+	noise := regexp.MustCompile(`msg="?etcd: `)
+	when, differs := regexp.MustCompile(`^time=\S+ `), regexp.MustCompile(`[0-9a-f]*[0-9][0-9a-f.]*(ms|µs|m|s)?`)
+	count := map[string]int{}
+	said := func(line string) string { return differs.ReplaceAllString(when.ReplaceAllString(line, ""), "#") }
+	for _, line := range lines {
+		count[said(line)]++
+	}
+	var out []string
+	for _, line := range slices.Backward(lines) {
+		c := count[said(line)]
+		if c == 0 || noise.MatchString(line) || len(out) == n {
+			continue
+		}
+		delete(count, said(line))
+		if line = fmt.Sprintf("%.300s", line); c > 1 {
+			line += fmt.Sprintf(" (%d times)", c)
+		}
+		out = append(out, line)
+	}
+	slices.Reverse(out)
+	return out
 }
 
 func (r *run) show(ctx context.Context, b *strings.Builder, args ...string) {

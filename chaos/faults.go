@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -18,6 +19,9 @@ const (
 	kill      kind = "kill"      // SIGKILL to a daemon, started again afterwards
 	power     kind = "power"     // everything on a machine dies, mounts, devices and what was not synced
 	blackout  kind = "blackout"  // the power of all machines at once
+	crash     kind = "crash"     // SIGKILL to a daemon whose keeper starts the next one
+	upgrade   kind = "upgrade"   // a daemon hands over to the next one, SIGHUP to its keeper
+	hang      kind = "hang"      // SIGSTOP to a daemon whose keeper goes on, then SIGCONT
 	pause     kind = "pause"     // SIGSTOP, then SIGCONT
 	cut       kind = "cut"       // a machine's link is down
 	flap      kind = "flap"      // down and up, several times
@@ -38,15 +42,20 @@ const (
 	move      kind = "move"      // no fault: a volume is moved in good order
 )
 
-// weights say how often each kind comes; replace and blackout come by themselves.
-func weights() map[kind]int {
-	return map[kind]int{kill: 4, power: 2, pause: 3, cut: 3, flap: 1, deaf: 2, mute: 2, partition: 2, lossy: 2, slow: 2,
+// weights say how often each kind comes; replace and blackout come by themselves,
+// the last three only where there are keepers.
+func weights(keepers bool) map[kind]int {
+	out := map[kind]int{kill: 4, power: 2, pause: 3, cut: 3, flap: 1, deaf: 2, mute: 2, partition: 2, lossy: 2, slow: 2,
 		quorum: 1, etcd: 1, fill: 2, stall: 2, eio: 2, replace: 1, blackout: 1, term: 2, drain: 1, grow: 1, move: 3}
+	if keepers {
+		out[crash], out[upgrade], out[hang] = 4, 3, 2
+	}
+	return out
 }
 
 func kindNames() string {
 	var out []string
-	for k := range weights() {
+	for k := range weights(true) {
 		out = append(out, string(k))
 	}
 	slices.Sort(out)
@@ -54,14 +63,17 @@ func kindNames() string {
 }
 
 // parseKinds reads a list of kinds; empty means all.
-func parseKinds(text string) (map[kind]int, error) {
-	all := weights()
+func parseKinds(text string, keepers bool) (map[kind]int, error) {
+	all := weights(keepers)
 	if text == "" {
 		return all, nil
 	}
 	out := map[kind]int{}
 	for name := range strings.SplitSeq(text, ",") {
 		k := kind(strings.TrimSpace(name))
+		if all[k] == 0 && weights(true)[k] > 0 {
+			return nil, holdfast.E("read the kinds of faults", holdfast.Invalid, fmt.Sprintf("%s needs nodes with keepers: -keeper yes", k))
+		}
 		if all[k] == 0 {
 			return nil, holdfast.E("read the kinds of faults", holdfast.Invalid, fmt.Sprintf("%q is none; choose from %s", name, kindNames()))
 		}
@@ -108,6 +120,10 @@ func schedule(rng *rand.Rand, length time.Duration, allowed map[kind]int) []faul
 	}
 	if allowed[blackout] > 0 && (len(allowed) == 1 || rng.IntN(6) == 0) {
 		out = append(out, fault{kind: blackout, machine: -1, at: length, lasts: draw(rng) / 2})
+	}
+	if allowed[crash]+allowed[upgrade] > 0 && len(out) == 0 && rng.IntN(3) == 0 {
+		allowed = maps.Clone(allowed) // a round without any fault that applications may notice
+		maps.DeleteFunc(allowed, func(k kind, _ int) bool { return !harmless(k) })
 	}
 	var bag []kind
 	for _, k := range sortedKinds(allowed) {
@@ -156,6 +172,8 @@ func (f *fault) complete(rng *rand.Rand) {
 		f.lasts += 3 * time.Second // long enough to be met by writes
 	case move, grow:
 		f.machine, f.lasts, f.others = -1, 0, nil
+	case crash, upgrade:
+		f.lasts = 0
 	}
 }
 

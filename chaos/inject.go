@@ -17,6 +17,8 @@ type injector struct {
 	f *fleet
 	// move and grow are asked of the volumes.
 	move, grow func()
+	// trouble is told before the first fault of a round that applications may notice.
+	trouble func()
 	// whole says whether all replicas of all volumes are in sync.
 	whole func(context.Context) bool
 	// dark is told when nothing can be acknowledged any more, before everything
@@ -105,6 +107,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // one makes a fault happen, waits, and heals it.
 func (in *injector) one(ctx context.Context, x fault) error {
 	calm := context.WithoutCancel(ctx) // to heal also when interrupted
+	if !harmless(x.kind) {
+		in.trouble()
+	}
 	switch x.kind {
 	case move:
 		in.f.j.note("move a volume")
@@ -116,6 +121,8 @@ func (in *injector) one(ctx context.Context, x fault) error {
 	}
 	m := in.f.machines[x.machine]
 	switch x.kind {
+	case crash, upgrade, hang:
+		return in.daemonOnly(ctx, x, m)
 	case kill, power, pause, term:
 		return in.processes(ctx, x, m)
 	case stall, eio:
@@ -162,7 +169,7 @@ func (in *injector) processes(ctx context.Context, x fault, ms ...*machine) erro
 	in.f.j.note("end of %v", x)
 	for _, m := range ms {
 		if x.kind == pause {
-			tell(m, syscall.SIGCONT)
+			in.f.tell(m, syscall.SIGCONT)
 		} else {
 			errs = append(errs, in.f.start(m))
 		}
@@ -173,7 +180,7 @@ func (in *injector) processes(ctx context.Context, x fault, ms ...*machine) erro
 func (in *injector) begin(ctx context.Context, k kind, m *machine) error {
 	switch k {
 	case pause:
-		tell(m, syscall.SIGSTOP)
+		in.f.tell(m, syscall.SIGSTOP)
 	case power:
 		return in.f.powerOff(ctx, m, in.mayLose(ctx))
 	case term:
@@ -182,12 +189,6 @@ func (in *injector) begin(ctx context.Context, k kind, m *machine) error {
 		in.f.kill(m)
 	}
 	return nil
-}
-
-func tell(m *machine, sig syscall.Signal) {
-	if p := m.process(); p != nil {
-		p.Signal(sig)
-	}
 }
 
 // link is a node's link (to is nil), or one direction between two nodes.
@@ -299,6 +300,7 @@ func (in *injector) replace(ctx context.Context, x fault) error {
 	m.faulty.Lock()
 	defer m.faulty.Unlock()
 	old := m.node()
+	in.trouble()
 	in.f.j.note("replace %s on %s", old, m.place())
 	if err := in.f.powerOff(ctx, m, false); err != nil {
 		return err

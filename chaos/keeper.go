@@ -125,6 +125,9 @@ func (k *keeper) follow(ctx context.Context) error {
 				return s.err()
 			}
 			k.say("its work on %s ended: %v", k.at, s.err())
+			if err := k.noticed(s.err()); err != nil {
+				return err
+			}
 			return k.leave(ctx, s, false)
 		case <-k.moves:
 			return k.leave(ctx, s, false)
@@ -135,6 +138,15 @@ func (k *keeper) follow(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// noticed says whether work that ended by itself is a failure: nothing but daemons
+// under their keepers has ended, and for applications that is a pause.
+func (k *keeper) noticed(err error) error {
+	if err == nil || k.r.troubled.Load() || k.r.isDead(k.at) {
+		return nil
+	}
+	return holdfast.WrapKind("work on "+k.at+" while nothing but daemons under their keepers failed", holdfast.Corrupt, err)
 }
 
 // leave takes the volume from its node, or leaves that to later when the node

@@ -26,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -43,6 +44,8 @@ type options struct {
 	only     string
 	wait     time.Duration // for another run to end
 	keep     bool
+	keepers  bool   // nodes run under their keepers
+	repeat   string // the command that does the same again
 }
 
 func main() {
@@ -58,21 +61,26 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "only these kinds of faults, with commas between: "+kindNames())
 	flag.DurationVar(&o.wait, "wait", 0, "how long to wait for another run to end")
 	flag.BoolVar(&o.keep, "keep", false, "after a failure leave the folder with pools and configurations")
+	keeper := flag.String("keeper", "no", "run nodes under their keepers, as services do, with the faults crash, upgrade and hang: yes, no, or seed (odd seeds do)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := start(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "\nchaos:", err)
+	if err := start(ctx, o, *keeper); err != nil {
+		fmt.Fprintf(os.Stderr, "\nchaos: %.3000v\n", err)
 		os.Exit(1)
 	}
 }
 
-func start(ctx context.Context, o options) error {
+func start(ctx context.Context, o options, keeper string) error {
 	var err error
+	if o.keepers, err = withKeepers(keeper, o.seed); err != nil {
+		return err
+	}
+	o.repeat = repeat(o, keeper)
 	if o.binary, err = filepath.Abs(o.binary); err != nil {
 		return err
 	}
-	allowed, err := parseKinds(o.only)
+	allowed, err := parseKinds(o.only, o.keepers)
 	if err != nil {
 		return err
 	}
@@ -81,4 +89,15 @@ func start(ctx context.Context, o options) error {
 		return errors.Join(errors.New("interrupted; everything is removed"), err)
 	}
 	return err
+}
+
+// repeat is the command that does the same as this one, with its seed.
+func repeat(o options, keeper string) string {
+	args := []string{os.Args[0], "-seed", fmt.Sprint(o.seed), "-keeper", keeper}
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name != "seed" && f.Name != "keeper" {
+			args = append(args, "-"+f.Name+"="+f.Value.String())
+		}
+	})
+	return strings.Join(args, " ")
 }

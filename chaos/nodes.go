@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -90,6 +91,8 @@ func (m *machine) during(boot int, start func() error) error {
 type fleet struct {
 	o        options
 	net      netcluster.Network
+	keepers  bool         // nodes run under their keepers
+	crashes  atomic.Int64 // daemons killed under their keepers
 	j        *journal
 	machines []*machine
 	// crashed collects what daemons did that nobody had ended.
@@ -99,7 +102,7 @@ type fleet struct {
 }
 
 func newFleet(o options, n netcluster.Network, j *journal) *fleet {
-	f := &fleet{o: o, net: n, j: j}
+	f := &fleet{o: o, net: n, j: j, keepers: o.keepers}
 	for i := range machines {
 		f.machines = append(f.machines, &machine{number: i, id: fmt.Sprintf("n%d", i+1)})
 	}
@@ -147,7 +150,7 @@ func (f *fleet) config(m *machine) daemon.Config {
 	cfg.Node, cfg.Address = id, f.net.Address(m.number)
 	cfg.API, cfg.CSI = []string{"unix://" + f.apiSocket(id)}, "unix://"+f.csiSocket(id)
 	cfg.StateDir, cfg.RunDir = filepath.Join(base, "state"), filepath.Join(base, "run")
-	cfg.Keeper = false // who kills the process means the daemon
+	cfg.Keeper = f.keepers
 	cfg.Domain = holdfast.Domain{Rack: "rack-" + m.place()}
 	cfg.Times.ReplaceAfter, cfg.Times.RetryPools = daemon.Duration(replaceAfter), daemon.Duration(retryPools)
 	cfg.Pools = []agent.PoolConfig{{Path: filepath.Join(base, "pool.img"), Format: true, ImageBytes: poolBytes}}
@@ -220,7 +223,7 @@ func (f *fleet) supervise(m *machine, p *netcluster.Process) {
 func (f *fleet) ends() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return errors.Join(f.crashed...)
+	return errors.Join(errors.Join(f.crashed...), f.restarts())
 }
 
 // kill ends a machine's daemon without warning; applications and mounts stay.
@@ -250,17 +253,21 @@ const killedWithin = 30 * time.Second
 // end kills a daemon. One that is not gone then hangs on a device of its own,
 // which is a failure; its devices are taken by force, so that it can go.
 func (f *fleet) end(m *machine, p *netcluster.Process) {
-	p.Signal(syscall.SIGKILL)
-	select {
-	case <-p.Done():
+	pids := append(f.toBoth(p, syscall.SIGKILL), p.Pid())
+	if gone(pids, killedWithin) {
+		<-p.Done()
 		return
-	case <-time.After(killedWithin):
 	}
-	err := holdfast.E("kill the daemon of "+m.node(), holdfast.Busy, fmt.Sprintf("it is not gone after %v: %q", killedWithin, waiting(p.Pid())))
+	var where []string
+	for _, pid := range pids {
+		where = append(where, waiting(pid)...)
+	}
+	err := holdfast.E("kill the daemon of "+m.node(), holdfast.Busy, fmt.Sprintf("it is not gone after %v: %q", killedWithin, where))
 	f.j.note("FAILED: %v", err)
 	f.mu.Lock()
 	f.crashed = append(f.crashed, errors.Join(err, netcluster.Forget(f.folder(m.node()))))
 	f.mu.Unlock()
+	gone(pids, killedWithin)
 	<-p.Done()
 }
 
@@ -292,7 +299,7 @@ func (f *fleet) powerOff(ctx context.Context, m *machine, lose bool) error {
 	var errs []error
 	if lose {
 		f.j.note("%s loses what it has not synced", m.place())
-		tell(m, syscall.SIGSTOP)
+		f.tell(m, syscall.SIGSTOP)
 		pools, err := netcluster.PoolsBelow(f.folder(m.node()))
 		errs = append(errs, err)
 		for _, p := range pools {
@@ -334,7 +341,7 @@ func (f *fleet) stop() {
 		case i == 0:
 			f.end(m, p)
 		default:
-			p.Signal(syscall.SIGCONT)
+			f.toBoth(p, syscall.SIGCONT)
 			f.ask(m, p, syscall.SIGTERM, 15*time.Second)
 		}
 	}
@@ -348,7 +355,14 @@ func (f *fleet) dump() {
 			m.mu.Lock()
 			m.running = false
 			m.mu.Unlock()
-			p.Signal(syscall.SIGCONT)
+			f.toBoth(p, syscall.SIGCONT)
+			if f.keepers { // which must not start the next one
+				daemons := f.halt(p)
+				toAll(daemons, syscall.SIGQUIT)
+				gone(daemons, 5*time.Second)
+				f.end(m, p)
+				continue
+			}
 			f.ask(m, p, syscall.SIGQUIT, 5*time.Second)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -33,6 +34,9 @@ type run struct {
 	churn   *churn
 	ledger  *netcluster.Ledger
 	wg      sync.WaitGroup
+
+	// troubled is set once a round has had a fault that applications may notice.
+	troubled atomic.Bool
 
 	mu     sync.Mutex
 	dead   map[string]bool
@@ -111,7 +115,7 @@ func (r *run) keepLogs() error {
 	if err := os.Rename(r.o.logs, to); err != nil {
 		return holdfast.Wrap("keep the logs", err)
 	}
-	fmt.Printf("\nThe logs are kept in %s\n", to)
+	fmt.Printf("\nThe logs of the daemons, with what each was doing, and what the cluster said:\n  %s\n  %s\nThe same again:\n  %s\n", to, filepath.Join(to, "failure.txt"), r.o.repeat)
 	return nil
 }
 
@@ -190,7 +194,11 @@ func (r *run) rng(round, purpose int) *rand.Rand {
 
 // rounds runs them all and says which was the last one.
 func (r *run) rounds(ctx context.Context) (n int, err error) {
-	r.j.note("seed %d: five nodes, %v, logs in %s", r.o.seed, r.o.duration, r.o.logs)
+	under := "without keepers"
+	if r.o.keepers {
+		under = "under their keepers"
+	}
+	r.j.note("seed %d: five nodes %s, %v, logs in %s", r.o.seed, under, r.o.duration, r.o.logs)
 	if err := r.prepare(ctx); err != nil {
 		return 0, holdfast.Wrap("prepare", err)
 	}
@@ -250,6 +258,7 @@ func (r *run) round(ctx context.Context, n int) error {
 // chaos lets everybody work while faults happen.
 func (r *run) chaos(ctx context.Context, n int) error {
 	faults := schedule(r.rng(n, 1000), r.o.faults, r.allowed)
+	r.troubled.Store(false)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r.wg.Go(func() { r.watchNodes(ctx) })
@@ -285,6 +294,7 @@ func (r *run) injector(ctx context.Context, rng *rand.Rand) *injector {
 		}
 	}
 	in.grow = func() { r.growSome(ctx) }
+	in.trouble = func() { r.troubled.Store(true) }
 	in.whole, in.dark = r.whole, func() {
 		for _, k := range r.keepers {
 			if w, ok := k.load.(*raw); ok {
