@@ -12,7 +12,7 @@ import (
 func TestSnapshotsHaveAShareOfThePool(t *testing.T) {
 	c, s := three(t)
 	primaries(t, c)
-	rec := mustCreate(t, s, "db", size(gib))
+	mustCreate(t, s, "db", size(gib))
 	other := mustCreate(t, s, "other", size(gib))
 	c.SnapshotsTake("pool-n2", 50*gib)
 	take(t, s, "db", "monday")
@@ -20,7 +20,8 @@ func TestSnapshotsHaveAShareOfThePool(t *testing.T) {
 	take(t, s, "db", "monday")
 	_, _, err := s.CreateSnapshot(t.Context(), lifecycle.SnapshotRequest{Volume: "db", Name: "tuesday"})
 	wantKind(t, err, holdfast.NoSpace, "pool-n2", "node n2", "50 %", "snapshotPercent", "snapshot list")
-	if rec, err = s.Get(t.Context(), "db"); err != nil || len(rec.Snapshots) != 1 {
+	rec, err := s.Get(t.Context(), "db")
+	if err != nil || len(rec.Snapshots) != 1 {
 		t.Errorf("the volume has %+v, %v", rec.Snapshots, err)
 	}
 	if owner, err := c.Store.Claim(t.Context(), "tuesday"); err != nil || owner != "" {
