@@ -42,6 +42,7 @@ demo      runuser      util-linux
 demo      psql         postgresql
 demo      /usr/lib/postgresql/*/bin/postgres postgresql
 bench     fio          fio
+bench     qemu-storage-daemon qemu-system-common
 race      gcc          gcc
 race      /usr/include/stdlib.h libc6-dev
 vm        qemu-system-x86_64 qemu-system-x86
