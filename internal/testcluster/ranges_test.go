@@ -194,10 +194,10 @@ func (s *scene) check() {
 	rec := s.c.Record(s.vol)
 	for j, x := range s.taken {
 		for i := -1; i < j; i++ {
-			base, must := "", func(b int) bool { return x.content[b] != 0 }
+			base, must := "", func(b int) bool { return at(x.content, b) != 0 }
 			if i >= 0 {
 				old := s.taken[i].content
-				base, must = s.taken[i].name, func(b int) bool { return b < len(x.content) && x.content[b] != old[b] }
+				base, must = s.taken[i].name, func(b int) bool { return at(x.content, b) != at(old, b) }
 			}
 			what := fmt.Sprintf("from %q to %s", base, x.name)
 			stream, err := s.snaps.ListSnapshotRanges(s.t.Context(), &holdfastv1.ListSnapshotRangesRequest{Snapshot: x.name, Base: base, MaxRanges: 7})
@@ -214,6 +214,14 @@ func (s *scene) check() {
 			}
 		}
 	}
+}
+
+// at is a block of content, which is zero beyond its end.
+func at(content []byte, b int) byte {
+	if b < len(content) {
+		return content[b]
+	}
+	return 0
 }
 
 func (s *scene) listReplica(r holdfast.Replica, id, base string) []holdfast.Extent {
@@ -240,7 +248,7 @@ func (s *scene) listReplica(r holdfast.Replica, id, base string) []holdfast.Exte
 	return nil
 }
 
-// TestRangesAndRestores: a volume is written, trimmed, snapshotted, restored
+// TestRangesAndRestores: a volume is written, trimmed, grown, snapshotted, restored
 // through the API, and repaired; whatever differs between any two of its
 // snapshots is listed as changed, on every replica, and what a restored volume
 // holds is the snapshot.
@@ -257,8 +265,9 @@ func TestRangesAndRestores(t *testing.T) {
 	s.vol = rec.ID
 	s.round(c.Nodes[0], 60)
 	s.round(c.Nodes[0], 10)
-	c.Nodes[2].Kill() // misses a snapshot
+	c.Nodes[2].Kill() // misses a snapshot, and growing
 	s.round(c.Nodes[0], 10)
+	s.grow(life, c.Nodes[0])
 	s.restore(c.Nodes[1], 0)
 	s.round(c.Nodes[1], 10)
 	c.Nodes[2].Begin()
@@ -291,6 +300,19 @@ func (s *scene) round(n *testcluster.Node, changes int) {
 	n.Detach(s.vol)
 }
 
+// grow makes the volume larger while it is attached.
+func (s *scene) grow(life *lifecycle.Service, n *testcluster.Node) {
+	s.t.Helper()
+	const more = 16 << 20
+	n.Attach(s.vol)
+	if _, err := life.Expand(s.t.Context(), string(s.vol), sceneBytes+more); err != nil {
+		s.t.Fatal(err)
+	}
+	s.c.Eventually("the volume grows", func() bool { return s.c.Record(s.vol).SizeBytes == sceneBytes+more })
+	n.Detach(s.vol)
+	s.live = append(s.live, make([]byte, more/holdfast.BlockSize)...)
+}
+
 // restore makes the volume what it was, through the API, and looks.
 func (s *scene) restore(n *testcluster.Node, i int) {
 	s.t.Helper()
@@ -298,7 +320,8 @@ func (s *scene) restore(n *testcluster.Node, i int) {
 	if err != nil || v.GetRestoring() != "" {
 		s.t.Fatalf("restored is %v, %v", v, err)
 	}
-	s.live = bytes.Clone(s.taken[i].content)
+	clear(s.live)
+	copy(s.live, s.taken[i].content)
 	dev := n.Attach(s.vol)
 	s.verify(dev)
 	n.Detach(s.vol)
