@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -97,9 +98,14 @@ func counters(t *testing.T, c *testcluster.Cluster, life *lifecycle.Service, g l
 // the next, attached to the nodes in turn.
 func group(t *testing.T, c *testcluster.Cluster) (names, devices []string) {
 	t.Helper()
+	return groupBeside(t, c, func(i int) *testcluster.Node { return c.Nodes[(i+1)%3] })
+}
+
+func groupBeside(t *testing.T, c *testcluster.Cluster, other func(i int) *testcluster.Node) (names, devices []string) {
+	t.Helper()
 	for i, n := range c.Nodes[:3] {
 		name := fmt.Sprint("vol-", i)
-		rec := c.CreateVolume(name, 16<<20, n, c.Nodes[(i+1)%3])
+		rec := c.CreateVolume(name, 16<<20, n, other(i))
 		names = append(names, name)
 		devices = append(devices, n.Attach(rec.ID))
 	}
@@ -197,6 +203,41 @@ func TestAGroupOfUnattachedVolumes(t *testing.T) {
 		}
 		return err == nil
 	})
+}
+
+// A node with replicas of all members dies while they are held: the group is taken
+// without it or fails, and in either case what is called ready is one point in time.
+func TestAGroupWhileAReplicasNodeDies(t *testing.T) {
+	c := testcluster.Start(t, testcluster.Options{Storage: 4})
+	names, devices := groupBeside(t, c, func(int) *testcluster.Node { return c.Nodes[3] })
+	written := rounds(t, devices)
+	c.Eventually("writing goes on", func() bool { return written.Load() > 20 })
+	var once sync.Once
+	life, err := lifecycle.New(lifecycle.Config{Store: c.DB, Nodes: faultyClients{clients{c}, "", func(_ context.Context, did string) error {
+		if did == "cut" {
+			once.Do(c.Nodes[3].Kill)
+		}
+		return nil
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer life.Close()
+	var g lifecycle.GroupSnapshot
+	tries := 0
+	c.Eventually("the group is taken", func() bool {
+		tries++
+		g, err = life.CreateGroupSnapshot(t.Context(), lifecycle.GroupRequest{Name: "g", Volumes: names})
+		return err == nil
+	})
+	got := counters(t, c, life, g)
+	a, b, z := got["vol-0"], got["vol-1"], got["vol-2"]
+	t.Logf("taken at attempt %d, writes held for %d ms: %d %d %d of %d", tries, g.Group.HeldMillis, a, b, z, written.Load())
+	if a < b || b < z || a > z+1 {
+		t.Errorf("the volumes are at %d, %d and %d", a, b, z)
+	}
+	n := written.Load()
+	c.Eventually("writing goes on", func() bool { return written.Load() > n+20 })
 }
 
 // faulty is a node one of whose commands does not go well.
