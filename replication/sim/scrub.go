@@ -98,8 +98,8 @@ func (s *scrubbing) begin(d *device) string {
 }
 
 // flip damages a copy of a cell, on a replica that counts as in sync, wherever
-// the others hold what was written: the majority stays right. With two replicas
-// there is no majority; either copy may win.
+// the others hold what was written, also those that may come back with their copy:
+// the majority stays right. With two replicas there is none; either copy may win.
 func (s *scrubbing) flip(n int) time.Duration {
 	pause := s.w.between(100*time.Millisecond, 8*time.Second)
 	if s.quiet || s.meta.calm && !s.restoring {
@@ -120,8 +120,12 @@ func (s *scrubbing) flipOne() {
 		return d.live[i/unit*unit : min((i/unit+1)*unit, s.cold[1])]
 	}
 	sound := len(in) > 2
-	for _, rep := range in {
-		for k, v := range block(s.host(rep.Node).disk) {
+	for _, rep := range s.meta.rec.Replicas {
+		h := s.host(rep.Node)
+		if rep.Since == 0 || h.replicaID != rep.ID {
+			continue // it has no copy of its own
+		}
+		for k, v := range block(h.disk) {
 			at := i/int64(replication.HashBlock/cellSize)*int64(replication.HashBlock/cellSize) + int64(k)
 			sound = sound && (at < s.cold[0] || v == value(1e12)+value(at))
 		}
