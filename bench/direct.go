@@ -36,6 +36,7 @@ type direct struct {
 // directResult is what came of it.
 type directResult struct {
 	rate    float64 // operations a second
+	ops     float64
 	longest time.Duration
 }
 
@@ -83,7 +84,7 @@ func (d direct) run(ctx context.Context, path string) (directResult, error) {
 			return directResult{}, holdfast.Wrap("I/O on "+path, err)
 		}
 	}
-	return directResult{float64(done.Load()) / time.Since(began).Seconds(), time.Duration(longest.Load())}, nil
+	return directResult{float64(done.Load()) / time.Since(began).Seconds(), float64(done.Load()), time.Duration(longest.Load())}, nil
 }
 
 func (d direct) one(fd int, p []byte, off int64) (err error) {

@@ -24,23 +24,54 @@ type snapshotFigures struct {
 	FirstTouch []*firstTouch `json:"firstTouch"`
 	// Present are live writes and reads with 200 snapshots, after the first
 	// touch, to those without.
-	PresentWrites []float64 `json:"presentWrites"`
-	PresentReads  []float64 `json:"presentReads"`
-	Stall         stall     `json:"stall"`
-	Clone         []float64 `json:"cloneMs"` // a clone of 100 GiB: created, attached and mounted
+	PresentWrites []pairRatio `json:"presentWrites"`
+	PresentReads  []pairRatio `json:"presentReads"`
+	Stall         stall       `json:"stall"`
+	Clone         []float64   `json:"cloneMs"` // a clone of 100 GiB: created, attached and mounted
 	// Drops are deleted snapshots.
 	Drops []*dropped `json:"drops"`
 	Raise *raised    `json:"raise"`
 	Group *grouped   `json:"group"`
 }
 
+// pairRatio is of one kind of I/O to another, in the same repetition.
+type pairRatio struct {
+	Rate float64 `json:"rate"`
+	// CPU is of the daemons' CPU time for one operation, which other load on the
+	// machine disturbs less.
+	CPU float64 `json:"cpu"`
+}
+
+// measured is what counts for a ratio.
+type measured struct{ rate, ops, cpu float64 }
+
+func (m *measured) add(o measured) { m.rate, m.ops, m.cpu = m.rate+o.rate, m.ops+o.ops, m.cpu+o.cpu }
+
+func (m measured) to(o measured) pairRatio {
+	return pairRatio{m.rate / o.rate, m.cpu / m.ops / max(o.cpu/o.ops, 1e-9)}
+}
+
+// run does I/O, and measures the daemons' CPU time, too.
+func (b *bench) run(ctx context.Context, d direct, dev string) (measured, error) {
+	before, err := readCPU(b.cluster.pids())
+	if err != nil {
+		return measured{}, err
+	}
+	r, err := d.run(ctx, dev)
+	if err != nil {
+		return measured{}, err
+	}
+	after, err := readCPU(b.cluster.pids())
+	return measured{r.rate, r.ops, (after.daemons - before.daemons).Seconds()}, err
+}
+
 // firstTouch is random writes right after a snapshot, each the first to its
 // granule, beside those of just before it.
 type firstTouch struct {
-	Replicas int32     `json:"replicas"`
-	Steady   []float64 `json:"steadyIOPS"`
-	First    []float64 `json:"firstIOPS"`
-	Ratios   []float64 `json:"ratios"`
+	Replicas int32       `json:"replicas"`
+	Steady   []float64   `json:"steadyIOPS"`
+	First    []float64   `json:"firstIOPS"`
+	Ratios   []pairRatio `json:"ratios"`
 }
 
 // stall is the longest write, in milliseconds, of a load on a volume of 500,000
@@ -117,7 +148,7 @@ func (b *bench) firstTouches(ctx context.Context) error {
 func touchName(replicas int32) string { return fmt.Sprintf("touch-x%d", replicas) }
 
 func (b *bench) firstTouch(ctx context.Context, t *firstTouch, dev string, n int) error {
-	steady, err := direct{write: true, next: anywhere(sizeBytes), limit: b.o.runtime}.run(ctx, dev)
+	steady, err := b.run(ctx, direct{write: true, next: anywhere(sizeBytes), limit: b.o.runtime}, dev)
 	if err != nil {
 		return err
 	}
@@ -126,13 +157,13 @@ func (b *bench) firstTouch(ctx context.Context, t *firstTouch, dev string, n int
 		return err
 	}
 	end := b.hook(target{name: touchName(t.Replicas)}, load{name: "first"})
-	first, err := direct{write: true, next: onceEach(sizeBytes)}.run(ctx, dev)
+	first, err := b.run(ctx, direct{write: true, next: onceEach(sizeBytes)}, dev)
 	end()
 	if err != nil {
 		return err
 	}
 	t.Steady, t.First = append(t.Steady, steady.rate), append(t.First, first.rate)
-	t.Ratios = append(t.Ratios, first.rate/steady.rate)
+	t.Ratios = append(t.Ratios, first.to(steady))
 	if err := b.cluster.dropSnapshot(ctx, name); err != nil {
 		return err
 	}
@@ -190,20 +221,20 @@ func (b *bench) snapshotsPresent(ctx context.Context) error {
 	return nil
 }
 
-// pair is the rate of the second device to that of the first one, in slices that
+// pair compares the second device with the first one, in slices that
 // take turns, so that what else the machine does meets both.
-func (b *bench) pair(ctx context.Context, devs [2]string, write bool) (float64, error) {
+func (b *bench) pair(ctx context.Context, devs [2]string, write bool) (pairRatio, error) {
 	const turns = 4
-	var rates [2]float64
+	var sums [2]measured
 	for turn := range 2 * turns {
 		i := (turn + turn/2) % 2 // 0 1 1 0
-		r, err := direct{write: write, next: anywhere(sizeBytes), limit: b.o.runtime / turns}.run(ctx, devs[i])
+		r, err := b.run(ctx, direct{write: write, next: anywhere(sizeBytes), limit: b.o.runtime / turns}, devs[i])
 		if err != nil {
-			return 0, err
+			return pairRatio{}, err
 		}
-		rates[i] += r.rate
+		sums[i].add(r)
 	}
-	return rates[1] / rates[0], nil
+	return sums[1].to(sums[0]), nil
 }
 
 // stalls takes snapshots of a volume with many extents, under load.
@@ -247,6 +278,15 @@ func (b *bench) stalls(ctx context.Context) error {
 		}
 	}
 	return b.cluster.gone(ctx, name, 0)
+}
+
+// ratios shows them: the median, the range, and the median of those of CPU time.
+func ratios(xs []pairRatio) string {
+	var rates, cpus []float64
+	for _, x := range xs {
+		rates, cpus = append(rates, x.Rate), append(cpus, x.CPU)
+	}
+	return fmt.Sprintf("%.2f [%.2f..%.2f]; of the daemons' CPU time %.2f", median(rates), slices.Min(rates), slices.Max(rates), median(cpus))
 }
 
 func (c *cluster) snapshotService() (holdfastv1.SnapshotServiceClient, error) {
@@ -296,16 +336,15 @@ func (s *snapshotFigures) print(w io.Writer) {
 	fmt.Fprintln(w, "\nsnapshots (ratios are paired; 32 threads with direct I/O of 4 KiB at random places)")
 	for _, t := range s.FirstTouch {
 		if len(t.Ratios) > 0 {
-			fmt.Fprintf(w, "first touch, %d replicas: %s IOPS; steady: %s; ratio %.2f [%.2f..%.2f]\n", t.Replicas,
-				spread(t.First), spread(t.Steady), median(t.Ratios), slices.Min(t.Ratios), slices.Max(t.Ratios))
+			fmt.Fprintf(w, "first touch, %d replicas: %s IOPS; steady: %s; ratio %s\n", t.Replicas, spread(t.First), spread(t.Steady), ratios(t.Ratios))
 		}
 	}
 	for _, x := range []struct {
 		what   string
-		ratios []float64
+		ratios []pairRatio
 	}{{"writes", s.PresentWrites}, {"reads", s.PresentReads}} {
 		if len(x.ratios) > 0 {
-			fmt.Fprintf(w, "%s with %d snapshots, to none: %.2f [%.2f..%.2f]\n", x.what, manySnapshots, median(x.ratios), slices.Min(x.ratios), slices.Max(x.ratios))
+			fmt.Fprintf(w, "%s with %d snapshots, to none: %s\n", x.what, manySnapshots, ratios(x.ratios))
 		}
 	}
 	if len(s.Stall.With) > 0 {
