@@ -47,7 +47,7 @@ func (s *Service) takeGroup(ctx context.Context, g holdfast.Group, q GroupReques
 			if r.Restore != nil {
 				return false, holdfast.E("", holdfast.InUse, "volume "+r.Name+" is being restored; wait until that is done")
 			}
-			return s.addSnapshot(r, m.Snapshot, SnapshotRequest{Name: g.Name + "/" + r.Name, Group: string(g.ID), Labels: q.Labels, Max: q.Max})
+			return s.addSnapshot(r, m.Snapshot, SnapshotRequest{Name: g.Name + "/" + r.Name, group: string(g.ID), Labels: q.Labels, Max: q.Max})
 		})
 		if err != nil {
 			return 0, holdfast.Wrap("volume "+string(m.Volume), err)

@@ -18,10 +18,10 @@ type SnapshotRequest struct {
 	// volume gets the same snapshot.
 	Name   string
 	Labels map[string]string
-	// Group is set for a member of a group: it is then put down, but not taken.
-	Group string
+	// group is set for a member of a group: it is put down, and taken by command.
+	group string
 	// Freeze asks for the filesystem to be frozen meanwhile, where the volume is
-	// mounted on the node that it is attached to; not for members of a group.
+	// mounted on the node that it is attached to.
 	Freeze bool
 	// Max bounds the snapshots of the volume; 0: holdfast.DefaultSnapshots.
 	Max int
@@ -60,9 +60,6 @@ func (s *Service) CreateSnapshot(ctx context.Context, q SnapshotRequest) (holdfa
 	rec, ref, _, err := s.wantSnapshot(ctx, q)
 	if err != nil {
 		return rec, holdfast.Snapshot{}, holdfast.Wrap(op, err)
-	}
-	if q.Group != "" {
-		return rec, *rec.Snapshot(ref.Snapshot), nil
 	}
 	rec, err = s.waitReady(ctx, ref)
 	if err != nil {
@@ -130,14 +127,14 @@ func (s *Service) addSnapshot(r *holdfast.Record, id holdfast.SnapshotID, q Snap
 		return false, notReady(*r)
 	case have != nil && have.State == holdfast.SnapshotDeleting:
 		return false, holdfast.E("", holdfast.Busy, "a snapshot of this name is being deleted; try again when it is gone, or choose another name")
-	case have != nil && have.Group != q.Group:
-		return false, holdfast.E("", holdfast.Exists, fmt.Sprintf("a snapshot of this name exists in group %q, not %q; choose another name", have.Group, q.Group))
+	case have != nil && have.Group != q.group:
+		return false, holdfast.E("", holdfast.Exists, fmt.Sprintf("a snapshot of this name exists in group %q, not %q; choose another name", have.Group, q.group))
 	case have != nil:
 		return false, nil
 	case len(r.Snapshots) >= min(limit, holdfast.MaxSnapshots):
 		return false, holdfast.E("", holdfast.NoSpace, fmt.Sprintf("the volume has %d snapshots, as many as it may; delete some first", len(r.Snapshots)))
 	}
-	r.PutSnapshot(holdfast.Snapshot{ID: id, Name: q.Name, Created: s.cfg.Now().UTC(), State: holdfast.SnapshotWanted, Group: q.Group, Labels: maps.Clone(q.Labels)})
+	r.PutSnapshot(holdfast.Snapshot{ID: id, Name: q.Name, Created: s.cfg.Now().UTC(), State: holdfast.SnapshotWanted, Group: q.group, Labels: maps.Clone(q.Labels)})
 	return true, nil
 }
 
