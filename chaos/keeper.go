@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"sync"
 	"time"
 
@@ -59,13 +60,13 @@ type keeper struct {
 	left    map[string]bool // nodes where it may still be published
 	target  string          // node where it is being published
 	taking  map[string]bool // nodes from which it is being taken
-	refused bool            // the last attempt failed as another node has it
+	said    map[string]bool // why attempts failed since the last one that did not
 	doing   string
 	since   time.Time
 }
 
 func newKeeper(r *run, c *netcluster.Claim, w work) *keeper {
-	return &keeper{r: r, claim: c, load: w, moves: make(chan struct{}, 1), left: map[string]bool{}, taking: map[string]bool{}}
+	return &keeper{r: r, claim: c, load: w, moves: make(chan struct{}, 1), left: map[string]bool{}, taking: map[string]bool{}, said: map[string]bool{}}
 }
 
 func (k *keeper) say(format string, a ...any) {
@@ -272,17 +273,19 @@ func (k *keeper) publishSomewhere(ctx context.Context) error {
 	k.mu.Lock()
 	k.at, k.session, k.target = node, s, ""
 	k.mu.Unlock()
-	k.refused = false
+	clear(k.said)
 	k.say("works on %s", node)
 	return nil
 }
 
 // giveUp takes back an attempt to publish the volume.
 func (k *keeper) giveUp(ctx context.Context, node string, why error) {
-	if inUse := errors.Is(why, holdfast.InUse); ctx.Err() == nil && !(inUse && k.refused) {
+	// Where it was tried and by whom does not matter.
+	reason := regexp.MustCompile(`\bn[0-9](-[0-9]+)?\b|[0-9a-f]{32}`).ReplaceAllString(why.Error(), "")
+	if ctx.Err() == nil && !k.said[reason] {
 		k.say("not on %s: %v", node, why)
-		k.refused = inUse
 	}
+	k.said[reason] = true
 	k.mu.Lock()
 	k.target = ""
 	k.mu.Unlock()

@@ -61,7 +61,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "only these kinds of faults, with commas between: "+kindNames())
 	flag.DurationVar(&o.wait, "wait", 0, "how long to wait for another run to end")
 	flag.BoolVar(&o.keep, "keep", false, "after a failure leave the folder with pools and configurations")
-	keeper := flag.String("keeper", "no", "run nodes under their keepers, as services do, with the faults crash, upgrade and hang: yes, no, or seed (odd seeds do)")
+	keeper := flag.String("keeper", "seed", "run nodes under their keepers, as services do, with the faults crash, upgrade and hang: yes, no, or seed (odd seeds do)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,9 +41,9 @@ func programs(t *testing.T) (chaos, daemon string) {
 func launch(t *testing.T, program string, args ...string) *running {
 	t.Helper()
 	r := &running{cmd: exec.Command(program, args...), lines: make(chan string, 10_000)}
-	r.cmd.Stderr = os.Stderr
 	out, err := r.cmd.StdoutPipe()
 	if err == nil {
+		r.cmd.Stderr = r.cmd.Stdout
 		err = r.cmd.Start()
 	}
 	if err != nil {
@@ -55,6 +57,23 @@ func launch(t *testing.T, program string, args ...string) *running {
 		}
 	}()
 	return r
+}
+
+// rest takes all lines that are still said.
+func (r *running) rest() {
+	for line := range r.lines {
+		r.said = append(r.said, line)
+	}
+}
+
+// endsBadly waits for its end, which must be with status 1 and everything removed.
+func (r *running) endsBadly(t *testing.T) {
+	t.Helper()
+	r.until(t, "everything is removed")
+	r.rest()
+	if err := r.cmd.Wait(); r.cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("%v ends with %v, want status 1", r.cmd.Args, err)
+	}
 }
 
 // until waits for a line that contains a text.
@@ -76,8 +95,9 @@ func (r *running) until(t *testing.T, text string) {
 	}
 }
 
-// A run that is killed while a disk stalls and everything works leaves a lot; the
-// next one removes it, and one that is interrupted removes what it made itself.
+// Runs that are killed while a disk or daemons hang and everything works leave a
+// lot; the next one removes it. One that is interrupted or fails removes what it
+// made itself.
 func TestNothingIsLeftByRunsThatAreKilledOrInterrupted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("run the tests as root: chaos makes namespaces and mounts")
@@ -96,35 +116,77 @@ func TestNothingIsLeftByRunsThatAreKilledOrInterrupted(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	args := []string{"-binary", daemon, "-prefix", n.Prefix, "-dir", dir, "-logs", filepath.Join(base, "logs"), "-seed", "1", "-only", "stall", "-wait", "10m"}
-	killed := launch(t, chaos, args...)
-	killed.until(t, "stall m")
-	if err := killed.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
+	run := func(more ...string) *running {
+		return launch(t, chaos, append([]string{"-binary", daemon, "-prefix", n.Prefix, "-dir", dir, "-logs", filepath.Join(base, "logs"), "-seed", "1", "-wait", "10m", "-faults", "4s"}, more...)...)
 	}
-	if len(n.Processes(t.Context())) == 0 {
-		t.Error("the killed run has left no process: this test shows nothing")
-	}
-	interrupted := launch(t, chaos, args...)
+	killedWhen(t, n, run("-keeper", "yes", "-only", "hang"), "hang m")
+	interrupted := run("-keeper", "yes", "-only", "crash")
 	interrupted.until(t, "the cluster is up")
 	if err := interrupted.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	interrupted.until(t, "everything is removed")
-	if err := interrupted.cmd.Wait(); interrupted.cmd.ProcessState.ExitCode() != 1 {
-		t.Errorf("an interrupted run ends with %v, want status 1", err)
+	interrupted.endsBadly(t)
+	nothingLeft(t, n, dir)
+
+	killedWhen(t, n, run("-keeper", "no", "-only", "stall"), "stall m")
+	failing := run("-keeper", "yes", "-only", "move", "-rounds", "1")
+	failing.until(t, "round 1")
+	aDaemonFails(t, n)
+	failing.endsBadly(t)
+	nothingLeft(t, n, dir)
+	for _, want := range []string{"ended by itself and is started again", "exit status 2", "-seed 1 -keeper yes -binary="} {
+		if said := strings.Join(failing.said, "\n"); !strings.Contains(said, want) {
+			t.Errorf("a run whose daemon failed does not say %q:\n%s", want, said)
+		}
 	}
-	_ = killed.cmd.Wait()
+}
+
+// killedWhen kills a run without warning when it has said a text.
+func killedWhen(t *testing.T, n netcluster.Network, r *running, text string) {
+	t.Helper()
+	r.until(t, text)
+	if err := r.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	r.rest()
+	_ = r.cmd.Wait()
+	if len(n.Processes(t.Context())) == 0 {
+		t.Error("the killed run has left no process: this test shows nothing")
+	}
+}
+
+// aDaemonFails ends a daemon as a panic does, under its keeper.
+func aDaemonFails(t *testing.T, n netcluster.Network) {
+	t.Helper()
+	ps := n.Processes(t.Context())
+	for _, pid := range ps {
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		var state string
+		var parent int
+		_, rest, _ := strings.Cut(string(stat), "(holdfast) ")
+		if _, err := fmt.Sscan(rest, &state, &parent); err == nil && slices.Contains(ps, parent) {
+			if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatalf("none of the processes %v is a daemon under a keeper", ps)
+}
+
+// nothingLeft looks for all that a run makes.
+func nothingLeft(t *testing.T, n netcluster.Network, dir string) {
+	t.Helper()
 	if ps := n.Processes(t.Context()); len(ps) > 0 {
 		t.Errorf("processes are left: %v", ps)
 	}
 	if ns := n.Namespaces(); len(ns) > 0 {
 		t.Errorf("namespaces are left: %v", ns)
 	}
-	if ms, err := netcluster.MountsBelow(base); err != nil || len(ms) > 0 {
+	if ms, err := netcluster.MountsBelow(filepath.Dir(dir)); err != nil || len(ms) > 0 {
 		t.Errorf("mounts are left: %v, %v", ms, err)
 	}
-	if ls := netcluster.LoopsBelow(base); len(ls) > 0 {
+	if ls := netcluster.LoopsBelow(filepath.Dir(dir)); len(ls) > 0 {
 		t.Errorf("loop devices are left: %v", ls)
 	}
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {

@@ -145,7 +145,13 @@ func detachLoop(dev string) error {
 // Clean removes everything that a run made, also an earlier one that was killed.
 // It is called before and after each run. ctx must not be the interrupted one.
 func Clean(ctx context.Context, n Network, dir string) error {
-	errs := []error{thawBelow(dir), KillAll(ctx, func() []int { return n.Processes(ctx) }), Forget(dir), n.Down(ctx)}
+	kill := func() error { return KillAll(ctx, func() []int { return n.Processes(ctx) }) }
+	errs := []error{thawBelow(dir)}
+	stuck, kept := kill(), Forget(dir)
+	if stuck != nil { // they waited for devices that are gone now, and kept others
+		stuck, kept = kill(), Forget(dir)
+	}
+	errs = append(errs, stuck, kept, n.Down(ctx))
 	if ms, err := MountsBelow(dir); err != nil || len(ms) > 0 {
 		// Removing the folder now could remove what is mounted in it.
 		return errors.Join(append(errs, err, holdfast.E("clean up "+dir, holdfast.InUse, "something is still mounted below it; see: findmnt | grep "+dir))...)
