@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/metadata/memory"
@@ -84,5 +86,40 @@ func TestDisksThatCanBePools(t *testing.T) {
 	want := []string{"/dev/cciss/c0d0", "/dev/nvme0n1", "/dev/sda", "/dev/sda1", "/dev/sdb"}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("got %v, %v; want %v", got, err, want)
+	}
+}
+
+// Chaos, seed 503: a connection to etcd broke while a daemon started.
+func TestANodeStartsWhenTheMetadataStoreAnswersAgain(t *testing.T) {
+	store := memory.New()
+	defer func() { _ = store.Close() }()
+	c := DefaultConfig()
+	c.Agent.ID, c.Store, c.Log, c.Advertise = "a", store, slog.New(slog.DiscardHandler), "10.0.0.1"
+	n, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	store.Inject(func(memory.Op) memory.Fault {
+		if asked++; asked < 3 {
+			return memory.Fault{Refuse: holdfast.E("", holdfast.Unavailable, "connection timed out")}
+		}
+		return memory.Fault{}
+	})
+	if id, err := n.identity(t.Context()); err != nil || id == "" || asked != 3 {
+		t.Errorf("got %q, %v after %d questions", id, err, asked)
+	}
+	store.Inject(func(memory.Op) memory.Fault {
+		return memory.Fault{Refuse: holdfast.E("", holdfast.Denied, "wrong password")}
+	})
+	if _, err := n.identity(t.Context()); !errors.Is(err, holdfast.Denied) {
+		t.Errorf("an error that stays gives %v", err)
+	}
+	store.SetOutage(true)
+	store.Inject(nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := n.identity(ctx); !errors.Is(err, holdfast.Unavailable) {
+		t.Errorf("a start that is given up gives %v", err)
 	}
 }

@@ -105,7 +105,7 @@ func (n *Node) build(ctx context.Context) error {
 	if n.lock, cfg.Instance, err = takeInstance(ctx, n.cfg.StateDir, boot); err != nil {
 		return err
 	}
-	cluster, err := n.cfg.Store.Cluster(ctx)
+	cluster, err := n.identity(ctx)
 	if err != nil {
 		return err
 	}
@@ -123,6 +123,28 @@ func (n *Node) build(ctx context.Context) error {
 		Store: n.cfg.Store, Plane: plane{n.plane}, FrontEnd: n.front, Pools: n.newPools(cluster, boot, n.plane), Freezer: n.freezer, Log: n.cfg.Log,
 	})
 	return err
+}
+
+// identityPause is between two questions for the cluster's identity.
+const identityPause = 500 * time.Millisecond
+
+// identity reads the cluster's identity, however long the metadata store is away:
+// a daemon that ended for that would take its devices with it.
+func (n *Node) identity(ctx context.Context) (holdfast.ClusterID, error) {
+	every := time.NewTicker(identityPause)
+	defer every.Stop()
+	for {
+		id, err := n.cfg.Store.Cluster(ctx)
+		if !errors.Is(err, holdfast.Unavailable) || ctx.Err() != nil {
+			return id, err
+		}
+		n.cfg.Log.Warn("the metadata store does not answer; this node starts when it does", "err", err)
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-every.C:
+		}
+	}
 }
 
 // dismantle ends the parts in the order that keeps others safe.
