@@ -9,7 +9,10 @@ type Scrub struct {
 	ID        string    `json:"id"` // names this one among all the volume ever had
 	Asked     time.Time `json:"asked"`
 	Scheduled bool      `json:"scheduled,omitempty"` // nobody asked for it
-	Ended     time.Time `json:"ended,omitzero"`      // zero while it is to be done
+	// Source is the replica whose copies are right, whatever the others hold; empty:
+	// the majority is.
+	Source    ReplicaID `json:"source,omitempty"`
+	Ended     time.Time `json:"ended,omitzero"` // zero while it is to be done
 	Cancelled bool      `json:"cancelled,omitempty"`
 
 	Blocks     int64 `json:"blocks,omitempty"`     // compared

@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -19,7 +21,7 @@ func (s *Server) ScrubVolume(ctx context.Context, q *holdfastv1.ScrubVolumeReque
 		if err != nil {
 			return nil, unknownVolume(op, err)
 		}
-		next, changed, err := scrubRecord(r, q.GetCancel(), time.Now().UTC().Round(0))
+		next, changed, err := scrubRecord(r, q, time.Now().UTC().Round(0))
 		if err != nil {
 			return nil, holdfast.Wrap(op, err)
 		}
@@ -37,9 +39,17 @@ func (s *Server) ScrubVolume(ctx context.Context, q *holdfastv1.ScrubVolumeReque
 }
 
 // scrubRecord is the record with a scrub asked for, or cancelled.
-func scrubRecord(r holdfast.Record, cancel bool, now time.Time) (next holdfast.Record, changed bool, err error) {
+func scrubRecord(r holdfast.Record, q *holdfastv1.ScrubVolumeRequest, now time.Time) (next holdfast.Record, changed bool, err error) {
 	next = r.Clone()
+	cancel := q.GetCancel()
+	source, err := scrubSource(&r, q.GetSource())
 	switch {
+	case cancel && q.GetSource() != "":
+		return r, false, holdfast.E("", holdfast.Invalid, "a scrub that is cancelled has no source; give one or the other")
+	case !cancel && err != nil:
+		return r, false, err
+	case !cancel && r.Scrub.Pending() && r.Scrub.Source != source:
+		return r, false, holdfast.E("", holdfast.Busy, "another scrub is to be done, with another source; cancel it first, or wait for its end")
 	case cancel && !r.Scrub.Pending() || !cancel && r.Scrub.Pending():
 		return r, false, nil
 	case cancel:
@@ -51,9 +61,25 @@ func scrubRecord(r holdfast.Record, cancel bool, now time.Time) (next holdfast.R
 	case len(r.Replicas) < 2:
 		return r, false, holdfast.E("", holdfast.Invalid, "it has one replica: there is nothing to compare it with")
 	default:
-		next.SetScrub(holdfast.Scrub{ID: string(holdfast.NewReplicaID()), Asked: now})
+		next.SetScrub(holdfast.Scrub{ID: string(holdfast.NewReplicaID()), Asked: now, Source: source})
 	}
 	return next, true, nil
+}
+
+// scrubSource is the in-sync replica that a caller has named, itself or by its node;
+// "" for none.
+func scrubSource(r *holdfast.Record, name string) (holdfast.ReplicaID, error) {
+	if name == "" {
+		return "", nil
+	}
+	var there []string
+	for _, x := range r.InSyncReplicas() {
+		if string(x.ID) == name || string(x.Node) == name {
+			return x.ID, nil
+		}
+		there = append(there, string(x.Node))
+	}
+	return "", holdfast.E("", holdfast.Invalid, fmt.Sprintf("source %q: no replica that is in sync has this id or node; there are those of %s", name, strings.Join(there, ", ")))
 }
 
 // What a scrub's state can be beyond those of replication.ScrubState.

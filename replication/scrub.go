@@ -21,7 +21,8 @@ import (
 // away, nobody is dropped and nothing is healed while another replica may know
 // better: to choose then could make the damaged copy everybody's. A later scrub,
 // with that replica in sync again, decides: it was only repaired where it lacked
-// something, so its copy is its own.
+// something, so its copy is its own. Or an operator names the replica whose copies
+// are right: then they are, whatever the others hold.
 
 // Limits of a scrub.
 const (
@@ -84,6 +85,7 @@ type scrubs struct {
 // scrub is one on its way. It waits for one thing at a time: busy.
 type scrub struct {
 	status ScrubStatus
+	source holdfast.ReplicaID // whose copies are right; "" for the majority's
 	began  time.Duration
 	stage  scrubStage
 	busy   bool
@@ -109,12 +111,13 @@ type scrub struct {
 
 // Scrub begins to compare all in-sync replicas. The id names it: again is fine,
 // also when it has ended. One with another id takes the place of a running one.
-func (p *Primary) Scrub(id string) {
+// What differs from the copies of source is damaged; from the majority's if it is "".
+func (p *Primary) Scrub(id string, source holdfast.ReplicaID) {
 	if p.phase == ended || id == "" || p.scrubs.last.ID == id {
 		return
 	}
 	p.CancelScrub()
-	s := &scrub{began: p.now(), status: ScrubStatus{ID: id, State: ScrubRunning, TotalBytes: p.rec.SizeBytes}}
+	s := &scrub{began: p.now(), source: source, status: ScrubStatus{ID: id, State: ScrubRunning, TotalBytes: p.rec.SizeBytes}}
 	p.scrubs.run, p.scrubs.last = s, s.status
 	p.changed("a scrub of %d replicas began", len(p.rec.InSyncReplicas()))
 	p.stepScrub(s)

@@ -107,16 +107,16 @@ func (c *copies) mustBeDone(mismatches, healed int64) {
 
 func TestAScrubOfEqualReplicasFindsNothing(t *testing.T) {
 	c := withCopies(t, states{in, in, in}, nil)
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(time.Second)
 	c.mustBeDone(0, 0)
 	asked := c.hash
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(time.Second)
 	if c.hash != asked {
 		t.Fatal("the same scrub is done twice")
 	}
-	c.p.Scrub("b")
+	c.p.Scrub("b", "")
 	c.settle(time.Second)
 	if c.mustBeDone(0, 0); c.hash != 2*asked || c.scrub().ID != "b" {
 		t.Fatalf("another scrub is not done: %+v", c.scrub())
@@ -127,7 +127,7 @@ func TestAScrubHealsFromTheMajority(t *testing.T) {
 	for i := range 3 { // also the source of repairs, and the local replica
 		c := withCopies(t, states{in, in, in}, nil)
 		c.data[i][2] = 0xbd
-		c.p.Scrub("a")
+		c.p.Scrub("a", "")
 		c.settle(3 * time.Second)
 		c.mustBeDone(1, 1)
 		for j := range 3 {
@@ -144,7 +144,7 @@ func TestAScrubHealsFromTheMajority(t *testing.T) {
 func TestAScrubHealsTwoReplicasOneAfterTheOther(t *testing.T) {
 	c := withCopies(t, states{in, in, in, in, in}, nil)
 	c.data[0][1], c.data[1][1], c.data[1][3] = 0xbd, 0xbd, 0xbe
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	for range 200 {
 		c.settle(50 * time.Millisecond)
 		if n := len(c.stored.InSyncReplicas()); n < 4 {
@@ -166,7 +166,7 @@ func TestWithoutAMajorityTheOneInSyncForLongestIsRight(t *testing.T) {
 		cfg.Record.Replicas[0].Since, cfg.Record.Replicas[1].Since = 7, 3
 	})
 	c.data[0][0] = 0xbd
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(3 * time.Second)
 	c.mustBeDone(1, 1)
 	if c.data[0][0] != 1 || c.data[1][0] != 1 {
@@ -187,7 +187,7 @@ func TestAWriteUnderWayIsNoMismatch(t *testing.T) {
 	c.data[0][1] = 9
 	c.answer(0, first, StatusOK)
 	late := c.take(1, MsgWrite)
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(time.Second)
 	c.mustWait(w, "one replica has not answered")
 	if s := c.scrub(); s.State != ScrubRunning || s.Mismatches != 0 {
@@ -204,7 +204,7 @@ func TestAWriteUnderWayIsNoMismatch(t *testing.T) {
 // it looks again.
 func TestAScrubDoesNotLockTheVolume(t *testing.T) {
 	c := withCopies(t, states{in, in}, nil)
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	for _, i := range []int{0, 1} {
 		c.answerHeld(i) // allocated
 	}
@@ -232,7 +232,7 @@ func TestAScrubWaitsForASecondReplica(t *testing.T) {
 	c := withCopies(t, states{in, in}, nil)
 	c.lost(1)
 	c.settle(time.Second)
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(time.Second)
 	if s := c.scrub(); s.State != ScrubWaiting || s.WaitingFor == "" || s.Blocks != 0 {
 		t.Fatalf("%+v", s)
@@ -248,7 +248,7 @@ func TestAScrubWaitsForASecondReplica(t *testing.T) {
 func TestAScrubBeginsAWindowAgainWhenTheMembershipChanges(t *testing.T) {
 	c := withCopies(t, states{in, in, in}, nil)
 	c.data[2][0] = 0xbd
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	for i := range 3 {
 		c.answerHeld(i)
 	}
@@ -264,7 +264,7 @@ func TestAScrubBeginsAWindowAgainWhenTheMembershipChanges(t *testing.T) {
 // Mending what never gets well ends.
 func TestAScrubEndsThoughADiskGarblesAgain(t *testing.T) {
 	c := withCopies(t, states{in, in, in}, nil)
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	for range 400 {
 		c.data[1][2] = 0xbd
 		c.settle(50 * time.Millisecond)
@@ -279,7 +279,7 @@ func TestAScrubKeepsToItsRate(t *testing.T) {
 	c := withCopies(t, states{in, in}, func(cfg *Config) { cfg.ScrubRate = rate })
 	c.settle(100 * time.Millisecond)
 	c.p.scrubs.pace.tokens = -rate
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(500 * time.Millisecond)
 	if s := c.scrub(); s.State != ScrubRunning || c.hash != 0 {
 		t.Fatalf("%d hashes: %+v", c.hash, s)
@@ -308,7 +308,7 @@ func TestAScrubWaitsForTheNodesBudget(t *testing.T) {
 	c := withCopies(t, states{in, in}, nil)
 	b := &budget{}
 	c.p.ports.Repairs = b
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(500 * time.Millisecond)
 	if s := c.scrub(); s.State != ScrubRunning || c.hash != 0 || len(b.again) != 1 {
 		t.Fatalf("%d hashes, asked %d times: %+v", c.hash, len(b.again), s)
@@ -330,7 +330,7 @@ func TestAScrubWithoutAMajorityWaitsForTheThird(t *testing.T) {
 			t.Fatal("the third is not away")
 		}
 		c.data[wrong][1] = 0xbd
-		c.p.Scrub("a")
+		c.p.Scrub("a", "")
 		c.settle(3 * time.Second)
 		if s := c.scrub(); s.State != ScrubDone || s.Unhealed != 1 || s.Healed != 0 || s.Mismatches != 1 {
 			t.Fatalf("%+v", s)
@@ -341,7 +341,7 @@ func TestAScrubWithoutAMajorityWaitsForTheThird(t *testing.T) {
 		c.greet(2, Welcome{})
 		c.own(2)
 		c.settle(3 * time.Second)
-		c.p.Scrub("b")
+		c.p.Scrub("b", "")
 		c.settle(3 * time.Second)
 		c.mustBeDone(1, 1)
 		for i := range 3 {
@@ -358,7 +358,7 @@ func TestAScrubDoesNotWaitForAReplicaThatIsBuilt(t *testing.T) {
 		cfg.Record.Replicas[1].Since, cfg.Record.Replicas[2].Since = 4, 0
 	})
 	c.data[1][0] = 0xbd
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(3 * time.Second)
 	c.mustBeDone(1, 1)
 	if c.data[1][0] != 1 {
@@ -370,12 +370,39 @@ func TestAScrubDoesNotWaitForAReplicaThatIsBuilt(t *testing.T) {
 func TestAScrubOfThreeDifferentCopiesDropsNobody(t *testing.T) {
 	c := withCopies(t, states{in, in, in}, nil)
 	c.data[0][1], c.data[1][1], c.data[1][3] = 0xbd, 0xbe, 0xbf
-	c.p.Scrub("a")
+	c.p.Scrub("a", "")
 	c.settle(3 * time.Second)
 	if s := c.scrub(); s.State != ScrubDone || s.Unhealed != 1 || s.Healed != 1 || s.Mismatches != 2 {
 		t.Fatalf("%+v", s)
 	}
 	if c.data[0][1] != 0xbd || c.data[1][1] != 0xbe || c.data[2][1] != 2 || c.data[1][3] != 4 {
 		t.Fatalf("%x", c.data)
+	}
+}
+
+// An operator may know better, even than the majority.
+func TestAScrubBelievesTheDesignatedSource(t *testing.T) {
+	c := withCopies(t, states{in, in, in}, nil)
+	c.data[0][1], c.data[1][1], c.data[2][3] = 0xbd, 0xbe, 0xbf
+	c.p.Scrub("a", c.p.peers[2].rep.ID)
+	c.settle(10 * time.Second)
+	if s := c.scrub(); s.State != ScrubDone || s.Unhealed != 0 {
+		t.Fatalf("%+v, %x", s, c.data)
+	}
+	for i := range 3 {
+		if c.data[i][1] != 2 || c.data[i][3] != 0xbf || c.state(i) != in {
+			t.Fatalf("replica %d: %x, %s", i, c.data[i], c.state(i))
+		}
+	}
+}
+
+// Who was named but is away decides nothing, and nobody does instead.
+func TestAScrubWithoutItsDesignatedSourceDropsNobody(t *testing.T) {
+	c := withCopies(t, states{in, in}, nil)
+	c.data[1][1] = 0xbd
+	c.p.Scrub("a", "somebody-else")
+	c.settle(3 * time.Second)
+	if s := c.scrub(); s.State != ScrubDone || s.Unhealed != 1 || s.Healed != 0 || c.data[1][1] != 0xbd {
+		t.Fatalf("%+v, %x", s, c.data[1])
 	}
 }

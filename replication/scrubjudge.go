@@ -3,16 +3,11 @@ package replication
 import "github.com/holdfast-storage/holdfast"
 
 // judgeScrub decides whose copy of a block is damaged: those that differ from the
-// majority or, of a volume with no more than two replicas to ask, from the one that
-// repairs copy from.
+// designated source's, from the majority or, of a volume with no more than two
+// replicas to ask, from the one that repairs copy from.
 func (p *Primary) judgeScrub(s *scrub, block holdfast.Extent, hashes [][]Hash) {
-	source, found, differ := 0, false, false
-	for i, t := range s.peers {
-		if t == p.repairSource() {
-			source = i
-		}
-	}
-	right := hashes[source][0]
+	source, designated := p.scrubSource(s)
+	right, found, differ := hashes[source][0], designated, false
 	for _, h := range hashes {
 		n := 0
 		for _, o := range hashes {
@@ -21,11 +16,11 @@ func (p *Primary) judgeScrub(s *scrub, block holdfast.Extent, hashes [][]Hash) {
 			}
 		}
 		differ = differ || n < len(hashes)
-		if 2*n > len(hashes) != mutant(MutateScrubMinority) {
+		if s.source == "" && 2*n > len(hashes) != mutant(MutateScrubMinority) {
 			right, found = h[0], true
 		}
 	}
-	if differ && !found && p.witnesses() > 2 {
+	if differ && !found && (s.source != "" || p.witnesses() > 2) {
 		s.open = union(s.open, []holdfast.Extent{block})
 		return
 	}
@@ -34,6 +29,21 @@ func (p *Primary) judgeScrub(s *scrub, block holdfast.Extent, hashes [][]Hash) {
 			s.bad[i] = union(s.bad[i], []holdfast.Extent{block})
 		}
 	}
+}
+
+// scrubSource is which of the scrub's peers is right where there is no majority, and
+// whether somebody said so. One that was named but has left the in-sync set leaves
+// everything undecided.
+func (p *Primary) scrubSource(s *scrub) (at int, designated bool) {
+	for i, t := range s.peers {
+		switch {
+		case t.rep.ID == s.source:
+			return i, true
+		case t == p.repairSource():
+			at = i
+		}
+	}
+	return at, false
 }
 
 // witnesses are the replicas in the record that have copies of their own: all but

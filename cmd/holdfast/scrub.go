@@ -22,7 +22,7 @@ func (c *cli) volumeScrub() *cobra.Command {
 			"A replica whose copy of a block differs from the majority's (with two replicas: from\n" +
 			"that of the one in sync for longest) is repaired. It goes on without this command;\n" +
 			"see it with: holdfast volume inspect VOLUME",
-		Example: "  holdfast volume scrub db-1 --watch\n  holdfast volume scrub db-1 --cancel",
+		Example: "  holdfast volume scrub db-1 --watch\n  holdfast volume scrub db-1 --source n2   # its copies are right, whatever the others hold\n  holdfast volume scrub db-1 --cancel",
 		Args:    exactly("the VOLUME"), ValidArgsFunction: c.volumeArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, err := c.volumes()
@@ -46,12 +46,13 @@ func (c *cli) volumeScrub() *cobra.Command {
 				return err
 			}
 			if n := v.GetScrub().GetUnhealed(); n > 0 && watch {
-				return holdfast.E("scrub volume "+v.GetName(), holdfast.Corrupt, fmt.Sprintf("%d blocks still differ: scrub again when all its replicas are in sync, so that a majority can decide; if they differ then too, a disk does not keep what is written: see the logs of the replicas' nodes", n))
+				return holdfast.E("scrub volume "+v.GetName(), holdfast.Corrupt, fmt.Sprintf("%d blocks still differ: scrub again when all its replicas are in sync, so that a majority can decide; if they differ then too, a disk does not keep what is written: see the logs of the replicas' nodes, and name the node that is right with --source", n))
 			}
 			return nil
 		},
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show how it goes until it has ended")
+	cmd.Flags().StringVar(&q.Source, "source", "", "the node or replica whose copies are right, where no majority says so")
 	cmd.Flags().BoolVar(&q.Cancel, "cancel", false, "end the scrub that is to be done")
 	return cmd
 }

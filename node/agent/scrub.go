@@ -13,7 +13,7 @@ const scrubPoll = time.Second
 
 // scrubber is a Volume whose replicas can be compared.
 type scrubber interface {
-	Scrub(id string)
+	Scrub(id string, source holdfast.ReplicaID)
 	CancelScrub()
 }
 
@@ -46,7 +46,7 @@ func (a *Agent) scrubServed(ctx context.Context, x served) {
 			s.CancelScrub()
 		}
 	case is.ID != want.ID:
-		s.Scrub(want.ID)
+		s.Scrub(want.ID, want.Source)
 	case is.State == replication.ScrubDone:
 		if err := a.noteScrub(ctx, x.id, is); err != nil && ctx.Err() == nil {
 			a.log.Debug("the outcome of a scrub cannot be noted yet", "volume", string(x.id), "err", err)

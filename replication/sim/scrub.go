@@ -93,7 +93,7 @@ func (s *scrubbing) begin(d *device) string {
 	s.res.Scrubs++
 	s.faults["scrub"]++
 	id := strconv.Itoa(s.res.Scrubs)
-	d.p.Scrub(id)
+	d.p.Scrub(id, "")
 	return id
 }
 

@@ -928,9 +928,13 @@ func (x *UpdateVolumePolicyRequest) GetLocality() string {
 }
 
 type ScrubVolumeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Cancel        bool                   `protobuf:"varint,2,opt,name=cancel,proto3" json:"cancel,omitempty"` // end the one that is to be done; none is fine
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Cancel bool                   `protobuf:"varint,2,opt,name=cancel,proto3" json:"cancel,omitempty"` // end the one that is to be done; none is fine
+	// Source is a replica in sync, or the node of one, whose copies are right whatever
+	// the others hold: all that differ are repaired from it. Empty: the majority is
+	// right.
+	Source        string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -977,6 +981,13 @@ func (x *ScrubVolumeRequest) GetCancel() bool {
 		return x.Cancel
 	}
 	return false
+}
+
+func (x *ScrubVolumeRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
 }
 
 type CreateSnapshotRequest struct {
@@ -4504,10 +4515,11 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"_bandwidthB\x0f\n" +
 	"\r_burst_millisB\x0e\n" +
 	"\f_min_in_syncB\v\n" +
-	"\t_locality\"D\n" +
+	"\t_locality\"\\\n" +
 	"\x12ScrubVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
-	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\xde\x01\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xde\x01\n" +
 	"\x15CreateSnapshotRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12F\n" +
