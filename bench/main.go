@@ -17,6 +17,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -56,7 +57,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.binary, "binary", "build/holdfast", "the program to measure")
 	fs.StringVar(&o.dir, "dir", "/dev/shm/hf-bench", "folder for the run, on a tmpfs; removed at the end")
 	fs.StringVar(&o.out, "out", "build/bench.json", "where the results go")
-	fs.BoolVar(&o.short, "short", false, "a quick look: one repetition of half a second")
+	fs.BoolVar(&o.short, "short", false, "a quick look: one repetition of half a second, of some loads")
 	fs.BoolVar(&o.control, "control", true, "also measure creating, attaching and taking over volumes")
 	fs.BoolVar(&o.throttled, "throttled", true, "also measure with pools as slow as a cloud's disks")
 	fs.BoolVar(&o.repair, "repair", true, "also measure I/O beside a repair")
@@ -71,7 +72,8 @@ func parse(args []string) (options, error) {
 		return o, err
 	}
 	if o.short {
-		o.repeat, o.runtime = 1, 500*time.Millisecond
+		o.repeat, o.runtime, o.throttled = 1, 500*time.Millisecond, false
+		o.loads = cmp.Or(o.loads, "w1,w32,r1,r32,f1,sw8,sr8")
 	}
 	return o, nil
 }
