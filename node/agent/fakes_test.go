@@ -214,7 +214,7 @@ func (v *fakeVolume) Status() replication.PrimaryStatus {
 	return replication.PrimaryStatus{Scrub: v.scrub}
 }
 
-func (v *fakeVolume) Scrub(id string) {
+func (v *fakeVolume) Scrub(id string, _ holdfast.ReplicaID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.scrub = replication.ScrubStatus{ID: id, State: replication.ScrubDone, Blocks: 5, Mismatches: 2, Healed: 2}
