@@ -131,7 +131,7 @@ func (r *results) added() []step {
 		p50 = append(p50, s.Median.P50)
 	}
 	return []step{
-		{"\na write of 4 KiB at depth 1: the pool's disk", p50[0]},
+		{"the pool's disk", p50[0]},
 		{"+ the front end (FUSE and loop device)", p50[1] - p50[0]},
 		{"+ protocol and engine, replica local", p50[2] - p50[1]},
 		{"= volume with one local replica", p50[2]},

@@ -167,6 +167,9 @@ func (r *results) print(w io.Writer) {
 		}
 	}
 	fmt.Fprintln(w, "\n* CPU seconds per million operations: of the daemons (or their like), with fio and the kernel's threads, and of everything that ran on the machine")
+	if len(r.Added) > 0 {
+		fmt.Fprintln(w, "\na write of 4 KiB at depth 1, by medians of p50:")
+	}
 	for _, s := range r.Added {
 		fmt.Fprintf(w, "%-46s %7.0f µs\n", s.What, s.Micros)
 	}

@@ -24,8 +24,9 @@ const (
 
 // slowRatio is what three replicas do of what one does, each pool throttled.
 type slowRatio struct {
-	Load         string
-	One, Three   float64 // IOPS, or MB/s of large writes
+	Load         string  `json:"load"`
+	One          float64 `json:"one"` // IOPS, or MB/s of large writes
+	Three        float64 `json:"three"`
 	ThreeToOne   float64 `json:"threeToOne"`
 	what, inUnit string
 }
