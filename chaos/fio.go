@@ -52,6 +52,20 @@ func (w *fioWork) command(at place, file, seed int, more ...string) *exec.Cmd {
 	return cmd
 }
 
+// complaint leaves out of fio's words what it says each time.
+func complaint(said string) string {
+	var out []string
+	for line := range strings.Lines(said) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "fio: ") {
+			out = append(out, line)
+		}
+	}
+	if len(out) == 0 {
+		return strings.TrimSpace(said)
+	}
+	return strings.Join(out, " | ")
+}
+
 // start runs fio on the node.
 func (w *fioWork) start(at place, cmd *exec.Cmd) (*netcluster.Process, *bytes.Buffer, error) {
 	var out bytes.Buffer
@@ -197,7 +211,7 @@ func (s *fioSession) one() bool {
 	defer w.mu.Unlock()
 	switch {
 	case err != nil:
-		s.broken = holdfast.E("write with fio", holdfast.Unavailable, fmt.Sprintf("%v: %.300s", err, strings.TrimSpace(out.String())))
+		s.broken = holdfast.E("write with fio", holdfast.Unavailable, fmt.Sprintf("%v: %.300s", err, complaint(out.String())))
 		return false
 	case over:
 		s.broken = holdfast.E("write with fio", holdfast.Corrupt, "a whole file was written and synced although that began when the volume was served elsewhere")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,7 +127,7 @@ func (k *keeper) follow(ctx context.Context) error {
 				return s.err()
 			}
 			k.say("its work on %s ended: %v", k.at, s.err())
-			if err := k.noticed(s.err()); err != nil {
+			if err := k.noticed(ctx, k.at, s.err()); err != nil {
 				return err
 			}
 			return k.leave(ctx, s, false)
@@ -143,11 +144,11 @@ func (k *keeper) follow(ctx context.Context) error {
 
 // noticed says whether work that ended by itself is a failure: nothing but daemons
 // under their keepers has ended, and for applications that is a pause.
-func (k *keeper) noticed(err error) error {
-	if err == nil || k.r.troubled.Load() || k.r.isDead(k.at) {
+func (k *keeper) noticed(ctx context.Context, node string, err error) error {
+	if err == nil || ctx.Err() != nil || k.r.troubled.Load() || k.r.isDead(node) {
 		return nil
 	}
-	return holdfast.WrapKind("work on "+k.at+" while nothing but daemons under their keepers failed", holdfast.Corrupt, err)
+	return holdfast.WrapKind("work on "+node+" while nothing but daemons under their keepers failed", holdfast.Corrupt, err)
 }
 
 // leave takes the volume from its node, or leaves that to later when the node
@@ -268,7 +269,7 @@ func (k *keeper) publishSomewhere(ctx context.Context) error {
 	}
 	if err != nil {
 		k.giveUp(ctx, node, err)
-		return err
+		return cmp.Or(k.noticed(ctx, node, err), err)
 	}
 	k.mu.Lock()
 	k.at, k.session, k.target = node, s, ""

@@ -6,6 +6,9 @@
 // meanwhile: PostgreSQL committing numbered rows, fio writing what it can verify,
 // and a checker of its own that knows of every block of a raw device what it may
 // hold. An orchestrator of its own moves the volumes as Kubernetes and others do.
+// With odd seeds, or -keeper yes, nodes run under their keepers, as those of users
+// do: then there are faults of the daemon alone, and rounds with no other ones, in
+// which applications may see a pause, but never an error.
 //
 // It promises that a round that passes has verified every acknowledged write from
 // another node, compared all replicas block by block, and found no mount, device,

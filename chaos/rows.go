@@ -62,7 +62,12 @@ func (w *rows) make(ctx context.Context, at place) error {
 
 // check compares the rows that are there with those that must be there.
 func (w *rows) check(ctx context.Context, pg *netcluster.Postgres) error {
-	found, err := pg.Query(ctx, netcluster.VerifyRows)
+	var found string
+	err := netcluster.Until(ctx, 15*time.Second, "ask the database", func(ctx context.Context) (bool, error) {
+		var err error
+		found, err = pg.Query(ctx, netcluster.VerifyRows) // it cannot connect while the volume pauses
+		return err == nil, err
+	})
 	if err != nil {
 		return holdfast.WrapKind("read rows", holdfast.Unavailable, err)
 	}

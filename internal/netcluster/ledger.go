@@ -123,6 +123,8 @@ type Writer struct {
 func StartWriter(ctx context.Context, p *Postgres, l *Ledger) (*Writer, error) {
 	ctx, stop := context.WithCancel(ctx)
 	cmd := p.Command(ctx, "psql", "-qAtX", "-v", "ON_ERROR_STOP=1")
+	// A server whose volume pauses accepts it late; one that is gone refuses at once.
+	cmd.Env = append(cmd.Env, "PGCONNECT_TIMEOUT=30")
 	cmd.SysProcAttr.Setpgid = true
 	cmd.WaitDelay = 2 * time.Second
 	var said strings.Builder
