@@ -49,6 +49,8 @@ type Options struct {
 	Ready func()
 	// Keeper, if set, holds the devices over the end of this process.
 	Keeper *keeper.Client
+	// DeviceHelper is the command for fuseloop.RunHelper: see fuseloop.Config.
+	DeviceHelper []string
 	// HandOver, when it is readable, has the daemon end and leave its devices to
 	// the one that the keeper starts next.
 	HandOver <-chan os.Signal
@@ -304,6 +306,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
 	nc.StateDir, nc.RunDir, nc.FrontEnd = cfg.StateDir, cfg.RunDir, cfg.FrontEnd
 	nc.Keeper = d.o.keeper()
+	nc.DeviceHelper = d.o.DeviceHelper
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
 	nc.Primary, nc.RegisterAPI = cfg.Replication.primary(), d.found.register
 	nc.RepairRate, nc.Repairs = cfg.Replication.nodeRate(), cfg.Replication.Repairs

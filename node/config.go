@@ -43,6 +43,8 @@ type Config struct {
 	// Keeper holds the devices for the next process of this node; nil: none, they
 	// end with this one.
 	Keeper fuseloop.Keeper
+	// DeviceHelper is fuseloop.Config.Helper; empty: this process does it all.
+	DeviceHelper []string
 	// CSIEndpoint is where the CSI services answer: unix:///path. Empty: nowhere.
 	CSIEndpoint string
 	// RegisterCSI adds services beside the CSI node service: identity and

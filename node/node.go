@@ -109,7 +109,7 @@ func (n *Node) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.front, err = frontends.New(frontends.Config{Wanted: n.cfg.FrontEnd, RunDir: n.cfg.RunDir, Keeper: n.cfg.Keeper, Log: n.cfg.Log})
+	n.front, err = frontends.New(frontends.Config{Wanted: n.cfg.FrontEnd, RunDir: n.cfg.RunDir, Keeper: n.cfg.Keeper, Helper: n.cfg.DeviceHelper, Log: n.cfg.Log})
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/daemon"
+	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 	"github.com/holdfast-storage/holdfast/node/keeper"
 )
 
@@ -43,7 +44,8 @@ func (c *cli) runDaemon(ctx context.Context, cfg daemon.Config) error {
 		signal.Notify(handOver, keeper.HandOver)
 		defer signal.Stop(handOver)
 	}
-	return daemon.Run(ctx, cfg, daemon.Options{Release: releaseName(), Log: log, Keeper: k, HandOver: handOver})
+	return daemon.Run(ctx, cfg, daemon.Options{Release: releaseName(), Log: log, Keeper: k, HandOver: handOver,
+		DeviceHelper: []string{"/proc/self/exe", fuseloop.HelperArg}})
 }
 
 func runKeeper(ctx context.Context, cfg daemon.Config, log *slog.Logger) error {

@@ -14,9 +14,15 @@ import (
 	"os/signal"
 	"syscall"
 	_ "time/tzdata" // zones of schedules, on machines without them
+
+	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 )
 
 func main() {
+	// The daemon's helper: nothing else of this program is started.
+	if len(os.Args) > 1 && os.Args[1] == fuseloop.HelperArg {
+		os.Exit(fuseloop.RunHelper(os.Args[2:], os.Stdout))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))

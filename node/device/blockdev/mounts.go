@@ -48,6 +48,13 @@ func Mounted(dir, fsType string) (bool, error) {
 	return slices.ContainsFunc(all, func(m Mount) bool { return m.Point == dir && m.FSType == fsType }), err
 }
 
+// MountedDev says whether the filesystem of this type and number, "major:minor",
+// is mounted at dir.
+func MountedDev(dir, fsType, dev string) (bool, error) {
+	all, err := mounts()
+	return slices.ContainsFunc(all, func(m Mount) bool { return m.Point == dir && m.FSType == fsType && m.Dev == dev }), err
+}
+
 // parseMount reads a line as proc_pid_mountinfo(5) describes it: six fields, any
 // number of optional ones, a dash, three fields.
 func parseMount(line string) (Mount, bool) {

@@ -25,6 +25,7 @@ type Config struct {
 	// RunDir is the daemon's own directory: each front end has one below it.
 	RunDir string
 	Keeper fuseloop.Keeper // nil: none
+	Helper []string        // see fuseloop.Config
 	Log    *slog.Logger    // nil drops what is said
 }
 
@@ -120,7 +121,7 @@ func (c Config) make(name string) (frontEnd, error) {
 	root := Root(c.RunDir, name)
 	switch name {
 	case FuseLoop:
-		return made(fuseloop.New(fuseloop.Config{Root: root, Keeper: c.Keeper, Log: c.Log}))
+		return made(fuseloop.New(fuseloop.Config{Root: root, Keeper: c.Keeper, Helper: c.Helper, Log: c.Log}))
 	case NBD:
 		return made(nbd.New(nbd.Config{Root: root, Log: c.Log}))
 	case UBLK:

@@ -74,7 +74,7 @@ const adoptSize = 8 << 20
 
 func successor(t *testing.T, root string, k fuseloop.Keeper) *fuseloop.FrontEnd {
 	t.Helper()
-	f, err := fuseloop.New(fuseloop.Config{Root: root, Keeper: k})
+	f, err := fuseloop.New(fuseloop.Config{Root: root, Keeper: k, Helper: []string{"/proc/self/exe", fuseloop.HelperArg}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ type Device struct {
 }
 
 // start mounts the filesystem, serves it, and binds a loop device.
-func (d *Device) start(b device.Backend) error {
+func (d *Device) start(ctx context.Context, b device.Backend) error {
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return holdfast.WrapKind("make the mount point", holdfast.Other, err)
 	}
@@ -46,33 +46,16 @@ func (d *Device) start(b device.Backend) error {
 		conn.Close()
 		return holdfast.WrapKind("serve FUSE", holdfast.Other, err)
 	}
-	return d.bind()
+	return d.bind(ctx)
 }
 
-// bind opens the file and gives it to a loop device. It does not keep the file
-// open: see the package comment.
-func (d *Device) bind() error {
-	flags := unix.O_RDWR
-	if d.opts.ReadOnly {
-		flags = unix.O_RDONLY
-	}
-	path := filepath.Join(d.dir, d.fe.fileName(d.opts.Volume))
-	// Not by os.OpenFile: that has the runtime's epoll instance ask the file
-	// whether it can be polled, which holds up the reader that would answer.
-	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return holdfast.WrapKind("open the volume's file", holdfast.Unavailable, err)
-	}
-	defer unix.Close(fd)
-	// Asked by poll(2), which holds up nobody, the server answers ENOSYS: the
-	// kernel then never asks again, whoever opens the file in whatever way.
-	if err := pollOnce(fd); err != nil {
-		return holdfast.WrapKind("poll the volume's file", holdfast.Unavailable, err)
-	}
-	if d.loop, err = attachLoop(fd, path, d.opts.LogicalBlk); err != nil {
-		return err
-	}
-	return d.loop.tune(d.opts.LogicalBlk, d.opts.ReadOnly)
+// file is the path of the volume's file.
+func (d *Device) file() string { return filepath.Join(d.dir, d.fe.fileName(d.opts.Volume)) }
+
+func (d *Device) bind(ctx context.Context) error {
+	var err error
+	d.loop, err = d.fe.do(ctx, task{Do: taskBind, File: d.file(), ReadOnly: d.opts.ReadOnly, Blk: d.opts.LogicalBlk})
+	return err
 }
 
 // Path is /dev/loopN.
@@ -100,11 +83,8 @@ func (d *Device) grow(sizeBytes int64) error {
 		// refused, then the file's inode, then the loop device.
 		d.srv.size.Store(sizeBytes)
 	}
-	if err := d.truncate(sizeBytes); err != nil {
+	if _, err := d.fe.do(context.Background(), task{Do: taskGrow, File: d.file(), Loop: d.loop, SizeBytes: sizeBytes}); err != nil {
 		return err
-	}
-	if err := d.loop.resize(); err != nil {
-		return holdfast.WrapKind("resize "+d.loop.Path, holdfast.Unavailable, err)
 	}
 	if now, err := d.loop.SizeBytes(); err != nil || now != sizeBytes {
 		return holdfast.E("", holdfast.Unavailable, fmt.Sprintf("the kernel shows %d bytes; try again", now))
@@ -112,16 +92,12 @@ func (d *Device) grow(sizeBytes int64) error {
 	return nil
 }
 
-// truncate tells the kernel the file's new size. Asking for the attributes again
-// would not do: the kernel drops the answer when a write ends meanwhile.
-func (d *Device) truncate(sizeBytes int64) error {
-	path := filepath.Join(d.dir, d.fe.fileName(d.opts.Volume))
-	return holdfast.WrapKind("resize the volume's file", holdfast.Unavailable, unix.Truncate(path, sizeBytes))
-}
-
 // releaseWait is how long a Close waits for somebody to let go who only looks
 // at the device (udev probes every new one), before it is refused.
 const releaseWait = 2 * time.Second
+
+// releasePause is how long a Close waits before it tries again.
+const releasePause = 20 * time.Millisecond
 
 // Close removes the device, and fails with InUse and who uses it while something
 // is mounted from it or holds it open; it then works on. When ctx ends first, it
@@ -144,7 +120,7 @@ func (d *Device) close() error {
 	deadline := time.Now().Add(releaseWait)
 	for {
 		// O_EXCL fails while a filesystem or a stacked device holds it.
-		err := d.loop.clear(unix.O_EXCL)
+		_, err := d.fe.do(context.Background(), task{Do: taskClear, Loop: d.loop, Flags: unix.O_EXCL})
 		if err == nil && !d.loop.bound() {
 			break
 		}
@@ -152,14 +128,14 @@ func (d *Device) close() error {
 			return holdfast.WrapKind("unbind", holdfast.Unavailable, err)
 		}
 		if d.isAborted() || time.Now().After(deadline) {
-			if err := d.loop.keep(); errors.Is(err, os.ErrNotExist) {
+			if _, err := d.fe.do(context.Background(), task{Do: taskKeep, Loop: d.loop}); errors.Is(err, os.ErrNotExist) {
 				break // let go just now
 			} else if err != nil {
 				d.fe.log.Warn("the device will vanish when its last user closes it", "device", d.loop.Path, "error", err)
 			}
 			return d.inUse()
 		}
-		<-time.After(10 * time.Millisecond)
+		<-time.After(releasePause)
 	}
 	return d.dismantle()
 }
@@ -204,7 +180,7 @@ func (d *Device) Abort() error {
 	if len(points) > 0 {
 		d.fe.log.Warn("unmounted lazily from an aborted device", "device", d.loop.Path, "mounts", points)
 	}
-	clearErr := d.loop.clear(0)
+	clearErr := d.loop.clear(0, task{}.always) // in this process: with the connection gone it waits for nobody
 	if clearErr == nil && d.loop.bound() {
 		d.fe.log.Info("an aborted device vanishes when it is closed", "device", d.loop.Path, "users", d.loop.Users())
 	}
@@ -215,21 +191,22 @@ func (d *Device) Abort() error {
 }
 
 // dismantle takes away the server, the mount and its directory; the loop device
-// too when start failed half-way. Under busy, or before anybody has d.
+// too if it still is there. Under busy, or before anybody has d.
 func (d *Device) dismantle() error {
-	if d.loop.Path != "" {
-		if err := d.loop.clear(0); err != nil {
-			return holdfast.WrapKind("unbind "+d.loop.Path, holdfast.Other, err)
-		}
-	}
 	if d.srv != nil {
 		d.srv.ending.Store(true)
 	}
+	// First the connection, so that no step after it waits for an answer.
 	if err := abortMount(d.dir); err != nil {
 		return err
 	}
 	if d.srv != nil {
 		d.srv.stop()
+	}
+	if d.loop.Path != "" {
+		if err := d.loop.clear(0, task{}.always); err != nil {
+			return holdfast.WrapKind("unbind "+d.loop.Path, holdfast.Other, err)
+		}
 	}
 	if err := os.Remove(d.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return holdfast.WrapKind("remove the mount point", holdfast.Other, err)

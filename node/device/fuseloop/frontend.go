@@ -2,6 +2,7 @@ package fuseloop
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -26,6 +27,11 @@ type Config struct {
 	// Keeper, if set, holds the devices' connections, so that they outlive this
 	// process. See device.Successor.
 	Keeper Keeper
+	// Helper, if set, is the command that ends up in RunHelper with the argument
+	// that is added to it, such as /proc/self/exe HelperArg. Operations that wait
+	// for what this process serves are then done by processes of their own. Without,
+	// a process that is killed in one may not end before its successor starts.
+	Helper []string
 	// Log receives what happens off the data path. Nil drops it.
 	Log *slog.Logger
 }
@@ -44,9 +50,10 @@ const keptWait = 3 * time.Second
 
 // FrontEnd is device.FrontEnd by FUSE and loop devices.
 type FrontEnd struct {
-	root *blockdev.Root
-	log  *slog.Logger
-	keep Keeper // nil: none
+	root   *blockdev.Root
+	log    *slog.Logger
+	keep   Keeper   // nil: none
+	helper []string // empty: none
 
 	mu      sync.Mutex
 	devices map[holdfast.VolumeID]*Device  // nil while being opened
@@ -72,7 +79,7 @@ func New(c Config) (*FrontEnd, error) {
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	f := &FrontEnd{root: root, log: c.Log, keep: c.Keeper,
+	f := &FrontEnd{root: root, log: c.Log, keep: c.Keeper, helper: c.Helper,
 		devices: map[holdfast.VolumeID]*Device{}, adopted: map[holdfast.VolumeID]*adopted{}}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
@@ -151,9 +158,11 @@ func (f *FrontEnd) open(ctx context.Context, o device.Options, b device.Backend)
 		return nil, holdfast.WrapKind("", holdfast.Unavailable, err)
 	}
 	d := &Device{fe: f, opts: o, dir: f.dir(o.Volume), busy: make(chan struct{}, 1), aborted: make(chan struct{})}
-	if err := d.start(b); err != nil {
-		d.dismantle()
-		return nil, err
+	if err := d.start(ctx, b); err != nil {
+		err = errors.Join(err, d.dismantle())
+		// What a helper bound that was killed before it could say so.
+		_, cleanErr := f.clean(func(v holdfast.VolumeID) bool { return v == o.Volume })
+		return nil, errors.Join(err, cleanErr)
 	}
 	d.put()
 	return d, nil

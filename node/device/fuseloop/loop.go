@@ -108,8 +108,8 @@ func (l loopDevice) open(flags int) (int, error) {
 }
 
 // clear unbinds the device; while somebody holds it open the kernel does so at
-// the last close. Not ours any more is fine.
-func (l loopDevice) clear(flags int) error {
+// the last close. Not ours any more is fine. wanted is asked once it is open.
+func (l loopDevice) clear(flags int, wanted func() bool) error {
 	fd, err := l.open(flags)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -118,14 +118,20 @@ func (l loopDevice) clear(flags int) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if !wanted() {
+		return errUnwanted
+	}
 	if err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
 		return err
 	}
 	return nil
 }
 
-// keep takes back a clear that the kernel has put off.
-func (l loopDevice) keep() error {
+// errUnwanted is for what nobody waits for any more.
+var errUnwanted = errors.New("the process that wanted it is gone")
+
+// keep takes back a clear that the kernel has put off. wanted is asked last.
+func (l loopDevice) keep(wanted func() bool) error {
 	fd, err := l.open(0)
 	if err != nil {
 		return err
@@ -134,6 +140,9 @@ func (l loopDevice) keep() error {
 	info, err := unix.IoctlLoopGetStatus64(fd)
 	if err != nil {
 		return err
+	}
+	if !wanted() {
+		return errUnwanted
 	}
 	info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
 	return unix.IoctlLoopSetStatus64(fd, info)

@@ -91,7 +91,7 @@ func (f *FrontEnd) cleanLoop(vol holdfast.VolumeID, l loopDevice) error {
 	if err != nil {
 		return err
 	}
-	if err := l.clear(0); err != nil {
+	if err := l.clear(0, task{}.always); err != nil {
 		return holdfast.WrapKind("unbind "+l.Path, holdfast.Other, err)
 	}
 	f.log.Warn("removed a device whose server is gone", "volume", vol, "device", l.Path, "mounts", points, "stillOpen", l.bound())
