@@ -105,7 +105,11 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		log.Warn("stopping without having given everything back", "err", err)
 		err = nil
 	}
-	err = errors.Join(stoppedOr(ctx, err), holdfast.Wrap("close the metadata store", recs.Close()))
+	end := recs.Close
+	if errors.Is(context.Cause(ctx), node.HandOver{}) {
+		end = recs.leave
+	}
+	err = errors.Join(stoppedOr(ctx, err), holdfast.Wrap("close the metadata store", end()))
 	log.Info("stopped")
 	return err
 }

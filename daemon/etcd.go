@@ -33,6 +33,19 @@ func (r records) Close() error {
 	return err
 }
 
+// memberLimit is what the embedded etcd gets to stop in order when the next daemon
+// waits: in order it takes one to nine seconds, in which I/O waits.
+const memberLimit = 300 * time.Millisecond
+
+// leave is Close for a process that ends now as the next one waits.
+func (r records) leave() error {
+	err := r.Store.Close()
+	if r.server != nil {
+		err = errors.Join(err, r.server.CloseWithin(memberLimit))
+	}
+	return err
+}
+
 // failed delivers the error with which an embedded server stopped; nil, which
 // blocks for ever, without one.
 func (r records) failed() <-chan error {

@@ -57,7 +57,7 @@ type Server struct {
 	urls   []string
 	failed chan error
 	over   chan struct{} // closed by Close
-	close  func()
+	close  sync.Once
 }
 
 // StartServer starts a member and waits until it is part of a majority and
@@ -108,10 +108,6 @@ func ready(ctx context.Context, op string, cfg ServerConfig, e *embed.Etcd, fail
 	select {
 	case <-e.Server.ReadyNotify():
 		s := &Server{etcd: e, urls: slices.Clone(cfg.ClientURLs), failed: failed, over: make(chan struct{})}
-		s.close = sync.OnceFunc(func() {
-			close(s.over)
-			closeWithin(e, closeTimeout)
-		})
 		go s.listen()
 		return s, nil
 	case err = <-e.Err():
@@ -166,8 +162,16 @@ func (s *Server) Endpoints() []string { return slices.Clone(s.urls) }
 func (s *Server) Failed() <-chan error { return s.failed }
 
 // Close stops the member; its data stays.
-func (s *Server) Close() error {
-	s.close()
+func (s *Server) Close() error { return s.CloseWithin(closeTimeout) }
+
+// CloseWithin is Close for a process that ends now: it returns after d at the
+// latest, and calls under way end with the process. What was acknowledged is on
+// disk.
+func (s *Server) CloseWithin(d time.Duration) error {
+	s.close.Do(func() {
+		close(s.over)
+		closeWithin(s.etcd, d)
+	})
 	return nil
 }
 
