@@ -58,14 +58,10 @@ func attach(ctx context.Context, path string, image bool) (blockDevice, error) {
 	if !image {
 		return blockDevice{path: path}, nil
 	}
-	out, _, err := run(ctx, nil, "losetup", "--associated", path, "--output", "NAME", "--noheadings")
-	if err != nil {
-		return blockDevice{}, err
+	if found := boundTo(path); found != "" {
+		return blockDevice{path: found, loop: true, file: path}, nil
 	}
-	if found := strings.Fields(out); len(found) > 0 {
-		return blockDevice{path: found[0], loop: true, file: path}, nil
-	}
-	out, _, err = run(ctx, nil, "losetup", "--find", "--show", "--direct-io=on", path)
+	out, _, err := run(ctx, nil, "losetup", "--find", "--show", "--direct-io=on", path)
 	if err != nil {
 		// Not every filesystem that an image may be on can do direct I/O.
 		if out, _, err = run(ctx, nil, "losetup", "--find", "--show", path); err != nil {
@@ -79,6 +75,25 @@ func attach(ctx context.Context, path string, image bool) (blockDevice, error) {
 		return blockDevice{}, errors.Join(err, dev.detach())
 	}
 	return dev, nil
+}
+
+// boundTo finds the loop device over an image file; "" if there is none. It opens
+// none of them, as "losetup --associated" does: one may be a volume's that this
+// very daemon is to serve once its pool is open. For the same reason no file of
+// another name is looked at: it may be a volume's too.
+func boundTo(path string) string {
+	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, n := range names {
+		raw, err := os.ReadFile(n)
+		if err != nil || filepath.Base(strings.TrimSpace(string(raw))) != filepath.Base(path) {
+			continue
+		}
+		dev := filepath.Join("/dev", strings.Split(n, "/")[3])
+		if (blockDevice{path: dev, loop: true, file: path}).bound() {
+			return dev
+		}
+	}
+	return ""
 }
 
 func (b blockDevice) detach() error {
