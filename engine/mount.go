@@ -79,21 +79,53 @@ func attach(ctx context.Context, path string, image bool) (blockDevice, error) {
 
 // boundTo finds the loop device over an image file; "" if there is none. It opens
 // none of them, as "losetup --associated" does: one may be a volume's that this
-// very daemon is to serve once its pool is open. For the same reason no file of
-// another name is looked at: it may be a volume's too.
+// very daemon is to serve once its pool is open.
 func boundTo(path string) string {
 	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, n := range names {
-		raw, err := os.ReadFile(n)
-		if err != nil || filepath.Base(strings.TrimSpace(string(raw))) != filepath.Base(path) {
-			continue
-		}
-		dev := filepath.Join("/dev", strings.Split(n, "/")[3])
-		if (blockDevice{path: dev, loop: true, file: path}).bound() {
-			return dev
+		if dev := (blockDevice{path: filepath.Join("/dev", strings.Split(n, "/")[3]), loop: true, file: path}); dev.over() {
+			return dev.path
 		}
 	}
 	return ""
+}
+
+// over says whether the loop device is over our image file, by whatever name. It
+// looks at no file that is neither called like ours nor on the same filesystem: it
+// may be a volume's, and looking would wait for its server, which may be us.
+func (b blockDevice) over() bool {
+	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(b.path), "loop/backing_file"))
+	if err != nil {
+		return false
+	}
+	path, err := filepath.EvalSymlinks(b.file)
+	if err != nil {
+		return false
+	}
+	var have unix.Stat_t
+	if err := unix.Stat(path, &have); err != nil {
+		return false
+	}
+	behind := strings.TrimSpace(string(name))
+	if filepath.Base(behind) != filepath.Base(path) && filesystemAt(behind) != fmt.Sprintf("%d:%d", unix.Major(have.Dev), unix.Minor(have.Dev)) {
+		return false
+	}
+	var now unix.Stat_t
+	err = unix.Stat(behind, &now)
+	return err == nil && now.Dev == have.Dev && now.Ino == have.Ino
+}
+
+// filesystemAt is the number of the filesystem that a path is on, by the mount
+// table alone.
+func filesystemAt(path string) string {
+	longest, on := "", ""
+	_, _ = findMount(func(dev, _, at string) bool {
+		if dir := strings.TrimSuffix(at, "/") + "/"; strings.HasPrefix(path, dir) && len(dir) >= len(longest) {
+			longest, on = dir, dev // of two at one place the later covers the other
+		}
+		return false
+	})
+	return on
 }
 
 func (b blockDevice) detach() error {
@@ -109,16 +141,10 @@ func (b blockDevice) detach() error {
 
 // bound says whether the loop device still is over our image file.
 func (b blockDevice) bound() bool {
-	have, err := os.Stat(b.file)
-	if err != nil {
+	if _, err := os.Stat(b.file); err != nil {
 		return true // deleted or unreadable: let losetup say
 	}
-	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(b.path), "loop/backing_file"))
-	if err != nil {
-		return false
-	}
-	now, err := os.Stat(strings.TrimSpace(string(name)))
-	return err == nil && os.SameFile(have, now)
+	return b.over()
 }
 
 // mountOf finds where a block device is mounted, in this mount namespace; "" if

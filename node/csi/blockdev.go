@@ -2,7 +2,10 @@ package nodecsi
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -58,33 +61,52 @@ func devID(rdev uint64) string {
 	return fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
 }
 
-// isReadOnly says whether the kernel refuses writes to the device.
+// What opens, reads or writes the device is done by processes of their own, for
+// the reason that unmount gives; closing it as the last one writes to it as well.
+
+// isReadOnly says whether the kernel refuses writes to the device. It does not
+// open it.
 func (d blockDev) isReadOnly() (bool, error) {
-	f, err := os.Open(d.path)
+	rdev, err := rdevOf(d.path)
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = f.Close() }()
-	ro, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKROGET)
-	return ro != 0, err
+	raw, err := os.ReadFile("/sys/dev/block/" + devID(rdev) + "/ro")
+	return strings.TrimSpace(string(raw)) == "1", err
 }
 
 // setReadOnly makes the kernel refuse writes to the device, or take them again.
 func (d blockDev) setReadOnly(readOnly bool) error {
-	op := "set read-only of device " + d.path
-	f, err := os.Open(d.path)
-	if err != nil {
-		return holdfast.WrapKind(op, holdfast.Unavailable, err)
-	}
-	defer func() { _ = f.Close() }()
-	value := 0
+	how := "--setrw"
 	if readOnly {
-		value = 1
+		how = "--setro"
 	}
-	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, value); err != nil {
-		return holdfast.WrapKind(op, holdfast.Unavailable, err)
+	return holdfast.WrapKind("set read-only of device "+d.path, holdfast.Unavailable, tool("blockdev", how, d.path))
+}
+
+// tool runs a program that says nothing when it succeeds.
+func tool(name string, args ...string) error {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
 	}
 	return nil
+}
+
+// read reads n bytes at off.
+func (d blockDev) read(off, n int64) ([]byte, error) {
+	cmd := exec.Command("dd", "if="+d.path, "iflag=skip_bytes,count_bytes,fullblock", "bs=64K", "status=none",
+		fmt.Sprintf("skip=%d", off), fmt.Sprintf("count=%d", n))
+	var said strings.Builder
+	cmd.Stderr = &said
+	p, err := cmd.Output()
+	if err == nil && int64(len(p)) != n {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %d bytes at %d: %w: %s", n, off, err, strings.TrimSpace(said.String()))
+	}
+	return p, nil
 }
 
 // Emptiness is judged by the signatures that blkid knows and by these many
@@ -100,14 +122,9 @@ const (
 // would have taken for an empty device.
 func (d blockDev) proveEmpty() error {
 	op := "look for data on device " + d.path
-	f, err := os.Open(d.path)
-	if err != nil {
-		return holdfast.WrapKind(op, holdfast.Unavailable, err)
-	}
-	defer func() { _ = f.Close() }()
 	check := func(off, n int64) error {
-		p := make([]byte, n)
-		if _, err := f.ReadAt(p, off); err != nil {
+		p, err := d.read(off, n)
+		if err != nil {
 			return holdfast.WrapKind(op, holdfast.Unavailable, err)
 		}
 		for i, b := range p {
@@ -130,13 +147,8 @@ func (d blockDev) proveEmpty() error {
 // mkfs was interrupted: sb_inprogress, byte 126 of the superblock, is set until
 // mkfs has written everything, and no kernel mounts such a filesystem.
 func (d blockDev) xfsUnfinished() (bool, error) {
-	f, err := os.Open(d.path)
+	sb, err := d.read(0, 512)
 	if err != nil {
-		return false, err
-	}
-	defer func() { _ = f.Close() }()
-	sb := make([]byte, 512)
-	if _, err := f.ReadAt(sb, 0); err != nil {
 		return false, err
 	}
 	return string(sb[:4]) == "XFSB" && sb[126] != 0, nil
@@ -144,15 +156,7 @@ func (d blockDev) xfsUnfinished() (bool, error) {
 
 // wipeHead zeroes the first 4 KiB: what is left of an interrupted mkfs.
 func (d blockDev) wipeHead() error {
-	f, err := os.OpenFile(d.path, os.O_WRONLY|os.O_SYNC, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(make([]byte, 4096), 0)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	return tool("dd", "if=/dev/zero", "of="+d.path, "bs=4096", "count=1", "conv=notrunc,fsync", "status=none")
 }
 
 // xfsGeometry is the head of the kernel's struct xfs_fsop_geom_v1, 112 bytes.

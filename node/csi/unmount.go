@@ -113,6 +113,11 @@ func deviceFails(m *mountinfo.Info) bool {
 	if rdev, err := rdevOf(path); err != nil || devID(rdev) != mountedDev(m) {
 		return false
 	}
+	// First by a process of its own: when this one serves the device after all, or
+	// somebody keeps it from being opened, it would wait for itself.
+	if readable(path) {
+		return false
+	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return mountutils.IsCorruptedMnt(err) || errors.Is(err, unix.ENXIO)
@@ -122,6 +127,26 @@ func deviceFails(m *mountinfo.Info) bool {
 	defer b.Release()
 	n, err := f.ReadAt(b.B, 0)
 	return n == 0 && err != nil
+}
+
+// readLimit is how long a device may take to fail.
+const readLimit = 2 * time.Second
+
+// readable says whether the beginning of a device can be read, or at least does not
+// fail in time. Who waits for longer is left to itself.
+func readable(path string) bool {
+	cmd := exec.Command("dd", "if="+path, "of=/dev/null", "iflag=direct", "count=1", fmt.Sprintf("bs=%d", holdfast.BlockSize))
+	if err := cmd.Start(); err != nil {
+		return true
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return err == nil
+	case <-time.After(readLimit):
+		return true
+	}
 }
 
 // attachedDev is the device that the volume has now, as "major:minor"; "" if it

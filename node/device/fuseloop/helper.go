@@ -189,6 +189,11 @@ func (t task) bind() (loopDevice, error) {
 	if err := pollOnce(fd); err != nil {
 		return loopDevice{}, holdfast.WrapKind("poll the volume's file", holdfast.Unavailable, err)
 	}
+	// The kernel flushes the file while it binds, and meanwhile nobody else on this
+	// machine gets a loop device: a backend that does not answer is met before.
+	if err := unix.Fsync(fd); err != nil {
+		return loopDevice{}, holdfast.WrapKind("flush the volume's file", holdfast.Unavailable, err)
+	}
 	l, err := attachLoop(fd, t.File, t.Blk)
 	if err != nil {
 		return loopDevice{}, err
