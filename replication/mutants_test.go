@@ -9,9 +9,9 @@ import (
 )
 
 // orders are invariants that break only in a particular order of events, each with
-// that order. The simulation notices all of these mutations too, since it plays
-// scenes; here each is noticed at once. A build with mutations shows that each order
-// notices its own.
+// that order. The simulation, too, notices all of these mutations but CopiesUntold,
+// whose order it has not been seen to play. A build with mutations shows that each
+// order notices its own.
 var orders = map[Mutation]func(t *testing.T) error{
 	Mutate2AckBeforePromise: ackAfterPromise,
 	Mutate3NoWindow:         noReadWithoutWindow,

@@ -36,8 +36,6 @@ func (c *Config) stageOnly(n uint64, rng *rand.Rand) {
 		p.SilentAfter = time.Duration(5+rng.IntN(2)) * time.Second
 	case "relay", "source", "last", "double":
 		c.Hosts, c.Replicas = 5, 3
-	case "undone":
-		c.Replicas = 3
 	case "hush":
 		c.Replicas, c.Depth = 3, 8
 	case "halfway":
@@ -62,11 +60,7 @@ func (c *cluster) direct(kind string) {
 	case "stale":
 		c.stale(in)
 	case "undone":
-		if len(in) > 2 && c.w.chance(0.5) {
-			c.untold(in)
-		} else {
-			c.undone(in)
-		}
+		c.undone(in)
 	case "unflushed":
 		c.unflushed(in)
 	case "flying":
@@ -422,50 +416,6 @@ func (c *cluster) halt(t *host, first bool) {
 		at := end()
 		t.hinder = func(t *replication.Task) time.Duration { return laterWrites(t, true, 3*time.Second) }
 		c.when(time.Second, func() bool { return end() > at }, kill)
-	})
-}
-
-// untold breaks off a take-over that has copied a write, which only its source had,
-// to one replica and not yet to the other, and lets these two go on without the
-// source.
-func (c *cluster) untold(in []*host) {
-	if len(in) < 3 {
-		return
-	}
-	from, fast, slow, blocks := in[0], in[1], in[2], c.spots()
-	late := func(t *replication.Task) time.Duration { return laterWrites(t, false, 5*time.Second) }
-	c.stage(45 * time.Second)
-	c.take(from, true, 8*time.Second, func() {
-		fast.hinder, slow.hinder = late, late
-		c.ask(from, opWrite, blocks...)
-		c.when(500*time.Millisecond, func() bool { return c.ahead(from, fast, blocks) }, func() {
-			for _, x := range in {
-				c.down(x, false, 20*time.Millisecond)
-			}
-			c.soon(100*time.Millisecond, func() {
-				slow.hinder = late
-				c.take(from, true, 8*time.Second, func() {})
-				c.when(8*time.Second, func() bool { return c.ahead(fast, slow, blocks) }, func() {
-					c.down(from, false, 25*time.Second)
-					c.down(slow, false, 20*time.Millisecond)
-					c.attaching = false
-					c.soon(100*time.Millisecond, func() {
-						c.take(fast, true, 20*time.Second, func() {
-							c.ask(fast, opRead, blocks...)
-							c.leaveStage(time.Second)
-						})
-					})
-				})
-			})
-		})
-	})
-}
-
-// ahead says whether one replica's disk holds something else than another's in one
-// of some blocks.
-func (c *cluster) ahead(a, b *host, blocks []int64) bool {
-	return a.disk != nil && b.disk != nil && slices.ContainsFunc(blocks, func(x int64) bool {
-		return a.disk.live[x*blockCells] != b.disk.live[x*blockCells]
 	})
 }
 
