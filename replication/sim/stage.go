@@ -268,33 +268,14 @@ func (c *cluster) relay(in []*host) {
 				c.down(middle, true, 100*time.Millisecond)
 				c.when(5*time.Second, func() bool { return !c.inSync(middle) }, func() {
 					c.when(10*time.Second, func() bool { return c.inSync(middle) }, func() {
-						c.fresh(h, middle, func() {
-							c.missing(first, func() {
-								c.restart(last)
-								c.when(10*time.Second, func() bool { return c.inSync(last) }, func() {
-									c.leaveStage(300 * time.Millisecond)
-								})
-							})
+						c.missing(first, func() {
+							c.restart(last)
+							c.when(10*time.Second, func() bool { return c.inSync(last) }, func() { c.leaveStage(300 * time.Millisecond) })
 						})
 					})
 				})
 			})
 		})
-	})
-}
-
-// fresh waits until a repaired replica has forgotten its suspects, and breaks its
-// connections with the primary's host: a primary remembers for a session what it
-// was greeted with, and would compare those suspects for whomever this one is the
-// source of.
-func (c *cluster) fresh(h, t *host, f func()) {
-	known := func() bool { return c.inSync(t) && t.disk != nil && len(t.disk.suspects) == 0 }
-	c.when(5*time.Second, known, func() {
-		c.snap(h, t)
-		greeted := func() bool {
-			return known() && slices.ContainsFunc(c.ends, func(e *end) bool { return !e.shut && e.owner == h && e.peer.owner == t })
-		}
-		c.when(3*time.Second, greeted, func() { c.soon(100*time.Millisecond, f) })
 	})
 }
 
