@@ -8,10 +8,9 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
-// orders are invariants that break only in a particular order of events, each with
-// that order. The simulation, too, notices all of these mutations but CopiesUntold,
-// whose order it has not been seen to play. A build with mutations shows that each
-// order notices its own.
+// orders are the invariants that break only in an order of events too rare for
+// the simulation, each with that order. A build with mutations shows that they
+// notice.
 var orders = map[Mutation]func(t *testing.T) error{
 	Mutate2AckBeforePromise: ackAfterPromise,
 	Mutate3NoWindow:         noReadWithoutWindow,
