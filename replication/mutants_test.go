@@ -8,9 +8,9 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
-// orders are the invariants that break only in an order of events too rare for
-// the simulation, each with that order. A build with mutations shows that they
-// notice.
+// orders are invariants that break only in a certain order of events, each with that
+// order made by hand: the simulation has to come upon it, this does not. A build with
+// mutations shows that they notice.
 var orders = map[Mutation]func(t *testing.T) error{
 	Mutate2AckBeforePromise: ackAfterPromise,
 	Mutate3NoWindow:         noReadWithoutWindow,

@@ -73,6 +73,9 @@ func States() []string {
 	group("answer", "hello failed", "hello rolled back", "write failed", "trim failed", "flush failed", "read failed", "changed failed", "allocated failed", "hash failed", "epoch failed",
 		"write no space", "changed no map")
 	group("swap", "done", "changed meanwhile", "outcome unknown, done", "outcome unknown, late", "outcome unknown, not done")
+	for _, s := range groups()["scenes"] {
+		group("scene", s+" begun", s+" complete")
+	}
 	for _, k := range Faults() {
 		all = append(all, "fault: "+k)
 	}
@@ -88,6 +91,11 @@ func waits() []string {
 
 // hit counts one state.
 func (c *cluster) hit(group, state string) { c.covered[group+": "+state]++ }
+
+// begun and complete count how often a scene was begun, and how often it came to its
+// last fault: one that never does shows nothing.
+func (c *cluster) begun(scene string)    { c.hit("scene", scene+" begun") }
+func (c *cluster) complete(scene string) { c.hit("scene", scene+" complete") }
 
 // answer counts an answer.
 func (c *cluster) answer(m *replication.Message) { c.answers[m.Type][m.Status]++ }

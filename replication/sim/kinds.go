@@ -26,7 +26,8 @@ func groups() map[string][]string {
 		"replace":   {"replace", "drain"},
 		"move":      {"move", "detach", "clear"},
 		"snapshot":  {"snapshot"},
-		"scenes":    {"expire", "undo", "relay", "last", "double", "hush", "interrupt", "alone", "source", "stale", "undone", "unflushed", "flying", "failed", "halfway"},
+		"scenes": {"expire", "undo", "relay", "last", "double", "hush", "interrupt", "alone", "source", "stale", "undone", "unflushed", "flying", "failed", "halfway",
+			"copies", "promoted", "unsure", "rewind", "final"},
 	}
 }
 

@@ -57,6 +57,14 @@ func (m *meta) swap(h *host, want holdfast.Record, done func(holdfast.Record, er
 			}
 			return
 		}
+		if f := m.c.onPromote; f != nil && promotes(m.rec, want) {
+			m.c.onPromote = nil
+			f()
+			late := m.c.cfg.Protocol.SilentAfter + time.Second // its candidate is given up before
+			m.w.after(late, func() { m.apply(want) })
+			m.w.after(late+time.Second, func() { answer(holdfast.Record{}, lost) })
+			return
+		}
 		if promotes(m.rec, want) && m.trouble(n, 1, 0.2, func() { m.worst(want) }) ||
 			m.trouble(n, 2, 0.02, func() { m.apply(want) }) { // the answer is lost
 			m.c.hit("swap", "outcome unknown, done")

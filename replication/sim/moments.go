@@ -15,6 +15,7 @@ func (c *cluster) alone() {
 	if len(in) < 2 {
 		return
 	}
+	c.begun("alone")
 	c.lodge()
 	for _, x := range in[1:] {
 		c.down(x, false, 20*time.Second)
@@ -24,6 +25,7 @@ func (c *cluster) alone() {
 		c.soon(35*time.Millisecond, func() {
 			c.down(in[0], true, 100*time.Millisecond)
 			c.soon(time.Second, func() {
+				c.complete("alone")
 				for _, x := range in[1:] {
 					c.restart(x)
 				}
@@ -39,6 +41,7 @@ func (c *cluster) last() {
 	if len(in) < 3 {
 		return
 	}
+	c.begun("last")
 	c.lodge()
 	stale := in[0]
 	c.down(stale, false, 20*time.Second)
@@ -51,6 +54,7 @@ func (c *cluster) last() {
 		c.when(5*time.Second, func() bool { return c.state(stale) == holdfast.Rebuilding }, func() {
 			c.cold(50 * time.Millisecond)
 			c.soon(40*time.Millisecond, func() {
+				c.complete("last")
 				for i, x := range c.members() {
 					if x != c.holder() {
 						c.down(x, true, time.Duration(i)*300*time.Millisecond+50*time.Millisecond)
@@ -105,6 +109,9 @@ func (c *cluster) when(d time.Duration, is func() bool, f func()) {
 	case c.meta.calm || d < 0:
 	case is():
 		f()
+	case d < 10*time.Millisecond:
+		c.logf("scene %s: what it waits for does not come", c.playing)
+		c.stageUntil = 0 // another one can have it
 	default:
 		c.w.after(10*time.Millisecond, func() { c.when(d-10*time.Millisecond, is, f) })
 	}

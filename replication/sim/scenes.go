@@ -12,6 +12,7 @@ import (
 
 // scene begins one.
 func (c *cluster) scene(kind string) {
+	c.acting = kind
 	switch kind {
 	case "expire":
 		c.expire()
@@ -84,6 +85,7 @@ func (c *cluster) expire() {
 	if c.holder() == nil || len(in) < 2 || c.attaching {
 		return
 	}
+	c.begun("expire")
 	// It needs something to read from once it is cut off.
 	if h := c.holder(); !slices.Contains(in, h) {
 		c.moveTo(in[0], true)
@@ -114,6 +116,7 @@ func (c *cluster) succeed(h *host) {
 	}
 	c.soon(at, func() { c.isolate(h, 7*time.Second) })
 	c.onServe = func() {
+		c.complete("expire")
 		c.onServe = nil
 		c.storm(time.Second)
 	}
@@ -126,6 +129,7 @@ func (c *cluster) undo() {
 	if h == nil || len(in) < 2 || c.attaching {
 		return
 	}
+	c.begun("undo")
 	from, to := in[0], in[1]
 	for _, x := range in[1:] {
 		x.lateUntil = w.now + time.Second // it gets nothing done in time
@@ -161,6 +165,7 @@ func (c *cluster) undo() {
 				c.down(x, true, 50*time.Millisecond)
 			}
 			c.soon(300*time.Millisecond, func() {
+				c.complete("undo")
 				if !c.attaching {
 					c.moveTo(from, true)
 				}
@@ -180,6 +185,7 @@ func (c *cluster) hush() {
 	if gone == h {
 		gone = in[1]
 	}
+	c.begun("hush")
 	c.hushed, c.quiet = true, true
 	c.soon(30*time.Millisecond, func() { c.down(gone, false, 5*time.Second) })
 	c.soon(9*time.Second, func() { c.hushed, c.quiet = false, false })
@@ -206,6 +212,7 @@ func (c *cluster) dropped(want holdfast.Record) {
 	}
 	h := c.host(want.Primary.Node)
 	if c.hushed {
+		c.complete("hush")
 		c.hushed, c.quiet = false, false
 		c.pile(h)
 		c.storm(50 * time.Millisecond)
@@ -217,13 +224,14 @@ func (c *cluster) dropped(want holdfast.Record) {
 		}
 		return
 	}
-	if w.chance(0.15) {
+	if w.chance(0.15) && !c.staged() {
 		for _, x := range in {
 			x.jitterUntil = w.now + 100*time.Millisecond
 		}
 		c.soon(w.between(2*time.Millisecond, 15*time.Millisecond), c.forget)
 	}
 	if b := c.survivor; b != nil {
+		c.complete("double")
 		b.jitterUntil = w.now + 100*time.Millisecond
 		c.soon(w.between(0, 4*time.Millisecond), func() { c.snap(h, b) })
 		return
@@ -304,6 +312,7 @@ func (c *cluster) double() {
 			in[0], in[i] = in[i], in[0]
 		}
 	}
+	c.begun("double")
 	c.storm(60 * time.Millisecond)
 	c.survivor = in[0]
 	c.soon(5*time.Millisecond, func() { c.down(in[1], false, 3*time.Second) })
@@ -322,6 +331,7 @@ func (c *cluster) interrupt() {
 	if t == h {
 		t = in[1]
 	}
+	c.begun("interrupt")
 	c.down(t, w.chance(0.5), 4*time.Second)
 	tries, breaks := 0, 1+w.rng.IntN(3)
 	var watch func()
@@ -330,7 +340,9 @@ func (c *cluster) interrupt() {
 			return
 		}
 		if t.disk != nil && t.up && len(t.disk.progress.Parts) > 0 && c.meta.rec.On(t.id) != nil && c.meta.rec.On(t.id).State == holdfast.Rebuilding {
-			breaks--
+			if breaks--; breaks == 0 {
+				c.complete("interrupt")
+			}
 			c.soon(w.between(0, 300*time.Millisecond), func() { c.breakOff(t) })
 			if breaks == 0 {
 				return

@@ -144,6 +144,9 @@ type cluster struct {
 	lossSeen   int           // of which the history knows
 	quiet      bool
 	stageUntil time.Duration // nobody but a scene does anything
+	acting     string        // the scene that was begun last
+	playing    string        // the one that had the stage last
+	onPromote  func()        // called once, when a promotion is to be committed; its outcome is not known for a while
 	faults     map[string]int
 	lastEnd    error // of a primary
 	rolledBack bool  // the metadata store was

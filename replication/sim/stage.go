@@ -34,12 +34,15 @@ func (c *Config) stageOnly(n uint64, rng *rand.Rand) {
 	switch scene {
 	case "stale", "expire":
 		p.SilentAfter = time.Duration(5+rng.IntN(2)) * time.Second
-	case "relay", "source", "last", "double":
+	case "relay", "source", "last", "double", "copies", "rewind", "final":
 		c.Hosts, c.Replicas = 5, 3
 	case "hush":
 		c.Replicas, c.Depth = 3, 8
 	case "halfway":
 		p.ProgressEvery = 50*time.Millisecond + time.Duration(rng.Int64N(int64(150*time.Millisecond)))
+	}
+	if scene != "interrupt" {
+		p.RepairRate = 0
 	}
 	if scene == "source" || scene == "halfway" {
 		p.RepairRate, p.RepairChunk = 48<<10+rng.Int64N(32<<10), holdfast.BlockSize<<rng.IntN(2)
@@ -69,6 +72,16 @@ func (c *cluster) direct(kind string) {
 		c.failed(in)
 	case "halfway":
 		c.halfway(in)
+	case "copies":
+		c.copies(in)
+	case "rewind":
+		c.rewind(in)
+	case "promoted":
+		c.promoted(in)
+	case "unsure":
+		c.unsure(in)
+	case "final":
+		c.lastOne(in)
 	}
 }
 
@@ -76,10 +89,14 @@ func (c *cluster) direct(kind string) {
 func (c *cluster) staged() bool { return c.stageUntil > c.w.now }
 
 // stage takes it for a while, at most.
-func (c *cluster) stage(span time.Duration) { c.stageUntil = c.w.now + span }
+func (c *cluster) stage(span time.Duration) {
+	c.stageUntil, c.playing = c.w.now+span, c.acting
+	c.begun(c.playing)
+}
 
 // leaveStage gives it back after a while.
 func (c *cluster) leaveStage(span time.Duration) {
+	c.complete(c.playing)
 	c.w.after(span, func() { c.stageUntil = 0 })
 }
 
@@ -253,7 +270,8 @@ func (c *cluster) unflushed(in []*host) {
 }
 
 // relay has one replica come back, after a power loss that took what it knew, while
-// a second is away, and makes it the second's only source.
+// a second is away, and makes it the second's only source: for a new primary, since
+// the old one remembers what it was to compare.
 func (c *cluster) relay(in []*host) {
 	h := c.free()
 	if len(in) < 3 || h == nil {
@@ -267,14 +285,23 @@ func (c *cluster) relay(in []*host) {
 			c.rested(h, func() {
 				c.down(middle, true, 100*time.Millisecond)
 				c.when(5*time.Second, func() bool { return !c.inSync(middle) }, func() {
-					c.when(10*time.Second, func() bool { return c.inSync(middle) }, func() {
-						c.missing(first, func() {
-							c.restart(last)
-							c.when(10*time.Second, func() bool { return c.inSync(last) }, func() { c.leaveStage(300 * time.Millisecond) })
-						})
+					c.when(10*time.Second, func() bool { return c.inSync(middle) && len(middle.disk.suspects) == 0 }, func() {
+						c.missing(first, func() { c.relayed(h, last) })
 					})
 				})
 			})
+		})
+	})
+}
+
+// relayed has a new primary, and the last replica come back.
+func (c *cluster) relayed(h, last *host) {
+	c.down(h, false, 20*time.Millisecond)
+	c.attaching = false
+	c.soon(50*time.Millisecond, func() {
+		c.take(h, true, 8*time.Second, func() {
+			c.restart(last)
+			c.when(10*time.Second, func() bool { return c.inSync(last) }, func() { c.leaveStage(300 * time.Millisecond) })
 		})
 	})
 }
