@@ -231,7 +231,9 @@ func (c *cluster) dropped(want holdfast.Record) {
 		c.soon(w.between(2*time.Millisecond, 15*time.Millisecond), c.forget)
 	}
 	if b := c.survivor; b != nil {
-		c.complete("double")
+		if c.snapped++; c.snapped == 2 {
+			c.complete("double")
+		}
 		b.jitterUntil = w.now + 100*time.Millisecond
 		c.soon(w.between(0, 4*time.Millisecond), func() { c.snap(h, b) })
 		return
@@ -314,7 +316,7 @@ func (c *cluster) double() {
 	}
 	c.begun("double")
 	c.storm(60 * time.Millisecond)
-	c.survivor = in[0]
+	c.survivor, c.snapped = in[0], 0
 	c.soon(5*time.Millisecond, func() { c.down(in[1], false, 3*time.Second) })
 	c.soon(5*time.Millisecond+w.between(500*time.Microsecond, 4*time.Millisecond), func() { c.down(in[2], false, 7*time.Second) })
 	w.after(2500*time.Millisecond, func() { c.survivor = nil })

@@ -132,6 +132,7 @@ type cluster struct {
 	onServe   func()
 	hushed    bool  // nothing is asked until a replica is dropped
 	survivor  *host // its connections break when another replica is dropped
+	snapped   int   // how often they did
 
 	stormSteps int
 	stormUntil time.Duration // many requests at once, mostly for one block
