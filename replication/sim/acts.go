@@ -127,7 +127,9 @@ func (c *cluster) rewind(in []*host) {
 					c.endTroubles(gone)
 					c.w.after(500*time.Millisecond, func() {
 						c.rollBackTo([]holdfast.Record{old}, gone)
-						c.believe(gone, blocks, c.w.now+4500*time.Millisecond)
+						// Not before all are back: if the only one that knows does not
+						// answer, nobody can tell (seed 9700956).
+						c.w.after(200*time.Millisecond, func() { c.believe(gone, blocks, c.w.now+4*time.Second) })
 						c.leaveStage(7 * time.Second)
 					})
 				})
@@ -148,7 +150,7 @@ func (c *cluster) believe(h *host, blocks []int64, until time.Duration) {
 	case h.primary == nil && !h.opening:
 		c.moveTo(h, true)
 	}
-	c.w.after(50*time.Millisecond, func() { c.believe(h, blocks, until) })
+	c.w.after(250*time.Millisecond, func() { c.believe(h, blocks, until) })
 }
 
 // lastOne takes all in-sync replicas for a while from a primary that still has a stale
