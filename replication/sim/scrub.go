@@ -144,6 +144,7 @@ func (s *scrubbing) flipOne() {
 func (s *scrubbing) finalScrub() error {
 	for range 2 { // the first may have been begun before the last flip
 		d := s.devs[0]
+		s.w.runUntil(s.w.now+time.Minute, func() bool { r := d.p.Status().Record; return r.Healthy() }) // it hears later than the store
 		d.p.CancelScrub()
 		id := s.begin(d)
 		s.last = id
