@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -305,6 +306,8 @@ func TestOtherProcess(t *testing.T) {
 	path, root, _ := formatted(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestHelperHoldsPool$")
 	cmd.Env = append(os.Environ(), "HF_TEST_HOLD="+path, "HF_TEST_ROOT="+root)
+	runtime.LockOSThread() // whose end would be the other process's, too
+	t.Cleanup(runtime.UnlockOSThread)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

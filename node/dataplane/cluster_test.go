@@ -335,8 +335,11 @@ func do(h *Volume, r replication.Request) ([]byte, error) {
 	h.Submit(&r)
 	err := <-done
 	var data []byte
-	if r.Op == replication.OpRead && err == nil {
-		data = bytes.Clone(r.Buf.B)
+	if r.Op == replication.OpRead {
+		if err == nil {
+			data = bytes.Clone(r.Buf.B)
+		}
+		r.Buf.Release() // which need not be the one that it began with
 	}
 	return data, err
 }
@@ -350,9 +353,7 @@ func write(h *Volume, off int64, data []byte) error {
 }
 
 func read(h *Volume, off, n int64) ([]byte, error) {
-	b := buf.Get(int(n))
-	defer b.Release()
-	return do(h, replication.Request{Op: replication.OpRead, Offset: off, Length: n, Buf: b})
+	return do(h, replication.Request{Op: replication.OpRead, Offset: off, Length: n, Buf: buf.Get(int(n))})
 }
 
 func flush(h *Volume) error {
