@@ -65,6 +65,16 @@ sim-mutations: ## Break each rule of the protocol on purpose: it must be noticed
 	$(GO_TEST) ./replication ./node/agent -count=1 -v -tags mutations -run '^(TestOrders|TestRemovals)NoticeMutations$$'
 	$(GO_TEST) ./replication/sim -count=1 -v -tags mutations -run '^TestMutations$$'
 
+.PHONY: replay-proof
+replay-proof: ## Cut the power at every flush of a pool with snapshots, and between: make replay-proof SEED=1 (root)
+	scripts/prerequisites.sh test
+	$(GO_TEST) ./engine -count=1 -v -timeout 0 -run '^TestReplay$$' -model.seed=$(SEED) -replay.steps=500 -replay.flushes=0 -replay.between=250
+
+.PHONY: model-proof
+model-proof: ## Snapshots against a model, on a disk in memory and on XFS: make model-proof SEED=1 RUNS=1000 (root)
+	scripts/prerequisites.sh test
+	$(GO_TEST) ./engine -count=1 -v -timeout 0 -run '^TestModel(XFS)?$$' -model.seed=$(SEED) -model.runs=$(RUNS) -model.xfs=50
+
 .PHONY: bench
 bench: ## Measure a cluster on this machine, with fio: make bench ARGS=-short (root)
 	scripts/prerequisites.sh test bench
