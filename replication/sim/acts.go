@@ -37,11 +37,15 @@ func (c *cluster) copies(in []*host) {
 
 // takeBroken has a host take the volume, and breaks that off.
 func (c *cluster) takeBroken(from, fast, slow *host, blocks []int64) {
+	if from.disk == nil || fast.disk == nil || slow.disk == nil {
+		c.leaveStage(0) // one of them was replaced meanwhile
+		return
+	}
 	slow.hinder = func(t *replication.Task) time.Duration { return laterWrites(t, false, 3*time.Second) }
 	before := slices.Clone(fast.disk.live)
 	c.moveTo(from, true)
 	copied := func() bool {
-		return from.primary != nil && from.primary.Phase() == "reconciling" && !slices.Equal(before, fast.disk.live)
+		return from.primary != nil && from.primary.Phase() == "reconciling" && fast.disk != nil && !slices.Equal(before, fast.disk.live)
 	}
 	c.when(5*time.Second, copied, func() {
 		c.down(from, false, 20*time.Second)
