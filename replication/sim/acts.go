@@ -38,7 +38,7 @@ func (c *cluster) copies(in []*host) {
 // takeBroken has a host take the volume, and breaks that off.
 func (c *cluster) takeBroken(from, fast, slow *host, blocks []int64) {
 	if from.disk == nil || fast.disk == nil || slow.disk == nil {
-		c.leaveStage(0) // one of them was replaced meanwhile
+		c.stageUntil = 0 // one of them was replaced meanwhile
 		return
 	}
 	slow.hinder = func(t *replication.Task) time.Duration { return laterWrites(t, false, 3*time.Second) }
