@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-storage/holdfast/daemon"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 	"github.com/holdfast-storage/holdfast/node/keeper"
+	"github.com/holdfast-storage/holdfast/node/reclaim"
 )
 
 // daemonExit is an error that is nothing but the exit code of the daemon, which
@@ -39,6 +40,7 @@ func (c *cli) runDaemon(ctx context.Context, cfg daemon.Config) error {
 	if k == nil && cfg.Keeper {
 		return runKeeper(ctx, cfg, log.With("node", cfg.Node, "part", "keeper"))
 	}
+	reclaim.Avoid().Tell(log.With("node", cfg.Node), "daemon")
 	handOver := make(chan os.Signal, 1)
 	if k != nil {
 		signal.Notify(handOver, keeper.HandOver)

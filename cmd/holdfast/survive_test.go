@@ -52,6 +52,12 @@ func (m *machine) Write(p []byte) (int, error) {
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
+	return newMachineBy(t, func(*exec.Cmd) {})
+}
+
+// newMachineBy starts the service by a command that the caller may change.
+func newMachineBy(t *testing.T, change func(*exec.Cmd)) *machine {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "hf-test-survive-")
 	if err != nil {
 		t.Fatal(err)
@@ -74,6 +80,7 @@ func newMachine(t *testing.T) *machine {
 	m.cmd = m.command(context.Background(), "node", "--config", m.path("node.yaml"))
 	m.cmd.Stdout, m.cmd.Stderr = m, m
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	change(m.cmd)
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/node/device/blockdev"
+	"github.com/holdfast-storage/holdfast/node/reclaim"
 )
 
 // Config says what a keeper starts.
@@ -82,9 +83,9 @@ func Run(ctx context.Context, cfg Config) (status int, err error) {
 	k := &keeper{cfg: cfg, held: map[string]kept{}, status: Status{Keeper: os.Getpid()}}
 	defer k.dropAll()
 	defer k.forgetStatus()
-	if err := lockMemory(); err != nil {
-		cfg.Log.Warn("the keeper's memory cannot be locked: under memory pressure it may be slow to start the next daemon", "err", err)
-	}
+	// It must start the next daemon when memory can only be had by writing to that
+	// daemon's devices; the daemon inherits what children do.
+	reclaim.Avoid().Tell(cfg.Log, "keeper")
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -317,10 +318,4 @@ func (k *keeper) holdsAny() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return len(k.held) > 0
-}
-
-// lockMemory keeps what the process touches in memory: it must start the next
-// daemon when memory can only be had by writing to that daemon's devices.
-func lockMemory() error {
-	return unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
 }
