@@ -1,6 +1,10 @@
 package replication
 
-import "github.com/holdfast-storage/holdfast"
+import (
+	"slices"
+
+	"github.com/holdfast-storage/holdfast"
+)
 
 // enterEpoch makes the record's epoch the one that messages carry, and tells all
 // sessions. Writes that a dropped replica has not answered are marked in the new
@@ -132,13 +136,8 @@ func (p *Primary) settle() {
 // prune lets the replicas forget what is of no use when all are in sync: old
 // change maps, suspects, and tails of earlier grants.
 func (p *Primary) prune() {
-	if p.phase != serving || p.member.losing != 0 || p.member.pruned == p.epoch {
+	if !p.pruneDue() || slices.ContainsFunc(p.peers, func(t *peer) bool { return t.epochPending }) {
 		return
-	}
-	for _, t := range p.peers {
-		if !t.inSync() || !t.up || t.epochPending {
-			return
-		}
 	}
 	p.member.pruned = p.epoch
 	for _, t := range p.peers {
@@ -146,10 +145,27 @@ func (p *Primary) prune() {
 	}
 }
 
+// pruneDue says whether all replicas are in sync and there, and have not been told
+// to forget in this epoch.
+func (p *Primary) pruneDue() bool {
+	if !p.served || p.member.losing != 0 || p.member.pruned == p.epoch {
+		return false
+	}
+	return !slices.ContainsFunc(p.peers, func(t *peer) bool { return !t.inSync() || !t.up || t.unfit })
+}
+
+// askSettle tells a replica to forget; again when it is back, if it did not answer.
 func (p *Primary) askSettle(t *peer, since holdfast.Epoch) {
 	t.settling++
-	p.ask(t, &Message{Type: MsgSettle, Since: since}, func(*Message) {
+	p.ask(t, &Message{Type: MsgSettle, Since: since}, func(m *Message) {
 		t.settling--
+		switch {
+		case m != nil:
+		case since == 0:
+			t.unsettled = true
+		case since == p.member.pruned:
+			p.member.pruned = 0
+		}
 		p.finishRelease()
 	})
 }
@@ -157,12 +173,13 @@ func (p *Primary) askSettle(t *peer, since holdfast.Epoch) {
 // settled says whether all replicas that are there have forgotten what they were
 // to. A repair with no other writes fills the target's tail; if the grant went
 // back before that is forgotten, the next take-over would copy all of it again,
-// and nothing is served meanwhile.
+// and nothing is served meanwhile. A source that lost power itself would be
+// dropped, and compared with those that were repaired from it.
 func (p *Primary) settled() bool {
 	for _, t := range p.peers {
 		if t.up && t.inSync() && (t.settling > 0 || t.unsettled && !t.unfit) {
 			return false
 		}
 	}
-	return true
+	return !p.pruneDue()
 }

@@ -142,10 +142,11 @@ func (s phase) String() string {
 
 // Primary is the state machine that serves one volume's I/O under one grant.
 type Primary struct {
-	cfg   Config
-	ports Ports
-	phase phase
-	err   error // why it ended
+	cfg    Config
+	ports  Ports
+	phase  phase
+	served bool  // it has served: the in-sync replicas were made equal
+	err    error // why it ended
 
 	rec   holdfast.Record // the newest record known, always with our grant
 	epoch holdfast.Epoch  // under which messages go out
@@ -306,6 +307,8 @@ func (p *Primary) Tick() {
 	p.tickWrites(now)
 	p.tickTakeover(now)
 	p.tickMembership(now)
+	p.settle()
+	p.prune()
 	p.tickRepairs(now)
 	p.tickScrub(now)
 	p.tickSlow(now)
@@ -355,6 +358,7 @@ func (p *Primary) finishRelease() {
 	}
 	if p.member.losing == 0 {
 		p.settle() // also those that have reconnected since
+		p.prune()
 	}
 	if p.member.losing != 0 || p.settled() {
 		p.plan()

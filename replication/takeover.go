@@ -372,7 +372,7 @@ func (p *Primary) markAll(targets []*peer, set extentSet, done func(ok bool)) {
 
 // serve begins to serve.
 func (p *Primary) serve(in []*peer) {
-	p.phase = serving
+	p.phase, p.served = serving, true
 	for _, t := range in {
 		t.unfit = false // chosen all the same: there is no other
 		// A source with suspects keeps them until all replicas are in sync again:
