@@ -85,10 +85,12 @@ func badContent() *regexp.Regexp {
 	return regexp.MustCompile(`verify: bad|verify failed|verify type mismatch`)
 }
 
-// check verifies one complete file.
+// check verifies one complete file. It must not make it: when the mount goes away
+// between fio's look at the file's size and its opening, fio would find a new,
+// empty one in the ordinary folder, and call what it did not read bad content.
 func (w *fioWork) check(ctx context.Context, at place, file, seed int) error {
 	op := fmt.Sprintf("verify file %d with seed %d", file, seed)
-	p, out, err := w.start(at, w.command(at, file, seed, "--verify_only=1", "--verify_fatal=1"))
+	p, out, err := w.start(at, w.command(at, file, seed, "--allow_file_create=0", "--verify_only=1", "--verify_fatal=1"))
 	if err != nil {
 		return holdfast.Wrap(op, err)
 	}
