@@ -19,7 +19,9 @@
 // event does more after it has given the mutex back: it sends what there is if
 // the socket takes it at once, and does a short read or write of a fast disk that
 // a connection has brought. With many under way, writers gather and workers
-// overlap, which is better then. A primary and a replica on the same node talk through the
+// overlap, which is better then: a worker takes all the short
+// reads and writes that are queued, and does them with one system call, as long
+// as the disk is fast. A primary and a replica on the same node talk through the
 // run queue: a message between them is an entry in it, so that there is neither
 // recursion nor a hand-over to another goroutine.
 //
