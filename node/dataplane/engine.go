@@ -1,6 +1,8 @@
 package dataplane
 
 import (
+	"sync"
+
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/engine"
 	"github.com/holdfast-storage/holdfast/replication"
@@ -46,7 +48,7 @@ func engineProgress(g replication.Progress) engine.Progress {
 }
 
 func (b engineBacking) Do(t *replication.Task) {
-	r, e := b.r, engine.Entry{Epoch: t.Epoch, Grant: t.Grant, Seq: t.Seq, Committed: t.Committed, Copied: t.Copied}
+	r, e := b.r, entryOf(t)
 	switch t.Kind {
 	case replication.TaskRead:
 		if id := t.Snapshot.ID; id != "" {
@@ -81,6 +83,29 @@ func (b engineBacking) Do(t *replication.Task) {
 	default:
 		b.snapshotTask(t, e)
 	}
+}
+
+// transfers are the same tasks as the engine takes them, used again and again.
+var transfers = sync.Pool{New: func() any { return new([]engine.Transfer) }}
+
+// DoAll does short reads and writes together.
+func (b engineBacking) DoAll(tasks []*replication.Task) {
+	p := transfers.Get().(*[]engine.Transfer)
+	ts := (*p)[:0]
+	for _, t := range tasks {
+		ts = append(ts, engine.Transfer{Write: t.Kind == replication.TaskWrite, Entry: entryOf(t), P: t.Buf.B, Off: t.Offset})
+	}
+	b.r.TransferAll(ts)
+	for i, t := range tasks {
+		t.Err = ts[i].Err
+	}
+	clear(ts)
+	*p = ts
+	transfers.Put(p)
+}
+
+func entryOf(t *replication.Task) engine.Entry {
+	return engine.Entry{Epoch: t.Epoch, Grant: t.Grant, Seq: t.Seq, Committed: t.Committed, Copied: t.Copied}
 }
 
 func (b engineBacking) hash(t *replication.Task) ([]replication.Hash, error) {

@@ -44,6 +44,12 @@ func (b *memBacking) Close() error {
 	return nil
 }
 
+func (b *memBacking) DoAll(ts []*replication.Task) {
+	for _, t := range ts {
+		b.Do(t)
+	}
+}
+
 func (b *memBacking) Do(t *replication.Task) {
 	b.mu.Lock()
 	hold := b.hold

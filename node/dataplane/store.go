@@ -14,6 +14,8 @@ type backing interface {
 	State() replication.StoreState
 	// Do carries out one task and fills in its answer.
 	Do(t *replication.Task)
+	// DoAll does the same with several, for which batched says true.
+	DoAll(ts []*replication.Task)
 	Close() error
 }
 
@@ -31,12 +33,14 @@ type store struct {
 	head    int
 	workers int
 	idle    int
+	called  int // workers that were started or woken and have not looked yet
 	open    int // submitted and not yet reported
 	done    []*replication.Task
 	// delivering: one worker is reporting done tasks; the others leave theirs to it.
 	delivering bool
 	stopping   bool
 	slow       int // so many more tasks are not done here, as one took long
+	single     int // so many more tasks are not batched, as a batch took long
 
 	wake chan struct{} // of capacity max: one token per idle worker that is to go on
 	stop chan struct{} // closed by drain
@@ -62,12 +66,21 @@ func (s *store) Submit(t *replication.Task) {
 		return
 	}
 	s.queue = append(s.queue, t)
+	s.call()
+}
+
+// call gets a worker to look at the queue, unless one is about to: that one calls
+// the next if it leaves something. Called under the mutex.
+func (s *store) call() {
 	switch {
+	case s.called > 0:
 	case s.idle > 0:
 		s.idle--
+		s.called++
 		s.wake <- struct{}{} // never blocks: at most one token per worker
 	case s.workers < s.max:
 		s.workers++
+		s.called++
 		go s.worker()
 	}
 }
@@ -113,7 +126,7 @@ func (b borrowed) do() {
 		b.s.slow = hereNot
 		b.s.mu.Unlock()
 	}
-	b.s.finished(b.t)
+	b.s.finished([]*replication.Task{b.t})
 }
 
 // drain makes the workers end when all tasks are done; wait for gone.
@@ -137,16 +150,20 @@ func (s *store) leaveIfEmpty() {
 func (s *store) worker() {
 	timer := time.NewTimer(s.idleFor)
 	defer timer.Stop()
-	for {
-		t := s.next()
-		if t != nil {
-			s.back.Do(t)
-			s.finished(t)
+	var batch []*replication.Task
+	for called := true; ; {
+		batch = s.next(batch[:0], called)
+		called = false
+		if len(batch) > 0 {
+			s.doAll(batch)
+			s.finished(batch)
+			clear(batch)
 			continue
 		}
 		timer.Reset(s.idleFor)
 		select {
 		case <-s.wake:
+			called = true
 			continue
 		case <-timer.C:
 		case <-s.stop:
@@ -154,25 +171,73 @@ func (s *store) worker() {
 		if s.leave() {
 			return
 		}
+		called = true
 	}
 }
 
-// next takes a task; nil makes the caller idle.
-func (s *store) next() *replication.Task {
+const (
+	// batchMost is how many short reads and writes one worker does with one
+	// system call. All wait for the last of them, so it is for fast disks only:
+	// when a batch took longer than batchFor, the next batchNot tasks are done
+	// one by one.
+	batchMost = 32
+	batchFor  = 2 * time.Millisecond
+	batchNot  = 128
+)
+
+// batched says whether a task may be done together with others.
+func batched(t *replication.Task) bool {
+	return !t.FUA && t.Length <= hereBytes && t.Snapshot.ID == "" && (t.Kind == replication.TaskWrite || t.Kind == replication.TaskRead)
+}
+
+// doAll does what a worker took.
+func (s *store) doAll(batch []*replication.Task) {
+	if len(batch) == 1 {
+		s.back.Do(batch[0])
+		return
+	}
+	began := time.Now()
+	s.back.DoAll(batch)
+	if time.Since(began) > batchFor {
+		s.mu.Lock()
+		s.single = batchNot
+		s.mu.Unlock()
+	}
+}
+
+// next takes a task, or several that are done together; none makes the caller
+// idle. called says that the caller was counted as such.
+func (s *store) next(batch []*replication.Task, called bool) []*replication.Task {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.head == len(s.queue) {
+	if called {
+		s.called--
+	}
+	for s.head < len(s.queue) && len(batch) < batchMost {
+		t := s.queue[s.head]
+		if len(batch) > 0 && (s.single > 0 || !batched(t) || !batched(batch[0])) {
+			break
+		}
+		batch = append(batch, t)
+		s.queue[s.head] = nil
+		s.head++
+	}
+	if s.single > 0 && len(batch) > 0 {
+		s.single--
+	}
+	switch {
+	case s.head < len(s.queue):
+		s.call()
+	case len(batch) == 0:
+		s.idle++
+		fallthrough
+	default:
 		s.queue, s.head = s.queue[:0], 0
 		if cap(s.queue) > 1024 {
 			s.queue = nil
 		}
-		s.idle++
-		return nil
 	}
-	t := s.queue[s.head]
-	s.queue[s.head] = nil
-	s.head++
-	return t
+	return batch
 }
 
 // leave ends a worker that was idle, unless a token says that it is to go on.
@@ -190,11 +255,11 @@ func (s *store) leave() bool {
 	return true
 }
 
-// finished reports a task, or leaves that to the worker that is at it already:
+// finished reports tasks, or leaves that to the worker that is at it already:
 // one step then reports several.
-func (s *store) finished(t *replication.Task) {
+func (s *store) finished(ts []*replication.Task) {
 	s.mu.Lock()
-	s.done = append(s.done, t)
+	s.done = append(s.done, ts...)
 	if s.delivering {
 		s.mu.Unlock()
 		return

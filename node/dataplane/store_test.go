@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -28,6 +29,12 @@ func (s *slowBacking) Do(*replication.Task) {
 	s.count.Lock()
 	s.now--
 	s.count.Unlock()
+}
+
+func (s *slowBacking) DoAll(ts []*replication.Task) {
+	for _, t := range ts {
+		s.Do(t)
+	}
 }
 
 // until waits until n tasks are being done.
@@ -90,8 +97,15 @@ func TestWorkersAreBoundedAndEndWhenIdle(t *testing.T) {
 	<-s.gone
 }
 
-// TestStoreHammer looks for lost wake-ups: tasks come in at odd moments.
+// TestStoreHammer looks for lost wake-ups: tasks come in at odd moments, such as
+// are done alone and such as are done together.
 func TestStoreHammer(t *testing.T) {
+	for _, kind := range []replication.TaskKind{replication.TaskFlush, replication.TaskWrite} {
+		hammerStore(t, kind)
+	}
+}
+
+func hammerStore(t *testing.T, kind replication.TaskKind) {
 	gate := make(chan struct{})
 	close(gate)
 	var wg sync.WaitGroup
@@ -99,7 +113,7 @@ func TestStoreHammer(t *testing.T) {
 	s.idleFor = 50 * time.Microsecond
 	for i := range 20000 {
 		wg.Add(1)
-		s.Submit(&replication.Task{})
+		s.Submit(&replication.Task{Kind: kind})
 		if i%7 == 0 {
 			wg.Wait()
 		}
@@ -108,6 +122,47 @@ func TestStoreHammer(t *testing.T) {
 	s.drain()
 	s.drain()
 	<-s.gone
+}
+
+// TestBatches: what lies in the queue is done together where all of it is short,
+// in order, and one by one after a batch that took long.
+func TestBatches(t *testing.T) {
+	s := testStore(newMemBacking(testSize), nil)
+	s.max = 0 // nobody takes the tasks but the test
+	submit := func(kind replication.TaskKind) {
+		s.Submit(&replication.Task{Kind: kind, Length: 4096})
+	}
+	take := func() (kinds []replication.TaskKind) {
+		for _, task := range s.next(nil, false) {
+			kinds = append(kinds, task.Kind)
+		}
+		return kinds
+	}
+	const r, w, f = replication.TaskRead, replication.TaskWrite, replication.TaskFlush
+	for _, kind := range []replication.TaskKind{w, r, f, f, w, w, w} {
+		submit(kind)
+	}
+	for _, want := range [][]replication.TaskKind{{w, r}, {f}, {f}} {
+		if got := take(); !slices.Equal(got, want) {
+			t.Errorf("took %v, want %v", got, want)
+		}
+	}
+	s.single = 2
+	for _, want := range [][]replication.TaskKind{{w}, {w}} {
+		if got := take(); !slices.Equal(got, want) {
+			t.Errorf("after a slow batch: took %v, want %v", got, want)
+		}
+	}
+	submit(w)
+	if got := take(); !slices.Equal(got, []replication.TaskKind{w, w}) {
+		t.Errorf("took %v: batches are not made again", got)
+	}
+	for range batchMost + 1 {
+		submit(w)
+	}
+	if got := take(); len(got) != batchMost {
+		t.Errorf("a batch of %d, want %d", len(got), batchMost)
+	}
 }
 
 // TestWorkerThatWasCalledDoesNotLeave: its time was up just when a task came.
@@ -121,7 +176,7 @@ func TestWorkerThatWasCalledDoesNotLeave(t *testing.T) {
 	if s.leave() {
 		t.Error("the worker left with a task waiting for it")
 	}
-	if s.next() == nil {
+	if s.next(nil, true) == nil {
 		t.Error("the task is gone")
 	}
 }
