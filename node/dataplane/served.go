@@ -93,6 +93,15 @@ func (h *Volume) Submit(r *replication.Request) {
 	h.v.unlock()
 }
 
+// SubmitAll implements device.Batcher: all in one step.
+func (h *Volume) SubmitAll(rs []*replication.Request) {
+	h.v.lock()
+	for _, r := range rs {
+		h.submit(r)
+	}
+	h.v.unlock()
+}
+
 // ID is the volume's.
 func (h *Volume) ID() holdfast.VolumeID { return h.v.id }
 

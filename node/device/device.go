@@ -18,6 +18,13 @@ type Backend interface {
 	Submit(r *replication.Request)
 }
 
+// Batcher is a Backend that takes several requests at once for less.
+type Batcher interface {
+	// SubmitAll does what Submit does, with each in turn; rs is the caller's
+	// again afterwards.
+	SubmitAll(rs []*replication.Request)
+}
+
 // Options describe a device to open.
 type Options struct {
 	Volume     holdfast.VolumeID

@@ -85,7 +85,7 @@ func (r *reader) read(h inHeader, body []byte) {
 	}
 	q := r.s.request(h)
 	q.Op, q.Offset, q.Length, q.Buf = replication.OpRead, off, n, buf.Get(int(n))
-	r.s.cfg.Backend.Submit(&q.Request)
+	r.submit(q)
 }
 
 func (r *reader) write(h inHeader, body []byte) {
@@ -106,7 +106,7 @@ func (r *reader) write(h inHeader, body []byte) {
 	// O_SYNC includes the bit of O_DSYNC. A FUA of the loop device arrives as a
 	// flush instead.
 	q.FUA = flags&unix.O_DSYNC != 0
-	r.s.cfg.Backend.Submit(&q.Request)
+	r.submit(q)
 }
 
 // take gives the n bytes of data of the request just read as a buffer of its
@@ -122,10 +122,10 @@ func (r *reader) take(n int) *buf.Buf {
 	return b
 }
 
-func (s *server) submitFlush(h inHeader) {
-	q := s.request(h)
+func (r *reader) fsync(h inHeader) {
+	q := r.s.request(h)
 	q.Op = replication.OpFlush
-	s.cfg.Backend.Submit(&q.Request)
+	r.submit(q)
 }
 
 // fallocate serves discards (punched holes) and write-zeroes (zeroed ranges):
@@ -152,7 +152,7 @@ func (r *reader) fallocate(h inHeader, body []byte) {
 	for end := off + n; off < end; off += trimPiece {
 		q := r.s.request(h)
 		q.Op, q.Offset, q.Length, q.trim = replication.OpTrim, off, min(trimPiece, end-off), g
-		r.s.cfg.Backend.Submit(&q.Request)
+		r.submit(q)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast/internal/buf"
 	"github.com/holdfast-storage/holdfast/node/device"
+	"github.com/holdfast-storage/holdfast/replication"
 )
 
 // serverConfig describes the one file.
@@ -53,7 +54,7 @@ func serve(f *os.File, fd int, cfg serverConfig) (*server, error) {
 	s := &server{cfg: cfg, file: f, fd: fd, conn: conn}
 	s.size.Store(cfg.SizeBytes)
 	s.reqs.New = func() any { return newIORequest(s) }
-	s.readers.Go(func() { (&reader{s: s}).run() })
+	s.readers.Go(newReader(s).run)
 	return s, nil
 }
 
@@ -123,10 +124,47 @@ type reader struct {
 	s   *server
 	b   *buf.Buf // receives the next request, its data aligned
 	out [outHeaderSize + entryOutSize]byte
+	// held are requests not yet given to the backend, which all says takes
+	// several at once.
+	held []*replication.Request
+	all  device.Batcher
+}
+
+// heldMost bounds the requests that are read before any is given to the backend.
+const heldMost = 16
+
+func newReader(s *server) *reader {
+	r := &reader{s: s}
+	r.all, _ = s.cfg.Backend.(device.Batcher)
+	return r
+}
+
+// submit gives a request to the backend, at the latest before the reader waits
+// for the next one.
+func (r *reader) submit(q *ioRequest) {
+	if r.all == nil {
+		r.s.cfg.Backend.Submit(&q.Request)
+		return
+	}
+	r.held = append(r.held, &q.Request)
+	if len(r.held) == heldMost {
+		r.flush()
+	}
+}
+
+func (r *reader) flush() {
+	if len(r.held) > 0 {
+		r.all.SubmitAll(r.held)
+		clear(r.held)
+		r.held = r.held[:0]
+	}
 }
 
 func (r *reader) run() {
-	defer func() { r.b.Release() }()
+	defer func() {
+		r.flush()
+		r.b.Release()
+	}()
 	var (
 		in    []byte
 		n     int
@@ -134,7 +172,11 @@ func (r *reader) run() {
 	)
 	attempt := func(fd uintptr) bool {
 		n, errno = readFD(fd, in)
-		return errno != unix.EAGAIN
+		if errno != unix.EAGAIN {
+			return true
+		}
+		r.flush()
+		return false // and wait
 	}
 	for {
 		if r.b == nil {
@@ -180,7 +222,7 @@ func (r *reader) handle(in []byte) {
 	case opWrite:
 		r.write(h, body)
 	case opFsync:
-		r.s.submitFlush(h)
+		r.fsync(h)
 	case opFallocate:
 		r.fallocate(h, body)
 	case opForget, opBatchForget, opInterrupt:

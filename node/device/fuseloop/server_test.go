@@ -380,3 +380,66 @@ func FuzzHandle(f *testing.F) {
 		r.handle(in[:copy(in, p)])
 	})
 }
+
+// batches is a device.Batcher that tells how many requests came together.
+type batches struct {
+	backendFunc
+	sizes chan int
+}
+
+func (b batches) SubmitAll(rs []*replication.Request) {
+	b.sizes <- len(rs)
+	for _, r := range rs {
+		b.Submit(r)
+	}
+}
+
+// TestWaitingRequestsAreTakenTogether: all that the kernel has is read before the
+// backend gets any of it, up to a bound, and each is answered.
+func TestWaitingRequestsAreTakenTogether(t *testing.T) {
+	const n = heldMost + 5
+	hold := make(chan struct{})
+	b := batches{backendFunc: succeed, sizes: make(chan int, n)}
+	cfg := fileConfig(nil)
+	cfg.Backend = batcherFunc(func(rs []*replication.Request) {
+		<-hold // the first one keeps the reader until the rest is there
+		b.SubmitAll(rs)
+	})
+	k := newKernel(t, cfg)
+	read := func(i int) []byte {
+		return request(opRead, uint64(i), nodeFile, words(writeInSize, map[int]uint64{8: uint64(i) * 4096, 16: 4096}))
+	}
+	k.send(read(1))
+	hold <- struct{}{}
+	if got := <-b.sizes; got != 1 {
+		t.Fatalf("the first request came with %d others", got-1)
+	}
+	k.answer()
+	k.send(read(2))
+	for i := 3; i <= 2+n; i++ {
+		k.send(read(i))
+	}
+	close(hold)
+	answered := map[uint64]bool{}
+	for range n + 1 {
+		unique, errno, data := k.answer()
+		if errno != 0 || len(data) != 4096 || answered[unique] {
+			t.Fatalf("request %d: %v, %d bytes, answered before: %v", unique, errno, len(data), answered[unique])
+		}
+		answered[unique] = true
+	}
+	most, sum := 0, 0
+	for sum < n+1 {
+		size := <-b.sizes
+		most, sum = max(most, size), sum+size
+	}
+	if most < 2 || most > heldMost {
+		t.Errorf("at most %d requests came together, want several and at most %d", most, heldMost)
+	}
+}
+
+// batcherFunc is a device.Batcher that is given nothing alone.
+type batcherFunc func([]*replication.Request)
+
+func (f batcherFunc) Submit(r *replication.Request)       { f([]*replication.Request{r}) }
+func (f batcherFunc) SubmitAll(rs []*replication.Request) { f(rs) }
