@@ -40,7 +40,7 @@ type store struct {
 	delivering bool
 	stopping   bool
 	slow       int // so many more tasks are not done here, as one took long
-	single     int // so many more tasks are not batched, as a batch took long
+	most       int // tasks that a worker takes at once: see batchMost
 
 	wake chan struct{} // of capacity max: one token per idle worker that is to go on
 	stop chan struct{} // closed by drain
@@ -49,7 +49,7 @@ type store struct {
 
 func newStore(v *volume, back backing) *store {
 	cfg := v.plane.cfg
-	return &store{v: v, back: back, max: cfg.Workers, idleFor: cfg.WorkerIdle,
+	return &store{v: v, back: back, max: cfg.Workers, most: batchMost, idleFor: cfg.WorkerIdle,
 		wake: make(chan struct{}, cfg.Workers), stop: make(chan struct{}), gone: make(chan struct{})}
 }
 
@@ -176,32 +176,41 @@ func (s *store) worker() {
 }
 
 const (
-	// batchMost is how many short reads and writes one worker does with one
-	// system call. All wait for the last of them, so it is for fast disks only:
-	// when a batch took longer than batchFor, the next batchNot tasks are done
-	// one by one.
-	batchMost = 32
-	batchFor  = 2 * time.Millisecond
-	batchNot  = 128
+	// batchMost is how many short reads and writes, of batchBytes at most, one
+	// worker does with one system call. All wait for the last of them, so it takes
+	// only as many as the disk does in batchFor: one more after each time that it
+	// was faster, half after each that it was not.
+	batchMost  = 32
+	batchBytes = 64 << 10
+	batchFor   = 2 * time.Millisecond
 )
 
 // batched says whether a task may be done together with others.
 func batched(t *replication.Task) bool {
-	return !t.FUA && t.Length <= hereBytes && t.Snapshot.ID == "" && (t.Kind == replication.TaskWrite || t.Kind == replication.TaskRead)
+	return !t.FUA && t.Length <= batchBytes && t.Snapshot.ID == "" && (t.Kind == replication.TaskWrite || t.Kind == replication.TaskRead)
 }
 
 // doAll does what a worker took.
 func (s *store) doAll(batch []*replication.Task) {
+	began := time.Now()
 	if len(batch) == 1 {
 		s.back.Do(batch[0])
-		return
+	} else {
+		s.back.DoAll(batch)
 	}
-	began := time.Now()
-	s.back.DoAll(batch)
-	if time.Since(began) > batchFor {
-		s.mu.Lock()
-		s.single = batchNot
-		s.mu.Unlock()
+	if batched(batch[0]) {
+		s.adapt(time.Since(began))
+	}
+}
+
+// adapt learns from how long a batch, or a task that could be in one, took.
+func (s *store) adapt(took time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if took > batchFor {
+		s.most = max(s.most/2, 1)
+	} else {
+		s.most = min(s.most+1, batchMost)
 	}
 }
 
@@ -213,17 +222,14 @@ func (s *store) next(batch []*replication.Task, called bool) []*replication.Task
 	if called {
 		s.called--
 	}
-	for s.head < len(s.queue) && len(batch) < batchMost {
+	for s.head < len(s.queue) && len(batch) < s.most {
 		t := s.queue[s.head]
-		if len(batch) > 0 && (s.single > 0 || !batched(t) || !batched(batch[0])) {
+		if len(batch) > 0 && (!batched(t) || !batched(batch[0])) {
 			break
 		}
 		batch = append(batch, t)
 		s.queue[s.head] = nil
 		s.head++
-	}
-	if s.single > 0 && len(batch) > 0 {
-		s.single--
 	}
 	switch {
 	case s.head < len(s.queue):

@@ -125,7 +125,7 @@ func hammerStore(t *testing.T, kind replication.TaskKind) {
 }
 
 // TestBatches: what lies in the queue is done together where all of it is short,
-// in order, and one by one after a batch that took long.
+// in order, and no more than the disk is fast enough for.
 func TestBatches(t *testing.T) {
 	s := testStore(newMemBacking(testSize), nil)
 	s.max = 0 // nobody takes the tasks but the test
@@ -147,15 +147,18 @@ func TestBatches(t *testing.T) {
 			t.Errorf("took %v, want %v", got, want)
 		}
 	}
-	s.single = 2
-	for _, want := range [][]replication.TaskKind{{w}, {w}} {
-		if got := take(); !slices.Equal(got, want) {
-			t.Errorf("after a slow batch: took %v, want %v", got, want)
-		}
+	for range 10 {
+		s.adapt(batchFor + 1)
 	}
-	submit(w)
+	if got := take(); !slices.Equal(got, []replication.TaskKind{w}) {
+		t.Errorf("a slow disk: took %v", got)
+	}
+	s.adapt(batchFor)
 	if got := take(); !slices.Equal(got, []replication.TaskKind{w, w}) {
-		t.Errorf("took %v: batches are not made again", got)
+		t.Errorf("took %v: batches do not grow again", got)
+	}
+	for range 2 * batchMost {
+		s.adapt(0)
 	}
 	for range batchMost + 1 {
 		submit(w)
