@@ -119,18 +119,20 @@ func TestNothingIsLeftByRunsThatAreKilledOrInterrupted(t *testing.T) {
 	run := func(more ...string) *running {
 		return launch(t, chaos, append([]string{"-binary", daemon, "-prefix", n.Prefix, "-dir", dir, "-logs", filepath.Join(base, "logs"), "-seed", "1", "-wait", "10m", "-faults", "4s"}, more...)...)
 	}
-	killedWhen(t, n, run("-keeper", "yes", "-only", "hang"), "hang m")
+	gone := killedWhen(t, n, run("-keeper", "yes", "-only", "hang"), "hang m")
 	interrupted := run("-keeper", "yes", "-only", "crash")
 	interrupted.until(t, "the cluster is up")
+	gone()
 	if err := interrupted.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	interrupted.endsBadly(t)
 	nothingLeft(t, n, dir)
 
-	killedWhen(t, n, run("-keeper", "no", "-only", "stall"), "stall m")
+	gone = killedWhen(t, n, run("-keeper", "no", "-only", "stall"), "stall m")
 	failing := run("-keeper", "yes", "-only", "move", "-rounds", "1")
 	failing.until(t, "round 1")
+	gone()
 	aDaemonFails(t, n)
 	failing.endsBadly(t)
 	nothingLeft(t, n, dir)
@@ -141,17 +143,31 @@ func TestNothingIsLeftByRunsThatAreKilledOrInterrupted(t *testing.T) {
 	}
 }
 
-// killedWhen kills a run without warning when it has said a text.
-func killedWhen(t *testing.T, n netcluster.Network, r *running, text string) {
+// killedWhen kills a run without warning when it has said a text. It may be gone
+// only when the next one has cleaned up, which gone waits for: one of its threads
+// may wait for a device whose daemon hangs.
+func killedWhen(t *testing.T, n netcluster.Network, r *running, text string) (gone func()) {
 	t.Helper()
 	r.until(t, text)
 	if err := r.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	r.rest()
-	_ = r.cmd.Wait()
 	if len(n.Processes(t.Context())) == 0 {
 		t.Error("the killed run has left no process: this test shows nothing")
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.rest()
+		_ = r.cmd.Wait()
+	}()
+	return func() {
+		t.Helper()
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Error("the killed run still hangs, though the next one has cleaned up")
+		}
 	}
 }
 
