@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -13,7 +14,11 @@ import (
 )
 
 // zapTo makes the logger that etcd wants write warnings and worse to a slog.
-func zapTo(l *slog.Logger, opts ...zap.Option) *zap.Logger { return zap.New(slogCore{l}, opts...) }
+// When stopping is set they are no news but information: etcd calls the end of its
+// own listeners an error.
+func zapTo(l *slog.Logger, stopping *atomic.Bool, opts ...zap.Option) *zap.Logger {
+	return zap.New(slogCore{l, stopping}, opts...)
+}
 
 // fatal is what the etcd server does when it cannot go on, such as when its
 // disk is full: by default it would end the process, and with it the I/O of
@@ -31,12 +36,15 @@ func (f fatal) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 }
 
 // slogCore is a zapcore.Core over a slog.Logger.
-type slogCore struct{ l *slog.Logger }
+type slogCore struct {
+	l        *slog.Logger
+	stopping *atomic.Bool
+}
 
 func (c slogCore) Enabled(level zapcore.Level) bool { return level >= zapcore.WarnLevel }
 
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return slogCore{c.l.With(attrs(fields)...)}
+	return slogCore{c.l.With(attrs(fields)...), c.stopping}
 }
 
 func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -48,7 +56,10 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := slog.LevelWarn
-	if e.Level > zapcore.WarnLevel {
+	switch {
+	case c.stopping.Load():
+		level = slog.LevelInfo
+	case e.Level > zapcore.WarnLevel:
 		level = slog.LevelError
 	}
 	c.l.Log(context.Background(), level, "etcd: "+e.Message, attrs(fields)...)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -58,6 +59,8 @@ type Server struct {
 	failed chan error
 	over   chan struct{} // closed by Close
 	close  sync.Once
+	// stopping is set by Close, for the log.
+	stopping *atomic.Bool
 }
 
 // StartServer starts a member and waits until it is part of a majority and
@@ -65,8 +68,8 @@ type Server struct {
 // Invalid and Unavailable. Close it.
 func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	op := "start etcd member " + cfg.Name
-	failed := make(chan error, 1)
-	ec, err := cfg.embed(fatal{failed})
+	failed, stopping := make(chan error, 1), new(atomic.Bool)
+	ec, err := cfg.embed(fatal{failed}, stopping)
 	if err != nil {
 		return nil, holdfast.WrapKind(op, holdfast.Invalid, err)
 	}
@@ -92,7 +95,7 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 		if r.err != nil {
 			return nil, holdfast.WrapKind(op, holdfast.Unavailable, r.err)
 		}
-		return ready(ctx, op, cfg, r.etcd, failed)
+		return ready(ctx, op, cfg, &Server{etcd: r.etcd, urls: slices.Clone(cfg.ClientURLs), failed: failed, over: make(chan struct{}), stopping: stopping})
 	case <-ctx.Done():
 		go func() {
 			if r := <-result; r.err == nil {
@@ -103,19 +106,18 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	}
 }
 
-func ready(ctx context.Context, op string, cfg ServerConfig, e *embed.Etcd, failed chan error) (*Server, error) {
+func ready(ctx context.Context, op string, cfg ServerConfig, s *Server) (*Server, error) {
 	var err error
 	select {
-	case <-e.Server.ReadyNotify():
-		s := &Server{etcd: e, urls: slices.Clone(cfg.ClientURLs), failed: failed, over: make(chan struct{})}
+	case <-s.etcd.Server.ReadyNotify():
 		go s.listen()
 		return s, nil
-	case err = <-e.Err():
-	case err = <-failed:
+	case err = <-s.etcd.Err():
+	case err = <-s.failed:
 	case <-ctx.Done():
 		err = holdfast.E("", holdfast.Unavailable, fmt.Sprintf("no majority of the members %v was there in time", slices.Sorted(maps.Keys(cfg.Members))))
 	}
-	closeWithin(e, time.Second) // the rest goes on in the background
+	closeWithin(s.etcd, time.Second) // the rest goes on in the background
 	return nil, holdfast.WrapKind(op, holdfast.Unavailable, err)
 }
 
@@ -170,6 +172,7 @@ func (s *Server) Close() error { return s.CloseWithin(closeTimeout) }
 func (s *Server) CloseWithin(d time.Duration) error {
 	s.close.Do(func() {
 		close(s.over)
+		s.stopping.Store(true)
 		closeWithin(s.etcd, d)
 	})
 	return nil
@@ -177,7 +180,7 @@ func (s *Server) CloseWithin(d time.Duration) error {
 
 // embed is the configuration as the etcd server takes it. Everything is synced
 // to disk before it is acknowledged: UnsafeNoFsync stays off.
-func (c ServerConfig) embed(onFatal zapcore.CheckWriteHook) (*embed.Config, error) {
+func (c ServerConfig) embed(onFatal zapcore.CheckWriteHook, stopping *atomic.Bool) (*embed.Config, error) {
 	ec := embed.NewConfig()
 	if c.Name == "" || c.Dir == "" || len(c.ClientURLs) == 0 || len(c.PeerURLs) == 0 {
 		return nil, holdfast.E("", holdfast.Invalid, "a name, a folder, client URLs and peer URLs are needed")
@@ -223,7 +226,7 @@ func (c ServerConfig) embed(onFatal zapcore.CheckWriteHook) (*embed.Config, erro
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(log, zap.WithFatalHook(onFatal)))
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(log, stopping, zap.WithFatalHook(onFatal)))
 	return ec, nil
 }
 

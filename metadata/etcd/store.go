@@ -35,6 +35,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -149,7 +150,7 @@ func dial(life context.Context, cfg Config) (*clientv3.Client, error) {
 		Username:    cfg.Username,
 		Password:    cfg.Password,
 		DialTimeout: cfg.CallTimeout, // bounds the login
-		Logger:      zapTo(cfg.Logger),
+		Logger:      zapTo(cfg.Logger, new(atomic.Bool)),
 		// A member that vanished without a word is given up 2 s after something
 		// was sent to it, and 12 s after the last answer at the latest.
 		DialKeepAliveTime:    10 * time.Second,
