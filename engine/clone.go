@@ -231,7 +231,7 @@ func (r *Replica) ownClaimed(first, last int64) error {
 	c := r.chain
 	c.claims.take(first, last)
 	defer c.claims.release(first, last)
-	if err := c.pool.space.room(); err != nil {
+	if err := c.pool.space.room(0); err != nil {
 		return err
 	}
 	return c.own(first, last)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -406,4 +407,56 @@ func TestHelperHoldsPool(t *testing.T) {
 	}
 	fmt.Println("holding")
 	select {}
+}
+
+// TestKeptSpaceComesBack: what XFS keeps for later writes near first ones does
+// not count as taken. A write that finds no space finds it when it is tried again.
+func TestKeptSpaceComesBack(t *testing.T) {
+	path, root, _ := formatted(t)
+	p := mustOpenPool(t, path, root)
+	defer func() { _ = p.Close() }()
+	const bytes, step = 128 << 20, 128 << 10
+	if err := p.Create(context.Background(), testVolume, testReplica, bytes); err != nil {
+		t.Fatal(err)
+	}
+	r, err := p.Open(testReplica)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	e := Entry{Epoch: 1, Grant: 1}
+	write := func(n, off int64) error {
+		e.Seq++
+		e.Committed = e.Seq - 1
+		return r.WriteAt(e, make([]byte, n), off, false)
+	}
+	for off := int64(0); off < bytes; off += 1 << 20 {
+		if err := write(1<<20, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.TakeSnapshot("s", "c"); err != nil {
+		t.Fatal(err)
+	}
+	u, err := p.fs.Usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.space.reserve = u.FreeBytes - 32<<20 // the writes need 4 MiB
+	p.space.forget()
+	refused := 0
+	for off := int64(0); off < bytes; off += step {
+		err := write(blockSize, off)
+		if errors.Is(err, holdfast.NoSpace) {
+			refused++
+			err = write(blockSize, off)
+			p.space.reclaimed = time.Time{} // a second later
+		}
+		if err != nil {
+			t.Fatalf("after %d refused: %v", refused, err)
+		}
+	}
+	if refused == 0 {
+		t.Error("nothing was kept back: the test shows nothing")
+	}
 }

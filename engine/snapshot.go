@@ -74,6 +74,7 @@ func (r *Replica) TakeSnapshot(id holdfast.SnapshotID, cut string) error {
 	r.durable.Lock()
 	defer r.durable.Unlock()
 	if there, err := r.hasSnapshot(id, cut); there || err != nil {
+		r.reclaim(err)
 		return holdfast.Wrap(op, err)
 	}
 	s, err := r.makeSnapshot(id, cut)
@@ -101,7 +102,7 @@ func (r *Replica) hasSnapshot(id holdfast.SnapshotID, cut string) (bool, error) 
 			return false, errorf("look for it", holdfast.Exists, "the one of this attempt is being dropped")
 		}
 	}
-	if err := r.pool.space.room(); err != nil {
+	if err := r.pool.space.room(0); err != nil {
 		return false, err
 	}
 	return false, r.pool.snapshots.room(granuleSize)

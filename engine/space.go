@@ -3,6 +3,7 @@ package engine
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/engine/disk"
@@ -18,9 +19,18 @@ type space struct {
 	// budget is how many bytes may be written without asking.
 	budget atomic.Int64
 	mu     sync.Mutex
+	// reclaimed is when the filesystem was last asked for what it keeps back.
+	reclaimed time.Time
 }
 
 const (
+	// reclaimEvery bounds how often that is asked: writes stand still meanwhile.
+	reclaimEvery = time.Second
+
+	// copyUnit is what XFS takes, by default, for the first page that is written
+	// of those that files share; it keeps what is not needed for the next ones.
+	copyUnit = 128 << 10
+
 	maxBudget = 256 << 20
 	minBudget = 4 << 20
 )
@@ -43,13 +53,9 @@ func (s *space) take(f disk.File, off, n int64) error {
 	if err != nil {
 		return err
 	}
-	// At most half of what is there: writes that took from the last budget may
-	// not have been allocated yet.
-	if b := min(avail/2, maxBudget) - n; b >= minBudget {
-		s.budget.Store(b)
+	if s.grant(avail, n) {
 		return nil
 	}
-	s.budget.Store(0)
 	// Close to the wall every write is looked at: overwriting always works.
 	need := n
 	have, err := f.Mapped(off, n)
@@ -74,21 +80,73 @@ func (s *space) available() (int64, error) {
 	return u.FreeBytes - s.reserve, err
 }
 
-// room says whether the pool has space beyond its reserve at all: what lists of
-// blocks take is not known beforehand, and little.
-func (s *space) room() error {
-	if s.budget.Load() > 0 {
+// room says whether the pool has space beyond its reserve at all, and counts n
+// bytes that may be taken besides what is written: what lists of blocks take is
+// not known beforehand, and little.
+func (s *space) room(n int64) error {
+	if b := s.budget.Load(); b > 0 && b >= n && s.budget.Add(-n) >= 0 {
 		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	avail, err := s.available()
 	if err == nil && avail <= 0 {
 		err = errorf("allocate space", holdfast.NoSpace, "the pool has no space left beyond its reserve of %d bytes: delete snapshots or volumes, or move replicas away", s.reserve)
 	}
+	s.grant(avail, n)
 	return err
+}
+
+// grant makes a new budget, of which n bytes are taken, and says whether there is
+// one. It is at most half of what is there: writes that took from the last one may
+// not have been allocated yet.
+func (s *space) grant(avail, n int64) bool {
+	b := min(avail/2, maxBudget) - n
+	if b < minBudget {
+		b = 0
+	}
+	s.budget.Store(b)
+	return b > 0
 }
 
 // forget makes the next write ask.
 func (s *space) forget() { s.budget.Store(0) }
+
+// reclaimer is the filesystem if it keeps space back and should be asked for it
+// now, else nil.
+func (s *space) reclaimer() disk.Reclaimer {
+	fs, ok := s.fs.(disk.Reclaimer)
+	if !ok {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.reclaimed) < reclaimEvery {
+		return nil
+	}
+	s.reclaimed = time.Now()
+	return fs
+}
+
+// reclaim gets back what the filesystem keeps for later writes to this replica,
+// and to others that are idle, after an error that says that there is no space:
+// what is tried again may find some. No write may be under way, or the filesystem
+// would leave the replica's file alone; the caller holds nothing but durable.
+func (r *Replica) reclaim(err error) {
+	if holdfast.KindOf(err) != holdfast.NoSpace {
+		return
+	}
+	fs := r.pool.space.reclaimer()
+	if fs == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// That it fails changes nothing: the disk's errors show where they count.
+	if !r.closed && fs.Reclaim() == nil {
+		r.pool.space.forget()
+	}
+}
 
 // share bounds what the snapshots of a pool's open replicas may take: the blocks
 // that they refer to, whether the live data still has them, too, or not.

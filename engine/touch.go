@@ -78,7 +78,7 @@ func (c *chain) touchClaimed(first, last int64, trim bool) error {
 	if c.settled(first, last) {
 		return nil // by who had the claim before
 	}
-	if err := c.pool.space.room(); err != nil {
+	if err := c.pool.space.room((last - first + 1) * copyUnit); err != nil {
 		return err
 	}
 	return c.turns.run(func() error { return c.touchNow(first, last, trim) })

@@ -31,6 +31,9 @@ func (r *Replica) TransferAll(ts []Transfer) {
 			ts[i].Err = err
 		}
 	}
+	for i := range ts {
+		r.reclaim(ts[i].Err)
+	}
 }
 
 // onDisk is a batch as the disk takes it, used again and again.

@@ -84,7 +84,13 @@ type change struct {
 }
 
 // apply is every kind of write.
-func (r *Replica) apply(e Entry, c change, fua bool) (err error) {
+func (r *Replica) apply(e Entry, c change, fua bool) error {
+	err := r.applyOnce(e, c, fua)
+	r.reclaim(err)
+	return err
+}
+
+func (r *Replica) applyOnce(e Entry, c change, fua bool) (err error) {
 	defer r.guard("write", &err, debug.SetPanicOnFault(true))
 	r.mu.RLock()
 	defer r.mu.RUnlock()
