@@ -11,6 +11,8 @@ GO_TEST := go test -p 2 -timeout 25m
 SEED    ?= 1
 RUNS    ?= 1000
 DURATION ?= 10m
+VOLUMES ?= 1000
+RECORDS ?= 10000
 
 .DEFAULT_GOAL := help
 
@@ -80,6 +82,12 @@ bench: ## Measure a cluster on this machine, with fio: make bench ARGS=-short (r
 	scripts/prerequisites.sh test bench
 	$(MAKE) --no-print-directory build
 	go run ./bench $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: ## Measure many volumes on one node, and in the metadata: make bench-scale VOLUMES=1000 RECORDS=10000 (root)
+	scripts/prerequisites.sh test bench
+	$(MAKE) --no-print-directory build
+	go run ./bench -scale $(VOLUMES) -records $(RECORDS) -out build/bench-scale.json $(ARGS)
 
 .PHONY: bench-parts
 bench-parts: ## Measure single packages: wire, engine, data plane, device (root)

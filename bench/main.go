@@ -4,7 +4,8 @@
 // FUSE and loop devices, and beside them what the same memory does without
 // Holdfast: a file in a pool's XFS, a plain loop device, the front end alone, and
 // qemu's quorum of three network block devices on files in the same pools, where
-// that is installed. Then the same with pools throttled like a cloud's disks.
+// that is installed. Then the same with pools throttled like a cloud's disks. With
+// -scale and -records it measures many volumes instead, and nothing else.
 //
 // Runs of the targets are interleaved and repeated; it prints medians with their
 // range and writes all of it as JSON. Everything shares one machine's CPUs, so
@@ -44,6 +45,7 @@ type options struct {
 	control, repair  bool
 	throttled        bool
 	snapshots        bool
+	scale, records   int
 	parts            string // of the snapshots
 	repeat           int
 	runtime          time.Duration
@@ -67,6 +69,8 @@ func parse(args []string) (options, error) {
 	fs.DurationVar(&o.runtime, "runtime", 2*time.Second, "of each measurement")
 	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,front,x1,far1,x3,qemu")
 	fs.StringVar(&o.loads, "loads", "", "only these loads, by commas: "+strings.Join(names(), ","))
+	fs.IntVar(&o.scale, "scale", 0, "measure this many volumes attached to one node, and nothing but that and -records")
+	fs.IntVar(&o.records, "records", 0, "measure this many volumes in the metadata, and nothing but that and -scale")
 	fs.StringVar(&o.hook, "hook", "", "shell command run beside every measurement, such as a profiler; $PIDS are the daemons")
 	if err := fs.Parse(args); err != nil {
 		return o, err
@@ -147,6 +151,9 @@ func (b *bench) measure(ctx context.Context) error {
 	if err := b.cluster.start(ctx); err != nil {
 		return err
 	}
+	if b.o.scale > 0 || b.o.records > 0 {
+		return b.many(ctx)
+	}
 	targets, err := b.prepare(ctx)
 	if err != nil {
 		return err
@@ -172,6 +179,19 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	if b.o.control {
 		return b.controlPlane(ctx)
+	}
+	return nil
+}
+
+// many measures many volumes.
+func (b *bench) many(ctx context.Context) error {
+	if b.o.records > 0 {
+		if err := b.records(ctx, b.o.records); err != nil {
+			return err
+		}
+	}
+	if b.o.scale > 0 {
+		return b.scale(ctx, b.o.scale)
 	}
 	return nil
 }

@@ -60,6 +60,8 @@ type results struct {
 	Without []string        `json:"without,omitempty"` // targets that this machine lacks something for
 
 	Snapshots *snapshotFigures `json:"snapshots,omitempty"`
+	Scale     *scaleFigures    `json:"scale,omitempty"`
+	Records   *recordFigures   `json:"records,omitempty"`
 }
 
 // control is about the control plane, in milliseconds.
@@ -165,6 +167,15 @@ func (r *results) print(w io.Writer) {
 			m := s.Median
 			fmt.Fprintf(w, "%-5s %24s %8.0f %8.0f %8.0f %8.0f %5.0f%% %8.1f %8.1f %8.1f\n", s.Target, spread(iops), m.MBps, m.P50, m.P99, m.P999, 100*s.ToRaw, m.DaemonsCPU, m.AllCPU, m.MachineCPU)
 		}
+	}
+	if r.Records != nil {
+		r.Records.print(w)
+	}
+	if r.Scale != nil {
+		r.Scale.print(w)
+	}
+	if len(r.Series) == 0 {
+		return
 	}
 	fmt.Fprintln(w, "\n* CPU seconds per million operations: of the daemons (or their like), with fio and the kernel's threads, and of everything that ran on the machine")
 	if len(r.Added) > 0 {

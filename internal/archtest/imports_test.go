@@ -121,7 +121,7 @@ var onlyHere = []struct {
 	why      string
 }{
 	{
-		imported: []string{"go.etcd.io"}, here: []string{"metadata/etcd"},
+		imported: []string{"go.etcd.io/etcd"}, here: []string{"metadata/etcd"},
 		why: "only package metadata/etcd knows etcd; go through metadata.Store",
 	},
 	{
