@@ -23,6 +23,7 @@ import (
 const pressureScript = `
 export HOLDFAST_ENDPOINT=unix:///run/n1.sock
 group=/sys/fs/cgroup/small
+mkdir -p /state && mkfs.ext4 -q -F /dev/vdb && mount -t ext4 /dev/vdb /state || exit 1
 mount -t cgroup2 none /sys/fs/cgroup && echo +memory >/sys/fs/cgroup/cgroup.subtree_control && mkdir $group || exit 1
 echo 128M >$group/memory.max
 sh -c "echo \$\$ >$group/cgroup.procs; exec holdfast node --config /etc/holdfast/n1.yaml" >/tmp/n1.log 2>&1 &
@@ -56,16 +57,20 @@ umount /mnt/ext4 /mnt/xfs && fsck.ext4 -fn $d
 // through its volumes goes on, as an I/O flusher; an ext4 grows while mounted.
 // Both need CAP_SYS_RESOURCE.
 func TestMemoryPressure(t *testing.T) {
-	disk := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(disk, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(disk, 4<<30); err != nil {
-		t.Fatal(err)
+	var disks []string // a pool, and the daemon's folder
+	for _, name := range []string{"pool", "state"} {
+		at := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(at, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(at, 4<<30); err != nil {
+			t.Fatal(err)
+		}
+		disks = append(disks, "format=raw,file="+at)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), cutLimit)
 	defer cancel()
-	m, err := vmtest.Boot(ctx, vmtest.Config{Dir: t.TempDir(), MemoryMB: 2048, Disks: []string{"format=raw,file=" + disk}, Guest: vmtest.Guest{
+	m, err := vmtest.Boot(ctx, vmtest.Config{Dir: t.TempDir(), MemoryMB: 2048, Disks: disks, Guest: vmtest.Guest{
 		Kernel: kernel(t, "bookworm-backports"), Modules: daemonModules(), Programs: daemonPrograms(),
 		Files: daemonFiles(t, []daemon.Config{loneNode()}), Script: pressureScript,
 	}})
@@ -83,7 +88,7 @@ func TestMemoryPressure(t *testing.T) {
 
 func loneNode() daemon.Config {
 	cfg := daemon.DefaultConfig()
-	cfg.Node, cfg.StateDir, cfg.RunDir, cfg.CSI = "n1", "/tmp/state", "/run/n1", ""
+	cfg.Node, cfg.StateDir, cfg.RunDir, cfg.CSI = "n1", "/state", "/run/n1", ""
 	cfg.API = []string{"unix:///run/n1.sock"}
 	cfg.Pools = []agent.PoolConfig{{Path: "/dev/vda", Format: true}}
 	cfg.Etcd.Embedded = &daemon.EmbeddedEtcd{ClientPort: 7100, PeerPort: 7101}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"runtime"
 	"sync"
@@ -41,6 +42,9 @@ const (
 
 // queueDepth is how many requests a device has at most at once.
 const queueDepth = 128
+
+// sectorSize is the unit of descriptors.
+const sectorSize = 512
 
 // ioDesc is struct ublksrv_io_desc.
 type ioDesc struct {
@@ -189,7 +193,11 @@ func (q *queue) take(tag uint16) {
 		q.inflight.Refuse(uint64(tag), unix.EOPNOTSUPP)
 		return
 	}
-	r := replication.Request{Op: op, Offset: int64(d.start) * 512, Length: int64(d.sectors) * 512, FUA: d.opFlags&flagFUA != 0 && op != replication.OpRead}
+	if d.start > math.MaxInt64/sectorSize && op != replication.OpFlush { // in bytes it would be somewhere else
+		q.inflight.Refuse(uint64(tag), unix.EINVAL)
+		return
+	}
+	r := replication.Request{Op: op, Offset: int64(d.start) * sectorSize, Length: int64(d.sectors) * sectorSize, FUA: d.opFlags&flagFUA != 0 && op != replication.OpRead}
 	if e := (blockdev.Limits{SizeBytes: q.size.Load(), ReadOnly: q.readOnly}).Check(op, r.Offset, r.Length); e != 0 {
 		q.inflight.Refuse(uint64(tag), e)
 		return
