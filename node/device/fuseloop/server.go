@@ -181,6 +181,7 @@ func (r *reader) run() {
 	for {
 		if r.b == nil {
 			r.b = buf.Get(buf.Max)
+			touch(r.b.WithHead(writeHead, maxWrite))
 		}
 		in = r.b.WithHead(writeHead, maxWrite)
 		if err := r.s.conn.Read(attempt); err != nil {
@@ -203,6 +204,17 @@ func (r *reader) run() {
 func readFD(fd uintptr, p []byte) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
 	return int(n), errno
+}
+
+// touch makes a buffer's pages present, so that the kernel copies a request into it
+// without a page fault. In a process that is being killed (SIGKILL, or for want of
+// memory) a fault fails, and then the request ends with EIO instead of waiting for
+// the successor: fuse_dev_do_read in fs/fuse/dev.c.
+func touch(p []byte) {
+	for i := 0; i < len(p); i += os.Getpagesize() {
+		p[i] = 0
+	}
+	p[len(p)-1] = 0
 }
 
 // handle takes one request. Data of a WRITE stands in r.b.B.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -348,6 +349,42 @@ func TestNoAllocationPerRequest(t *testing.T) {
 		if n := testing.AllocsPerRun(2000, func() { r.handle(p) }); n >= limit {
 			t.Errorf("a %s allocates %v times", name, n)
 		}
+	}
+}
+
+// TestRequestsAreReadWithoutPageFaults: see touch.
+func TestRequestsAreReadWithoutPageFaults(t *testing.T) {
+	const size = 8 << 20
+	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(mem) }()
+	present := func(p []byte) (n int) {
+		vec := make([]byte, (len(p)+os.Getpagesize()-1)/os.Getpagesize())
+		if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(unsafe.Pointer(&vec[0]))); errno != 0 {
+			t.Fatal(errno)
+		}
+		for _, v := range vec {
+			n += int(v & 1)
+		}
+		return n
+	}
+	page := os.Getpagesize()
+	if err := unix.Madvise(mem, unix.MADV_NOHUGEPAGE); err != nil { // else one touch is enough for many pages
+		t.Fatal(err)
+	}
+	if n := present(mem); n != 0 {
+		t.Fatalf("%d pages are there already", n)
+	}
+	p := mem[page-100 : 4*page+100] // as a buffer with a head before it lies
+	touch(p)
+	if n := present(mem); n != 5 {
+		t.Errorf("%d pages of 5 are there", n)
+	}
+	touch(mem)
+	if n := present(mem); n != size/page {
+		t.Errorf("%d pages of %d are there", n, size/page)
 	}
 }
 
