@@ -33,7 +33,7 @@ func (s *Server) CreateGroupSnapshot(ctx context.Context, q *holdfastv1.CreateGr
 			return nil, err
 		}
 	}
-	g, err := s.cfg.Groups.CreateGroupSnapshot(ctx, lifecycle.GroupRequest{Name: q.GetName(), Volumes: q.GetVolumes(), Labels: q.GetLabels()})
+	g, err := s.cfg.Groups.CreateGroupSnapshot(ctx, lifecycle.GroupRequest{Name: q.GetName(), Volumes: q.GetVolumes(), Labels: q.GetLabels(), Freeze: q.GetFreeze()})
 	if err != nil {
 		return nil, err
 	}

@@ -51,8 +51,10 @@ func (c *cli) groupCreate() *cobra.Command {
 			"what an application wrote to one volume after it had written to another is in the\n" +
 			"one's snapshot only if the other is in the other's. The writes of all wait until the\n" +
 			"last is taken, some milliseconds; if one cannot be held in time, all go on, and\n" +
-			"nothing is left. Each snapshot is called NAME/VOLUME.",
-		Example: "  holdfast group snapshot create nightly db-data db-log",
+			"nothing is left. Each snapshot is called NAME/VOLUME. With --freeze filesystems are\n" +
+			"clean in it, where volumes are mounted on the nodes that they are attached to.",
+		Example: "  holdfast group snapshot create nightly db-data db-log\n" +
+			"  holdfast group snapshot create before-upgrade db-data db-log --freeze",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) < 2 {
 				return usage(cmd, errors.New("a name and at least one volume are needed: "+cmd.UseLine()))
@@ -75,6 +77,7 @@ func (c *cli) groupCreate() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringToStringVar(&q.Labels, "label", nil, "labels, key=value")
+	cmd.Flags().BoolVar(&q.Freeze, "freeze", false, "freeze the filesystems meanwhile, where the volumes are mounted")
 	return cmd
 }
 

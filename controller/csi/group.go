@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -34,10 +32,9 @@ func (s *Server) createGroup(ctx context.Context, q *csipb.CreateVolumeGroupSnap
 	if err := holdfast.ValidateName(q.GetName()); err != nil {
 		return nil, holdfast.Wrap("create group snapshot", err)
 	}
-	for _, key := range slices.Sorted(maps.Keys(q.GetParameters())) {
-		if !strings.HasPrefix(key, kubernetesPrefix) && !s.cfg.IgnoreUnknownParameters {
-			return nil, invalid(op, "the parameter %q is unknown; group snapshots have none", key)
-		}
+	freeze, err := s.snapshotParameters(op, q.GetParameters())
+	if err != nil {
+		return nil, err
 	}
 	if len(q.GetSourceVolumeIds()) == 0 {
 		return nil, invalid(op, "source_volume_ids are needed; there are none")
@@ -47,7 +44,7 @@ func (s *Server) createGroup(ctx context.Context, q *csipb.CreateVolumeGroupSnap
 			return nil, err
 		}
 	}
-	g, err := s.cfg.Lifecycle.CreateGroupSnapshot(ctx, lifecycle.GroupRequest{Name: q.GetName(), Volumes: q.GetSourceVolumeIds()})
+	g, err := s.cfg.Lifecycle.CreateGroupSnapshot(ctx, lifecycle.GroupRequest{Name: q.GetName(), Volumes: q.GetSourceVolumeIds(), Freeze: freeze})
 	if err != nil {
 		return nil, err
 	}

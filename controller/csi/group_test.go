@@ -29,8 +29,10 @@ func TestGroupSnapshots(t *testing.T) {
 	wantCode(t, "no such volume", err, codes.NotFound)
 	_, err = gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: ids, Parameters: map[string]string{"x": "y"}})
 	wantCode(t, "a parameter", err, codes.InvalidArgument, `"x"`)
+	_, err = gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: ids, Parameters: map[string]string{"freeze": "perhaps"}})
+	wantCode(t, "a parameter's value", err, codes.InvalidArgument, `"perhaps"`)
 
-	r, err := take("g", ids[1], ids[0])
+	r, err := gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: []string{ids[1], ids[0]}, Parameters: map[string]string{"freeze": "true"}})
 	g := r.GetGroupSnapshot()
 	if err != nil || !g.GetReadyToUse() || len(g.GetSnapshots()) != 2 || g.GetGroupSnapshotId() == "" || g.GetCreationTime() == nil {
 		t.Fatalf("taken is %v, %v", r, err)

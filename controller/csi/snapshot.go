@@ -45,7 +45,7 @@ func (s *Server) createSnapshot(ctx context.Context, op string, q *csipb.CreateS
 	return describeSnapshot(rec, x), nil
 }
 
-// snapshotParameters reads those of a VolumeSnapshotClass.
+// snapshotParameters reads those of a VolumeSnapshotClass or VolumeGroupSnapshotClass.
 func (s *Server) snapshotParameters(op string, params map[string]string) (freeze bool, err error) {
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		switch value := params[key]; {

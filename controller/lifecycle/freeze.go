@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/holdfast-storage/holdfast"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
@@ -46,7 +48,15 @@ func (s *Service) createFrozen(ctx context.Context, q SnapshotRequest) (holdfast
 		}
 		return rec, *rec.Snapshot(ref.Snapshot), nil
 	}
-	rec, err = s.update(ctx, ref.Volume, func(r *holdfast.Record) (bool, error) {
+	if rec, err = s.noteFrozen(ctx, ref); err != nil {
+		return rec, holdfast.Snapshot{}, err
+	}
+	return rec, *rec.Snapshot(ref.Snapshot), nil
+}
+
+// noteFrozen writes down that a snapshot is of a frozen filesystem.
+func (s *Service) noteFrozen(ctx context.Context, ref SnapshotRef) (holdfast.Record, error) {
+	return s.update(ctx, ref.Volume, func(r *holdfast.Record) (bool, error) {
 		x := r.Snapshot(ref.Snapshot)
 		if x == nil {
 			return false, holdfast.E("", holdfast.Unavailable, "it was deleted while it was being taken; repeat the call to take it anew")
@@ -56,10 +66,49 @@ func (s *Service) createFrozen(ctx context.Context, q SnapshotRequest) (holdfast
 		r.PutSnapshot(next)
 		return true, nil
 	})
-	if err != nil {
-		return rec, holdfast.Snapshot{}, err
+}
+
+// freezeGroup freezes the filesystems of a group's members, all at once, if that is
+// asked for. thaw lets all go on, and says which were frozen until then; it must be
+// called.
+func (s *Service) freezeGroup(ctx context.Context, g holdfast.Group, asked bool) (thaw func() map[holdfast.VolumeID]bool, err error) {
+	if !asked {
+		return func() map[holdfast.VolumeID]bool { return nil }, nil
 	}
-	return rec, *rec.Snapshot(ref.Snapshot), nil
+	thaws := make([]func() error, len(g.Members))
+	freeze, fctx := errgroup.WithContext(ctx)
+	for i, m := range g.Members {
+		freeze.Go(func() error {
+			rec, err := s.cfg.Store.Volume(fctx, string(m.Volume))
+			if err == nil {
+				thaws[i], err = s.freeze(fctx, rec)
+			}
+			return holdfast.Wrap("freeze volume "+string(m.Volume), err)
+		})
+	}
+	err = freeze.Wait()
+	thaw = func() map[holdfast.VolumeID]bool {
+		errs := make([]error, len(thaws))
+		var all errgroup.Group
+		for i, thaw := range thaws {
+			if thaw != nil {
+				all.Go(func() error { errs[i] = thaw(); return nil })
+			}
+		}
+		_ = all.Wait()
+		frozen := map[holdfast.VolumeID]bool{}
+		for i, m := range g.Members {
+			if frozen[m.Volume] = errs[i] == nil; errs[i] != nil && !errors.Is(errs[i], errNotMounted) {
+				s.cfg.Log.Warn("a snapshot of a group is crash-consistent only: its filesystem was not frozen until it was taken", "group", g.Name, "volume", m.Volume, "err", errs[i])
+			}
+		}
+		return frozen
+	}
+	if err != nil {
+		_ = thaw()
+		return nil, err
+	}
+	return thaw, nil
 }
 
 // freeze freezes the filesystem of a volume where that is attached. thaw fails when

@@ -123,3 +123,81 @@ func TestFrozenSnapshotsThatTakeTooLong(t *testing.T) {
 		t.Errorf("%+v, %v", x, err)
 	}
 }
+
+func TestFrozenGroups(t *testing.T) {
+	c, s := three(t)
+	recs := spread(t, c, s)
+	ctx := t.Context()
+	for i, name := range []string{"a", "b"} {
+		if _, _, err := s.Attach(ctx, name, holdfast.NodeID([]string{"n1", "n2"}[i]), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Node("n1").Mount(recs[0].ID, true) // b is attached and not mounted, c is neither
+	q := groupOf("clean")
+	q.Freeze = true
+	for range 2 { // again is the same one
+		g, err := s.CreateGroupSnapshot(ctx, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		onePoint(t, c, g, 3)
+		for _, m := range g.Members {
+			if want := m.Record.ID == recs[0].ID; m.Snapshot.Frozen != want {
+				t.Errorf("volume %s: frozen %v, want %v", m.Record.Name, m.Snapshot.Frozen, want)
+			}
+		}
+	}
+	g, err := s.CreateGroupSnapshot(ctx, groupOf("unclean"))
+	if err != nil || g.Members[0].Snapshot.Frozen || g.Members[1].Snapshot.Frozen || g.Members[2].Snapshot.Frozen {
+		t.Errorf("nobody asked to freeze: %+v, %v", g, err)
+	}
+	if got := c.Frozen(recs[0].ID); got != "" {
+		t.Errorf("frozen by %s at the end", got)
+	}
+}
+
+// A group whose filesystems cannot be frozen leaves nothing behind; one that is
+// not known to have been frozen until it was taken does not say so.
+func TestFrozenGroupsThatFail(t *testing.T) {
+	for method, taken := range map[string]bool{"Freeze": false, "Thaw": true, "Hold": false, "Cut": false} {
+		t.Run(method, func(t *testing.T) {
+			c, s := three(t)
+			recs := spread(t, c, s)
+			for i, name := range []string{"a", "b"} {
+				node := holdfast.NodeID([]string{"n1", "n2"}[i])
+				if _, _, err := s.Attach(t.Context(), name, node, false); err != nil {
+					t.Fatal(err)
+				}
+				c.Node(node).Mount(recs[i].ID, true)
+			}
+			c.SetFault(func(node holdfast.NodeID, m string, after bool) error {
+				if node == "n2" && m == method && after {
+					return holdfast.E("", holdfast.Denied, "no")
+				}
+				return nil
+			})
+			q := groupOf("g")
+			q.Freeze = true
+			g, err := s.CreateGroupSnapshot(t.Context(), q)
+			if (err == nil) != taken {
+				t.Errorf("%+v, %v", g, err)
+			}
+			for _, m := range g.Members {
+				if taken && m.Snapshot.Frozen != (m.Record.ID == recs[0].ID) {
+					t.Errorf("volume %s says frozen: %v", m.Record.Name, m.Snapshot.Frozen)
+				}
+			}
+			for _, r := range recs {
+				if got := c.Frozen(r.ID); got != "" {
+					t.Errorf("volume %s is frozen by %s", r.Name, got)
+				}
+			}
+			c.SetFault(nil)
+			c.LapseHolds()
+			if !taken {
+				nothingLeft(t, c, s)
+			}
+		})
+	}
+}

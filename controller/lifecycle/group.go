@@ -19,6 +19,9 @@ type GroupRequest struct {
 	Name    string
 	Volumes []string // ids or names
 	Labels  map[string]string
+	// Freeze has the volumes' filesystems frozen meanwhile, where they are mounted;
+	// each member's Frozen says whether it was.
+	Freeze bool
 	// Max bounds the snapshots of each volume; 0: holdfast.DefaultSnapshots.
 	Max int
 }
@@ -44,7 +47,8 @@ type groupKey struct{ name, volumes string }
 // A group that fails leaves nothing behind. Errors: Invalid; NotFound when a volume
 // is not there; Exists when the name is that of a group of other volumes; NoSpace;
 // InUse while a volume is being restored; Unavailable, also when a volume could not
-// be held in time, or when ctx ended first (it goes on).
+// be held in time, or when ctx ended first (it goes on); and with Freeze those of
+// frozen snapshots, when a filesystem could not be frozen.
 func (s *Service) CreateGroupSnapshot(ctx context.Context, q GroupRequest) (GroupSnapshot, error) {
 	op := "create group snapshot " + q.Name
 	ids, err := s.groupVolumes(ctx, q)

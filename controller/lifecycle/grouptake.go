@@ -54,13 +54,26 @@ func (s *Service) takeGroup(ctx context.Context, g holdfast.Group, q GroupReques
 		}
 	}
 	t := &taking{s: s, g: g, hands: make([]hand, len(g.Members))}
-	if err := t.tryOn(ctx); err != nil {
+	thaw, err := s.freezeGroup(ctx, g, q.Freeze)
+	if err != nil {
+		return 0, err
+	}
+	err = t.tryOn(ctx)
+	// A cut fixes what is in the snapshots. What was frozen until now was so then.
+	frozen := thaw()
+	if err != nil {
 		return 0, err
 	}
 	for _, m := range g.Members {
 		if _, err := s.waitReady(ctx, SnapshotRef(m)); ctx.Err() != nil {
 			return 0, holdfast.E("volume "+string(m.Volume), holdfast.Unavailable, "the snapshot was not written down in the volume's record in time")
 		} else if err != nil {
+			return 0, holdfast.Wrap("volume "+string(m.Volume), err)
+		}
+		if !frozen[m.Volume] {
+			continue
+		}
+		if _, err := s.noteFrozen(ctx, SnapshotRef(m)); err != nil {
 			return 0, holdfast.Wrap("volume "+string(m.Volume), err)
 		}
 	}

@@ -1593,10 +1593,13 @@ func (x *Snapshot) GetFrozen() bool {
 }
 
 type CreateGroupSnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // 1 to 128 bytes, unique among group snapshots
-	Volumes       []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"` // 1 to 64
-	Labels        map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // 1 to 128 bytes, unique among group snapshots
+	Volumes []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"` // 1 to 64
+	Labels  map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Freeze the filesystems meanwhile, where volumes are mounted on the nodes that they
+	// are attached to, for at most 10 s. The call fails when that is not possible.
+	Freeze        bool `protobuf:"varint,20,opt,name=freeze,proto3" json:"freeze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1650,6 +1653,13 @@ func (x *CreateGroupSnapshotRequest) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *CreateGroupSnapshotRequest) GetFreeze() bool {
+	if x != nil {
+		return x.Freeze
+	}
+	return false
 }
 
 type ListGroupSnapshotsRequest struct {
@@ -4571,11 +4581,12 @@ const file_holdfast_v1_api_proto_rawDesc = "" +
 	"\x06frozen\x18\x14 \x01(\bR\x06frozen\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd2\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xea\x01\n" +
 	"\x1aCreateGroupSnapshotRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\avolumes\x18\x02 \x03(\tR\avolumes\x12K\n" +
-	"\x06labels\x18\x03 \x03(\v23.holdfast.v1.CreateGroupSnapshotRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x03 \x03(\v23.holdfast.v1.CreateGroupSnapshotRequest.LabelsEntryR\x06labels\x12\x16\n" +
+	"\x06freeze\x18\x14 \x01(\bR\x06freeze\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x01\n" +
