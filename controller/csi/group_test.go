@@ -27,10 +27,10 @@ func TestGroupSnapshots(t *testing.T) {
 	}
 	_, err := take("g", ids[0], "nowhere")
 	wantCode(t, "no such volume", err, codes.NotFound)
-	_, err = gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: ids, Parameters: map[string]string{"x": "y"}})
-	wantCode(t, "a parameter", err, codes.InvalidArgument, `"x"`)
-	_, err = gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: ids, Parameters: map[string]string{"freeze": "perhaps"}})
-	wantCode(t, "a parameter's value", err, codes.InvalidArgument, `"perhaps"`)
+	for key, named := range map[string]string{"x": `"x"`, "freeze": `"y"`} {
+		_, err = gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: ids, Parameters: map[string]string{key: "y"}})
+		wantCode(t, "parameter "+key, err, codes.InvalidArgument, named)
+	}
 
 	r, err := gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: []string{ids[1], ids[0]}, Parameters: map[string]string{"freeze": "true"}})
 	g := r.GetGroupSnapshot()
