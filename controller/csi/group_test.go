@@ -27,10 +27,7 @@ func TestGroupSnapshots(t *testing.T) {
 	}
 	_, err := take("g", ids[0], "nowhere")
 	wantCode(t, "no such volume", err, codes.NotFound)
-	for key, named := range map[string]string{"x": `"x"`, "freeze": `"y"`} {
-		_, err = gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: ids, Parameters: map[string]string{key: "y"}})
-		wantCode(t, "parameter "+key, err, codes.InvalidArgument, named)
-	}
+	badGroupParameters(t, gc, ids)
 
 	r, err := gc.CreateVolumeGroupSnapshot(ctx, &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: []string{ids[1], ids[0]}, Parameters: map[string]string{"freeze": "true"}})
 	g := r.GetGroupSnapshot()
@@ -91,4 +88,12 @@ func TestGroupSnapshots(t *testing.T) {
 	}
 	_, err = get(g.GetGroupSnapshotId())
 	wantCode(t, "deleted", err, codes.NotFound)
+}
+
+func badGroupParameters(t *testing.T, gc csipb.GroupControllerClient, ids []string) {
+	t.Helper()
+	for key, named := range map[string]string{"x": `"x"`, "freeze": `"y"`} {
+		_, err := gc.CreateVolumeGroupSnapshot(t.Context(), &csipb.CreateVolumeGroupSnapshotRequest{Name: "g", SourceVolumeIds: ids, Parameters: map[string]string{key: "y"}})
+		wantCode(t, "parameter "+key, err, codes.InvalidArgument, named)
+	}
 }
