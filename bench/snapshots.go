@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -75,10 +78,13 @@ type firstTouch struct {
 }
 
 // stall is the longest write, in milliseconds, of a load on a volume of 500,000
-// extents: in slices without a snapshot, and in those in which one is taken.
+// extents: in slices without a snapshot, and in those in which one is taken, by
+// turns. Held is for how long the primary held writes for the snapshot, which is
+// all that it adds to them.
 type stall struct {
 	Usual []float64 `json:"usualMs"`
 	With  []float64 `json:"withMs"`
+	Held  []float64 `json:"heldMs"`
 }
 
 // snapshots measures them all.
@@ -272,6 +278,10 @@ func (b *bench) stalls(ctx context.Context) error {
 		}
 		s.Usual, s.With = append(s.Usual, ms(usual.longest)), append(s.With, ms(with.longest))
 	}
+	if s.Held, err = b.cluster.holds(); err != nil || len(s.Held) < b.o.repeat {
+		return errors.Join(err, holdfast.E("look for holds", holdfast.NotFound, fmt.Sprintf("%d are logged, %d were made", len(s.Held), b.o.repeat)))
+	}
+	s.Held = s.Held[len(s.Held)-b.o.repeat:] // of this volume
 	for n := range b.o.repeat {
 		if err := b.cluster.dropSnapshot(ctx, fmt.Sprintf("%s-%d", name, n)); err != nil {
 			return err
@@ -304,6 +314,23 @@ func (c *cluster) snapshot(ctx context.Context, volume, name string) error {
 	}
 	_, err = cl.CreateSnapshot(ctx, &holdfastv1.CreateSnapshotRequest{Volume: volume, Name: name})
 	return holdfast.Wrap("take snapshot "+name, err)
+}
+
+// holds are the times that the first node's primaries say they held writes for
+// snapshots, in milliseconds, oldest first.
+func (c *cluster) holds() (held []float64, err error) {
+	log, err := os.ReadFile(c.path(0, "log"))
+	if err != nil {
+		return nil, holdfast.Wrap("look for holds", err)
+	}
+	for _, m := range regexp.MustCompile(`writes were held for ([0-9.]+) ms`).FindAllSubmatch(log, -1) {
+		x, err := strconv.ParseFloat(string(m[1]), 64)
+		if err != nil {
+			return nil, holdfast.Wrap("look for holds", err)
+		}
+		held = append(held, x)
+	}
+	return held, nil
 }
 
 func (c *cluster) dropSnapshot(ctx context.Context, name string) error {
@@ -348,7 +375,8 @@ func (s *snapshotFigures) print(w io.Writer) {
 		}
 	}
 	if len(s.Stall.With) > 0 {
-		fmt.Fprintf(w, "longest write on %d extents: %s ms; while a snapshot is taken: %s ms\n", manyExtents, spread(s.Stall.Usual), spread(s.Stall.With))
+		fmt.Fprintf(w, "longest write on %d extents: %s ms; while a snapshot is taken: %s ms, for which writes were held for %s ms\n",
+			manyExtents, spread(s.Stall.Usual), spread(s.Stall.With), spread(s.Stall.Held))
 	}
 	if len(s.Clone) > 0 {
 		fmt.Fprintf(w, "a clone of %d GiB: created, attached and mounted in %s ms\n", cloneBytes>>30, spread(s.Clone))
