@@ -13,49 +13,64 @@ import (
 	"github.com/holdfast-storage/holdfast/node/agent"
 )
 
-// pressureScript runs the service and a writer in one cgroup with little memory,
-// which the writer fills with dirty pages of a volume: when the daemon wants
-// memory, the kernel frees it by writing to that very volume, and must not have the
-// daemon wait for that. Then it grows the mounted ext4.
+// pressureScript runs the service in a cgroup with little memory and writes through
+// volumes: first from a cgroup with even less, then with hardly any memory left in
+// the whole machine, so that the kernel frees memory by writing to the daemon's own
+// devices, and must not have the daemon wait for that. Then it grows the mounted
+// ext4.
 //
 // PF_MEMALLOC_NOIO is the flag 0x80000 among a thread's in /proc/PID/stat
 // (linux/sched.h); PR_SET_IO_FLUSHER sets it.
 const pressureScript = `
 export HOLDFAST_ENDPOINT=unix:///run/n1.sock
-group=/sys/fs/cgroup/small
+groups=/sys/fs/cgroup
 mkdir -p /state && mkfs.ext4 -q -F /dev/vdb && mount -t ext4 /dev/vdb /state || exit 1
-mount -t cgroup2 none /sys/fs/cgroup && echo +memory >/sys/fs/cgroup/cgroup.subtree_control && mkdir $group || exit 1
-echo 128M >$group/memory.max
-sh -c "echo \$\$ >$group/cgroup.procs; exec holdfast node --config /etc/holdfast/n1.yaml" >/tmp/n1.log 2>&1 &
+mount -t cgroup2 none $groups && echo +memory >$groups/cgroup.subtree_control && mkdir $groups/daemon $groups/writer || exit 1
+echo 192M >$groups/daemon/memory.max
+# memory.high slows a writer down where memory.max would end it: Linux does not wait
+# long for dirty pages.
+echo 32M >$groups/writer/memory.high
+in_group() { sh -c 'echo $$ >/sys/fs/cgroup/$0/cgroup.procs && exec "$@"' "$@"; }
+failed() { echo "$@"; cat $groups/*/memory.events; tail -n 30 /tmp/n1.log; exit 1; }
 patiently() {
 	for i in $(seq 60); do "$@" >/tmp/out 2>&1 && { cat /tmp/out; return 0; }; sleep 2; done
-	cat /tmp/out; tail -n 20 /tmp/n1.log; return 1
+	cat /tmp/out; failed "$@"
 }
+in_group daemon holdfast node --config /etc/holdfast/n1.yaml >/tmp/n1.log 2>&1 &
 for fs in xfs ext4; do
-	patiently holdfast volume create $fs --size 400MiB --fs $fs --replicas 1 || exit 1
-	patiently holdfast volume attach $fs --node n1 || exit 1
+	patiently holdfast volume create $fs --size 400MiB --fs $fs --replicas 1
+	patiently holdfast volume attach $fs --node n1
 	d=$(sed -n 's/.* as //p' /tmp/out)
-	mkdir -p /mnt/$fs && mkfs.$fs -q $d && mount -t $fs $d /mnt/$fs || exit 1
+	mkdir -p /mnt/$fs && mkfs.$fs -q $d && mount -t $fs $d /mnt/$fs || failed mount
 done
 pids=$(pidof holdfast)
+[ $(echo $pids | wc -w) = 2 ] || failed "keeper and daemon are $pids"
 for s in $(for p in $pids; do echo /proc/$p/task/*/stat; done); do
-	[ $(($(cut -d' ' -f9 $s) & 0x80000)) != 0 ] || { echo "$s: no I/O flusher"; cat /tmp/n1.log; exit 1; }
+	[ $(($(cut -d' ' -f9 $s) & 0x80000)) != 0 ] || failed "$s: no I/O flusher"
 done
-[ $(echo $pids | wc -w) = 2 ] || { echo "keeper and daemon are $pids"; exit 1; }
-sh -c "echo \$\$ >$group/cgroup.procs
-for i in 1 2; do for fs in xfs ext4; do timeout 600 dd if=/dev/zero of=/mnt/\$fs/file bs=1M count=300 conv=notrunc,fsync || exit 1; done; done" || { cat /tmp/n1.log; exit 1; }
-cat $group/memory.events
-grep -q '^oom_kill 0$' $group/memory.events && [ "$(pidof holdfast)" = "$pids" ] || { cat /tmp/n1.log; exit 1; }
+for fs in xfs ext4; do
+	in_group writer timeout 900 dd if=/dev/zero of=/mnt/$fs/file bs=64k count=4800 conv=fsync || failed "write in a small group"
+done
+mkdir -p /full && mount -t tmpfs -o size=100% full /full
+available() { awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo; }
+n=0
+while [ $(available) -gt 120 ]; do n=$((n + 1)); dd if=/dev/urandom of=/full/$n bs=1M count=16 2>/dev/null || failed fill; done
+echo "$(available) MiB are available"
+for fs in xfs ext4; do
+	timeout 900 dd if=/dev/zero of=/mnt/$fs/file bs=64k count=4800 conv=notrunc,fsync || failed "write in a full machine"
+done
+umount /full
+grep -q '^oom_kill 0$' $groups/daemon/memory.events && [ "$(pidof holdfast)" = "$pids" ] || failed "the daemon was killed: $pids, $(pidof holdfast)"
 
-holdfast volume expand ext4 --size 800MiB && resize2fs $d || exit 1
-[ $(df -m /mnt/ext4 | awk 'END { print $2 }') -gt 700 ] || { df -m; exit 1; }
-timeout 600 dd if=/dev/zero of=/mnt/ext4/more bs=1M count=400 conv=fsync || exit 1
+holdfast volume expand ext4 --size 800MiB && resize2fs $d || failed grow
+[ $(df -m /mnt/ext4 | awk 'END { print $2 }') -gt 700 ] || failed "$(df -m)"
+timeout 900 dd if=/dev/zero of=/mnt/ext4/more bs=1M count=400 conv=fsync || failed "write behind the old end"
 umount /mnt/ext4 /mnt/xfs && fsck.ext4 -fn $d
 `
 
-// TestMemoryPressure: a daemon that shares a small memory cgroup with a writer
-// through its volumes goes on, as an I/O flusher; an ext4 grows while mounted.
-// Both need CAP_SYS_RESOURCE.
+// TestMemoryPressure: a daemon with little memory goes on, as an I/O flusher, while
+// writers dirty all there is through its volumes; an ext4 grows while mounted. Both
+// need CAP_SYS_RESOURCE.
 func TestMemoryPressure(t *testing.T) {
 	var disks []string // a pool, and the daemon's folder
 	for _, name := range []string{"pool", "state"} {
@@ -70,7 +85,7 @@ func TestMemoryPressure(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), cutLimit)
 	defer cancel()
-	m, err := vmtest.Boot(ctx, vmtest.Config{Dir: t.TempDir(), MemoryMB: 2048, Disks: disks, Guest: vmtest.Guest{
+	m, err := vmtest.Boot(ctx, vmtest.Config{Dir: t.TempDir(), MemoryMB: 1024, Disks: disks, Guest: vmtest.Guest{
 		Kernel: kernel(t, "bookworm-backports"), Modules: daemonModules(), Programs: daemonPrograms(),
 		Files: daemonFiles(t, []daemon.Config{loneNode()}), Script: pressureScript,
 	}})
