@@ -62,7 +62,7 @@ done
 umount /full
 grep -q '^oom_kill 0$' $groups/daemon/memory.events && [ "$(pidof holdfast)" = "$pids" ] || failed "the daemon was killed: $pids, $(pidof holdfast)"
 
-holdfast volume expand ext4 --size 800MiB && resize2fs $d || failed grow
+holdfast volume expand ext4 800MiB && resize2fs $d || failed grow
 [ $(df -m /mnt/ext4 | awk 'END { print $2 }') -gt 700 ] || failed "$(df -m)"
 timeout 900 dd if=/dev/zero of=/mnt/ext4/more bs=1M count=400 conv=fsync || failed "write behind the old end"
 umount /mnt/ext4 /mnt/xfs && fsck.ext4 -fn $d
