@@ -38,6 +38,16 @@ func (n *Node) newPlane(cluster holdfast.ClusterID) (*dataplane.Plane, error) {
 			}
 			return node.DataAddr, err
 		},
+		Others: func(ctx context.Context) ([]holdfast.NodeID, error) {
+			all, err := c.Store.Nodes(ctx)
+			var ids []holdfast.NodeID
+			for _, x := range all {
+				if x.Alive && x.ID != c.Agent.ID {
+					ids = append(ids, x.ID)
+				}
+			}
+			return ids, err
+		},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return c.RPC.DialData(ctx, addr) },
 		Log:  c.Log, Primary: c.Primary, RepairRate: c.RepairRate, Repairs: c.Repairs,
 		Changed: n.changes.put, Quiet: quiet,

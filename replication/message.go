@@ -117,7 +117,9 @@ type SnapshotRef struct {
 }
 
 // Hello opens a session: the primary of Grant asks the replica to promise
-// Message.Epoch and to refuse everybody older.
+// Message.Epoch and to refuse everybody older. Without a Replica it opens none: it
+// asks what the node's replicas of the volume know, whatever the record says of
+// them; the answer has the highest epoch promised, and Welcome.Shown.
 type Hello struct {
 	Cluster holdfast.ClusterID `json:"cluster"`
 	Volume  holdfast.VolumeID  `json:"volume"`
@@ -147,6 +149,8 @@ type Welcome struct {
 	Progress *Progress `json:"progress,omitempty"`
 	// Room: a repair asks for room before it copies (MsgRoom).
 	Room bool `json:"room,omitempty"`
+	// Shown answers a Hello without a replica: the newest record shown to one.
+	Shown *holdfast.Record `json:"shown,omitempty"`
 }
 
 // MaxParts bounds a Progress.

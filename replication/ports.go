@@ -42,6 +42,23 @@ type Records interface {
 	Read()
 }
 
+// Outsiders are the nodes that may have a replica of the volume which the record
+// does not name.
+type Outsiders interface {
+	// Ask asks all nodes that live what the replicas of the volume there were shown
+	// and have promised. The answers arrive together as Primary.OnOutsiders, when
+	// all are there, or it is given up to wait for more.
+	Ask()
+}
+
+// Outsider is what a node has said of its replicas: the newest record that one was
+// shown, and the highest epoch that one has promised. Both are zero if it has none.
+type Outsider struct {
+	Node    holdfast.NodeID
+	Record  holdfast.Record
+	Promise holdfast.Epoch
+}
+
 // RepairGate is what the primaries of one node share, so that their repairs
 // together keep to the node's limits. A nil one bounds nothing.
 type RepairGate interface {

@@ -123,6 +123,8 @@ type Ports struct {
 	Records Records
 	Events  Events
 	Repairs RepairGate // may be nil
+	// Outsiders may be nil: then only replicas that the record names are heard.
+	Outsiders Outsiders
 }
 
 // phase is where a primary is in its life.
@@ -198,6 +200,10 @@ func (p *Primary) Start() {
 	p.takeover.begun = now
 	for _, t := range p.peers {
 		p.dial(t)
+	}
+	if p.ports.Outsiders != nil {
+		p.takeover.asking = true
+		p.ports.Outsiders.Ask()
 	}
 }
 

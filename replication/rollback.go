@@ -47,6 +47,28 @@ func contradicts(old, next holdfast.Record) bool {
 	return false
 }
 
+// OnOutsiders is the event that nodes have said what they know, whether the record
+// names their replicas or not: after all members were replaced, only a replica that
+// an older record does not name may know the newer one. What comes while the volume
+// is served already counts as well.
+func (p *Primary) OnOutsiders(heard []Outsider) {
+	p.takeover.asking = false
+	for _, o := range heard {
+		switch newest := max(o.Promise, o.Record.Epoch); {
+		case p.phase == ended:
+			return
+		case newest > p.epoch:
+			p.member.doubt = max(p.member.doubt, newest) // only the store can say who is right
+		case contradicts(o.Record, p.rec):
+			p.rolledBack(o.Node)
+		}
+	}
+	if p.phase != ended {
+		p.plan()
+		p.tickTakeover(p.now())
+	}
+}
+
 // rolledBack ends a primary that a replica has refused although the record names
 // it: the replica was shown what the metadata store does not know any more. To
 // go on without that replica could promote an older set in place of a newer one.

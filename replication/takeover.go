@@ -14,7 +14,8 @@ type takeover struct {
 	begun    time.Duration
 	quietAt  time.Duration // when no older primary can answer reads any more
 	quietSet bool
-	run      int // which reconciliation: callbacks of an earlier one are void
+	run      int  // which reconciliation: callbacks of an earlier one are void
+	asking   bool // nodes that the record does not name have not answered yet
 }
 
 // tickTakeover goes on with the take-over as far as it can.
@@ -50,10 +51,11 @@ func (p *Primary) tickTakeover(now time.Duration) {
 	p.reconcile()
 }
 
-// mayKnowMore says whether a replica that is not in sync is being asked just now. If
-// the metadata store was rolled back, it may know a newer record, in which it is in
-// sync and the others are not, and it refuses us: better before anything is served
-// and written on an older set than after. It costs an ordinary take-over nothing: a
+// mayKnowMore says whether a replica that is not in sync, or nodes that the record
+// does not name, are being asked just now. If the metadata store was rolled back,
+// one may know a newer record, in which it is in sync and the others are not, and it
+// refuses us: better before anything is served and written on an older set than
+// after. It costs an ordinary take-over nothing: a
 // replica that was in sync is waited for anyway, a node that is known to be dead,
 // or refuses, is not waited for, and nobody for longer than AbsentAfter. Where one
 // has promised a higher epoch, the metadata store is read first: either this take-over
@@ -65,7 +67,7 @@ func (p *Primary) mayKnowMore(now time.Duration) bool {
 	if now >= p.takeover.begun+p.cfg.AbsentAfter {
 		return false
 	}
-	return slices.ContainsFunc(p.peers, func(t *peer) bool {
+	return p.takeover.asking || slices.ContainsFunc(p.peers, func(t *peer) bool {
 		return !t.inSync() && (t.attempt != 0 || t.conn != nil && !t.up) && !slices.Contains(p.cfg.Absent, t.rep.Node)
 	})
 }

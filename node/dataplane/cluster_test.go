@@ -169,7 +169,7 @@ func (nd *node) start() {
 	t := nd.c.t
 	t.Helper()
 	cfg := Config{Cluster: testCluster, Self: nd.id, Volumes: nd.store, Alive: nd.c.isAlive, Addr: nd.c.addr,
-		Dial: nd.dial, Quiet: &nd.quiet, Log: logger().With("node", string(nd.id)),
+		Others: nd.others, Dial: nd.dial, Quiet: &nd.quiet, Log: logger().With("node", string(nd.id)),
 		Changed: func(_ holdfast.VolumeID, what string) {
 			nd.c.mu.Lock()
 			defer nd.c.mu.Unlock()

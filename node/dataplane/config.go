@@ -22,6 +22,9 @@ type Config struct {
 	// Addr finds a node's data address, host:port. The last good answer is used
 	// when it fails, so that connections come back without the metadata store.
 	Addr func(ctx context.Context, node holdfast.NodeID) (string, error)
+	// Others lists the other nodes whose leases are there. A take-over asks them for
+	// replicas that the record does not name; nil asks none.
+	Others func(ctx context.Context) ([]holdfast.NodeID, error)
 	// Dial connects to a node's data address; internal/rpc has it.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	Log  *slog.Logger

@@ -45,8 +45,12 @@ func (v *volume) start(g granted) *Volume {
 	if g.quiet {
 		quiet()
 	}
+	var others replication.Outsiders
+	if p.cfg.Others != nil {
+		others = outsiders{h}
+	}
 	h.machine = replication.NewPrimary(cfg, replication.Ports{
-		Clock: p.clock, Dialer: dialer{h}, Records: records{h}, Repairs: gate{p.repairs, v},
+		Clock: p.clock, Dialer: dialer{h}, Records: records{h}, Repairs: gate{p.repairs, v}, Outsiders: others,
 		Events: replication.Events{
 			Serving: func() { quiet(); close(h.serving) },
 			Ended:   h.onEnded,

@@ -72,6 +72,10 @@ func (p *Plane) greet(nc net.Conn) {
 		p.log.Debug("data connection refused", "peer", nc.RemoteAddr().String(), "err", err)
 		return
 	}
+	if m.Hello.Replica == "" {
+		p.tell(nc, m)
+		return
+	}
 	c, status := p.route(nc, m)
 	if c == nil {
 		p.log.Debug("data connection refused", "peer", nc.RemoteAddr().String(), "status", int(status),

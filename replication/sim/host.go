@@ -236,7 +236,7 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 	if quiet {
 		h.quiet = rec.Primary.Grant
 	}
-	rs := &swapper{h: h}
+	rs, ask := &swapper{h: h}, &askAll{h: h}
 	cfg := h.c.cfg.Protocol
 	for _, o := range h.c.meta.hosts {
 		if !h.c.meta.alive(o.id) {
@@ -246,7 +246,7 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 	cfg.Cluster, cfg.Self, cfg.Record, cfg.PriorQuiet = clusterID, h.id, rec, quiet
 	var p *replication.Primary
 	dev := &device{c: h.c, h: h, stages: map[holdfast.ReplicaID]string{}}
-	p = replication.NewPrimary(cfg, replication.Ports{Clock: h.c.w, Dialer: h, Records: rs, Events: replication.Events{
+	p = replication.NewPrimary(cfg, replication.Ports{Clock: h.c.w, Dialer: h, Records: rs, Outsiders: ask, Events: replication.Events{
 		Serving: func() {
 			dev.look()
 			h.c.logf("%s: serving", h.id)
@@ -267,7 +267,7 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 		},
 		Changed: func(what string) { h.c.logf("%s: %s", h.id, what) },
 	}})
-	rs.p, dev.p, h.primary, h.device = p, p, p, dev
+	rs.p, ask.p, dev.p, h.primary, h.device = p, p, p, p, dev
 	h.maintaining = rec.AttachedTo() == ""
 	h.c.logf("%s: granted epoch %d", h.id, rec.Epoch)
 	p.Start()

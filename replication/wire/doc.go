@@ -58,7 +58,8 @@
 // A message type or flag that a release does not know is an error of kind
 // Corrupt that ends the connection, so nothing of the kind is sent to a peer that
 // has not shown that it knows it: Progress and the copied flag only go to a
-// replica whose Welcome has a progress.
+// replica whose Welcome has a progress. A Hello without a replica ends with its
+// answer; a release that does not know it answers StatusUnknown.
 //
 // # Versions
 //
