@@ -221,5 +221,5 @@ func remove(dir string) error {
 	if raw, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(raw), " "+dir+"/") {
 		return errors.Join(err, holdfast.E("clean up "+dir, holdfast.InUse, "something is still mounted below it; see: findmnt | grep "+dir))
 	}
-	return holdfast.Wrap("remove "+dir, os.RemoveAll(filepath.Clean(dir)))
+	return netcluster.Remove(filepath.Clean(dir))
 }

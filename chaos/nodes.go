@@ -318,7 +318,7 @@ func (f *fleet) replace(m *machine) error {
 	if ms, err := netcluster.MountsBelow(old); err != nil || len(ms) > 0 {
 		return errors.Join(err, holdfast.E("wipe node "+m.node(), holdfast.InUse, fmt.Sprintf("still mounted: %v", ms)))
 	}
-	if err := os.RemoveAll(old); err != nil {
+	if err := netcluster.Remove(old); err != nil {
 		return holdfast.Wrap("wipe node "+m.node(), err)
 	}
 	m.mu.Lock()

@@ -112,7 +112,7 @@ func TestNothingIsLeftByRunsThatAreKilledOrInterrupted(t *testing.T) {
 	t.Cleanup(func() {
 		if err := netcluster.Clean(context.Background(), n, dir); err != nil {
 			t.Error(err)
-		} else if err := os.RemoveAll(base); err != nil {
+		} else if err := netcluster.Remove(base); err != nil {
 			t.Error(err)
 		}
 	})

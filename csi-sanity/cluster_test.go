@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/controller/reconcile"
 	csisanity "github.com/holdfast-storage/holdfast/csi-sanity"
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/internal/testcluster"
 	"github.com/holdfast-storage/holdfast/metadata"
@@ -57,7 +58,7 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.RemoveAll(base); err != nil {
+		if err := errors.Join(mountpoint.ReleaseBelow(base), os.RemoveAll(base)); err != nil {
 			t.Error(err)
 		}
 	})

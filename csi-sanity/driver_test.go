@@ -2,6 +2,7 @@ package csisanity_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"maps"
@@ -24,6 +25,7 @@ import (
 	"github.com/holdfast-storage/holdfast"
 	csisanity "github.com/holdfast-storage/holdfast/csi-sanity"
 	"github.com/holdfast-storage/holdfast/internal/grpcstatus"
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 	nodecsi "github.com/holdfast-storage/holdfast/node/csi"
 )
 
@@ -222,7 +224,7 @@ func newEnv(t *testing.T, noStaging bool) csisanity.Env {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		if err := errors.Join(mountpoint.ReleaseBelow(dir), os.RemoveAll(dir)); err != nil {
 			t.Error(err)
 		}
 	})

@@ -40,6 +40,8 @@ for dir in "${TMPDIR:-/tmp}"/hf-test-* /var/tmp/hf-test-*; do
 	grep -q " $dir[/ ]" /proc/mounts && continue
 	busy "$dir" && continue
 	losetup -l -n -O BACK-FILE 2>/dev/null | grep -q "^$dir/" && continue
+	# What volumes were mounted on refuses to go while it has the immutable attribute.
+	find "$dir" -xdev -empty \( -type d -o -type f \) -exec chattr -f -i {} +
 	rm -rf --one-file-system "$dir" && echo "clean: removed $dir"
 done
 exit 0

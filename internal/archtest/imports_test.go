@@ -50,7 +50,7 @@ var importRules = []importRule{
 		why: "proto is what others speak; it speaks to nobody",
 	},
 	{
-		name: "internal", from: []string{"internal/buf", "internal/join", "internal/grpcstatus", "internal/rpc", "internal/archtest"},
+		name: "internal", from: []string{"internal/buf", "internal/join", "internal/grpcstatus", "internal/rpc", "internal/mountpoint", "internal/archtest"},
 		never: []string{"node", "controller", "engine", "replication", "api", "metadata", "daemon", "demo", "cmd"},
 		why:   "small tools below everything else import nothing of what uses them",
 	},

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 )
 
@@ -156,6 +157,11 @@ func Clean(ctx context.Context, n Network, dir string) error {
 		// Removing the folder now could remove what is mounted in it.
 		return errors.Join(append(errs, err, holdfast.E("clean up "+dir, holdfast.InUse, "something is still mounted below it; see: findmnt | grep "+dir))...)
 	}
-	errs = append(errs, holdfast.Wrap("remove "+dir, os.RemoveAll(dir)))
-	return errors.Join(errs...)
+	return errors.Join(append(errs, Remove(dir))...)
+}
+
+// Remove removes a folder below which volumes were mounted, and nothing is any
+// more: what a daemon that was killed has left refuses to go otherwise.
+func Remove(dir string) error {
+	return holdfast.Wrap("remove "+dir, errors.Join(mountpoint.ReleaseBelow(dir), os.RemoveAll(dir)))
 }

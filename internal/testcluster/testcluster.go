@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/metadata/memory"
 	"github.com/holdfast-storage/holdfast/node"
@@ -109,7 +110,7 @@ func (c *Cluster) close() {
 		c.t.Errorf("still mounted after the cluster was stopped: %v", left)
 		return
 	}
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := errors.Join(mountpoint.ReleaseBelow(c.dir), os.RemoveAll(c.dir)); err != nil {
 		c.t.Errorf("remove the cluster's directory: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 )
 
 // shutDown makes the XFS at path answer EIO to everything, as it does when its
@@ -173,7 +174,10 @@ func TestKilledAnywhere(t *testing.T) {
 			f.ok(f.stage(id, st, mountCap()), f.publish(id, st, tg, mountCap(), false), unix.Unmount(tg, 0))
 		}},
 		{"unmounted, target removed", func(f *fixture, id holdfast.VolumeID, st, tg string) {
-			f.ok(f.stage(id, st, mountCap()), f.publish(id, st, tg, mountCap(), false), unix.Unmount(tg, 0), os.Remove(tg))
+			f.ok(f.stage(id, st, mountCap()), f.publish(id, st, tg, mountCap(), false), unix.Unmount(tg, 0), mountpoint.Release(tg), os.Remove(tg))
+		}},
+		{"unmounted, target takes writes again", func(f *fixture, id holdfast.VolumeID, st, tg string) {
+			f.ok(f.stage(id, st, mountCap()), f.publish(id, st, tg, mountCap(), false), unix.Unmount(tg, 0), mountpoint.Release(tg))
 		}},
 		{"unstaged but for the state", func(f *fixture, id holdfast.VolumeID, st, _ string) {
 			f.ok(f.stage(id, st, mountCap()), unix.Unmount(st, 0))

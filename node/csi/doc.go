@@ -10,6 +10,9 @@
 //   - It answers OK to NodeUnpublishVolume and NodeUnstageVolume only when nothing
 //     is mounted at or below the path any more: Mesos then deletes the directory
 //     recursively, across mounts, so a false OK is a loss of data.
+//   - A path that it mounts on refuses writes while the mount is away, because its
+//     device died, until it is unpublished or unstaged (package internal/mountpoint;
+//     where the path's filesystem can do that).
 //   - It formats only a device that is provably empty.
 //   - It unmounts only what is its own, and lazily only where the device is dead.
 //   - Work goes on when its caller's deadline passes; the repeated call joins it.

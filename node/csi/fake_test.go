@@ -2,6 +2,7 @@ package nodecsi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 )
 
 const mib = 1 << 20
@@ -217,7 +219,7 @@ func cleanUp(t *testing.T, dir string) {
 		t.Errorf("mounts are left below %s (%v)", dir, err)
 		return
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := errors.Join(mountpoint.ReleaseBelow(dir), os.RemoveAll(dir)); err != nil {
 		t.Error(err)
 	}
 }

@@ -41,7 +41,7 @@ func (s *Service) ensurePublished(ctx context.Context, q request, st *volumeStat
 		err = s.show(ctx, q, st, dev)
 	}
 	if err != nil && made {
-		if rerr := removeTarget(e.Path); rerr != nil && s.clearPath(ctx, st, e.Path) == nil {
+		if rerr := removeTarget(e.Path); rerr != nil && s.bare(ctx, st, e.Path) == nil {
 			_ = removeTarget(e.Path) // best effort: the error that counts is err
 		}
 	}
@@ -50,6 +50,7 @@ func (s *Service) ensurePublished(ctx context.Context, q request, st *volumeStat
 
 // show mounts or binds at a target that is there and on which nothing is mounted.
 func (s *Service) show(ctx context.Context, q request, st *volumeState, dev blockDev) error {
+	s.guard(q.target)
 	switch {
 	case q.use.block:
 		return bind(dev.path, q.target, false)

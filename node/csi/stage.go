@@ -177,6 +177,7 @@ func (s *Service) remake(ctx context.Context, st *volumeState, dev blockDev) {
 }
 
 func (s *Service) remakeOne(ctx context.Context, st *volumeState, e entry, dev blockDev) error {
+	s.guard(e.Path)
 	if e.Block {
 		if err := bind(dev.path, e.Path, false); err != nil {
 			return err
@@ -202,7 +203,7 @@ func (s *Service) undo(ctx context.Context, st *volumeState, before []entry, was
 		if slices.ContainsFunc(before, func(b entry) bool { return b.Path == e.Path }) {
 			continue
 		}
-		if err := s.clearPath(ctx, st, e.Path); err != nil {
+		if err := s.bare(ctx, st, e.Path); err != nil {
 			s.cfg.Log.Warn("a failed call left a mount behind; unstaging removes it", "volume", st.Volume, "path", e.Path, "err", err)
 			continue
 		}
@@ -269,6 +270,7 @@ func (s *Service) ensureStaged(ctx context.Context, q request, st *volumeState, 
 	if err := s.states.save(st); err != nil {
 		return err
 	}
+	s.guard(e.Path)
 	if err := s.mountOnce(ctx, filesystem{dev: dev, path: e.Path, use: q.use, st: st}); err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func (s *Service) takeAway(ctx context.Context, called string, e entry) error {
 			return err
 		}
 	}
-	if err := s.clearPath(ctx, st, e.Path); err != nil {
+	if err := s.bare(ctx, st, e.Path); err != nil {
 		return err
 	}
 	if e.Role == published {
@@ -92,7 +92,7 @@ func (s *Service) takeAway(ctx context.Context, called string, e entry) error {
 
 // takeUnknown is takeAway for a volume that does not exist.
 func (s *Service) takeUnknown(ctx context.Context, e entry) error {
-	if err := s.clearPath(ctx, &volumeState{}, e.Path); err != nil {
+	if err := s.bare(ctx, &volumeState{}, e.Path); err != nil {
 		return err
 	}
 	if e.Role == published {

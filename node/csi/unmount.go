@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/internal/buf"
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 )
 
 // busyPause is how long to wait before something busy is tried again.
@@ -58,6 +59,23 @@ func (s *Service) clearPath(ctx context.Context, st *volumeState, path string) e
 			return holdfast.WrapKind(op+": it is still in use; end what uses it and try again; mounted there: "+left.String(), holdfast.InUse, last)
 		}
 	}
+}
+
+// guard makes what is at path refuse writes while nothing is mounted there: when a
+// mount is taken away from a task that goes on, it must not write to the host's
+// disk instead. Where that is impossible the path works as it did without.
+func (s *Service) guard(path string) {
+	if err := mountpoint.Guard(path); err != nil {
+		s.cfg.Log.Debug("the path takes writes while the volume is not mounted there", "path", path, "err", err)
+	}
+}
+
+// bare is clearPath, after which what is at path takes writes again.
+func (s *Service) bare(ctx context.Context, st *volumeState, path string) error {
+	if err := s.clearPath(ctx, st, path); err != nil {
+		return err
+	}
+	return mountpoint.Release(path)
 }
 
 // pause waits a moment; false when ctx has ended.
@@ -220,6 +238,9 @@ func removeTarget(path string) error {
 		return holdfast.E(op, holdfast.InUse, "nothing is mounted there, but it is a file with content; move it away")
 	case !fi.IsDir() && !fi.Mode().IsRegular():
 		return holdfast.E(op, holdfast.InUse, "it is neither a directory nor a regular file, so it was not made for this volume; move it away")
+	}
+	if err := mountpoint.Release(path); err != nil {
+		return holdfast.Wrap(op, err)
 	}
 	err = os.Remove(path)
 	if errors.Is(err, unix.ENOTEMPTY) {
