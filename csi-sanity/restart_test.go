@@ -1,11 +1,13 @@
 package csisanity_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	csisanity "github.com/holdfast-storage/holdfast/csi-sanity"
@@ -76,6 +78,23 @@ func (u use) takeAway() {
 	}
 }
 
+// refusesWrites makes sure that what a task writes by path while the device is away
+// is not taken by the host's own disk. A daemon that is killed leaves its mounts,
+// which give errors, to its successor.
+func (u use) refusesWrites(file string, unmounted bool) {
+	u.Helper()
+	mounted, err := mountinfo.Mounted(u.target)
+	if err != nil || mounted && unmounted {
+		u.Fatalf("mounted at %s: %v (%v)", u.target, mounted, err)
+	}
+	if mounted {
+		return
+	}
+	if err := os.WriteFile(file, []byte("lost"), 0o600); !errors.Is(err, unix.EPERM) {
+		u.Errorf("a write by path while the device is away: %v, want EPERM", err)
+	}
+}
+
 func daemonEnds(t *testing.T, kill, block bool) {
 	c := startCluster(t)
 	u := newUse(t, c.env(t), block)
@@ -103,6 +122,7 @@ func daemonEnds(t *testing.T, kill, block bool) {
 	} else {
 		c.Nodes[0].Stop()
 	}
+	u.refusesWrites(file+map[bool]string{false: "-new"}[block], !kill)
 	c.Nodes[0].Start()
 
 	u.bring()

@@ -249,3 +249,26 @@ func mustRun(t *testing.T, name string, args ...string) {
 		t.Fatal(err)
 	}
 }
+
+// A daemon that was killed leaves the folders guarded on which it had mounted
+// volumes; they must not stop the next run.
+func TestCleanRemovesBareMountPoints(t *testing.T) {
+	dir, err := os.MkdirTemp("/var/tmp", "hf-test-bare-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, block := filepath.Join(dir, "n1/pods/db/data"), filepath.Join(dir, "n1/pods/raw")
+	err = errors.Join(os.MkdirAll(target, 0o755), os.WriteFile(block, nil, 0o600), mountpoint.Guard(target), mountpoint.Guard(block))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err == nil {
+		t.Fatal("the test proves nothing: guarded folders were removed")
+	}
+	if err := Clean(context.Background(), Network{Prefix: "hf-test-bare-"}, dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder is left: %v", err)
+	}
+}
