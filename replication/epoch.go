@@ -47,6 +47,7 @@ func (p *Primary) lost() uint32 {
 // announce tells one session the new epoch.
 func (p *Primary) announce(t *peer) {
 	rec, epoch := p.rec.Clone(), p.epoch
+	t.shown = rec.Revision
 	// One under repair needs the marks too: it may be somebody's source soon.
 	m := &Message{Type: MsgEpoch, Record: &rec, Extents: p.member.marks}
 	p.ask(t, m, func(m *Message) { p.heardEpoch(t, epoch, m) })

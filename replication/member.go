@@ -414,13 +414,18 @@ func (p *Primary) growPeers() {
 // tellRecord shows a newer record of the same epoch to all replicas
 // (invariant 10). Nothing waits for it.
 func (p *Primary) tellRecord() {
-	if mutant(Mutate10NoTelling) {
+	for _, t := range p.peers {
+		p.tellRecordTo(t)
+	}
+}
+
+// tellRecordTo does it for one. Who is just being greeted gets it afterwards: the
+// Hello may have gone with an older one.
+func (p *Primary) tellRecordTo(t *peer) {
+	if !t.up || t.shown >= p.rec.Revision || mutant(Mutate10NoTelling) {
 		return
 	}
-	for _, t := range p.peers {
-		if t.up {
-			rec := p.rec.Clone()
-			p.ask(t, &Message{Type: MsgRecord, Record: &rec}, func(*Message) {})
-		}
-	}
+	rec := p.rec.Clone()
+	t.shown = rec.Revision
+	p.ask(t, &Message{Type: MsgRecord, Record: &rec}, func(*Message) {})
 }

@@ -38,6 +38,7 @@ type peer struct {
 	greetedAt    time.Duration
 	growing      bool
 	growAt       time.Duration // not asked to grow before this time
+	shown        int64         // the revision of the record that was sent to it last
 	unsettled    bool          // it was repaired, and has not been told to forget tail and suspects
 	settling     int           // how often it was told so, without an answer yet
 	// unfit: it lost acknowledged writes, or its disk failed, while its answer
@@ -170,6 +171,7 @@ func (p *Primary) OnConnected(attempt uint64, c Conn) {
 		t.conn, t.up = c, false
 		t.pending, t.heard = make(map[uint64]call), p.now()
 		rec := p.rec.Clone()
+		t.shown = rec.Revision
 		h := &Hello{Cluster: p.cfg.Cluster, Volume: rec.ID, Replica: t.rep.ID, Node: p.cfg.Self, Grant: p.grant, Record: rec}
 		epoch := p.epoch
 		p.send(t, &Message{Type: MsgHello, Hello: h}, call{fn: func(m *Message) { p.greeted(t, epoch, m) }})
@@ -342,6 +344,7 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	default:
 		t.epochPending = false // the greeting carried the epoch
 	}
+	p.tellRecordTo(t)
 	p.tickTakeover(p.now())
 	p.plan()
 }

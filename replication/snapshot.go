@@ -277,6 +277,7 @@ func (p *Primary) clearCut(bits uint32) {
 		h.first = &c.snap
 	}
 	p.snaps.taken = append(p.snaps.taken, c.snap)
+	p.adoptSnapshots() // it may have been deleted meanwhile: then it is a leftover (seed 70039475)
 	p.snaps.failures, p.snaps.why = 0, ""
 	p.changed("snapshot %s was taken; writes were held for %.1f ms", c.snap.ID, (p.now()-h.since).Seconds()*1000)
 	c.done(nil)
