@@ -91,7 +91,7 @@ func (c *cluster) link(kind string, h, o *host, span time.Duration) {
 		w.after(span, func() { delete(h.cutTo, o.machine); delete(o.cutTo, h.machine) })
 	case "flap":
 		for at := time.Duration(0); at < span; at += w.between(5*time.Millisecond, 400*time.Millisecond) {
-			w.after(at, func() { c.cutOff(h, w.chance(0.5)) })
+			w.after(at, func() { c.cutOff(h, w.chance(0.5) && !c.calm) }) // not while all are to be well (seed 70048139)
 		}
 		w.after(span, func() { c.cutOff(h, false) })
 	case "isolate":

@@ -292,7 +292,13 @@ func (c *cluster) settled(start time.Duration) error {
 		return len(c.devs) == 1 && c.snapsWell() && rec.Healthy() && len(rec.Replicas) == rec.Spec.Replicas && rec.SizeBytes >= rec.Spec.SizeBytes && c.devs[0].p.Phase() == "serving" &&
 			rec.Primary != nil && rec.Primary.Grant == c.devs[0].p.Grant()
 	}
-	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > start+2*time.Second })
+	// Who was paused has to see first what happened meanwhile (seed 70039475: it
+	// took a snapshot that had been deleted).
+	awake := start
+	for _, m := range c.machines {
+		awake = max(awake, m.pausedUntil)
+	}
+	c.w.runUntil(start+c.cfg.Heal, func() bool { return well() && c.w.now > awake+2*time.Second })
 	if !well() && c.rolledBack && errors.Is(c.lastEnd, replication.ErrRolledBack) && len(c.devs) == 0 {
 		return errRefused
 	}
