@@ -59,7 +59,7 @@ func (p *Primary) OnOutsiders(heard []Outsider) {
 			return
 		case newest > p.epoch:
 			p.member.doubt = max(p.member.doubt, newest) // only the store can say who is right
-		case contradicts(o.Record, p.rec):
+		case contradicts(o.Record, p.rec) && !mutant(MutateRollbackGoOn):
 			p.rolledBack(o.Node)
 		}
 	}
