@@ -62,6 +62,7 @@ type chain struct {
 	// replica's own lock: clones read under this one alone.
 	mu     sync.RWMutex
 	snaps  []*snapshot // oldest first, those being dropped included
+	shown  atomic.Pointer[[]shown]
 	claims claims
 	turns  turns
 	// target is the snapshot that a first write to a granule puts its content
@@ -96,6 +97,7 @@ func openChain(p *Pool, id holdfast.ReplicaID, m *meta) (*chain, error) {
 		return nil, errors.Join(err, c.close())
 	}
 	c.retarget()
+	c.show()
 	return c, nil
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/engine/disk"
+	"github.com/holdfast-storage/holdfast/internal/buf"
 )
 
 const (
@@ -69,24 +70,31 @@ func bitmapBytes(size int64) int64 {
 	return (bytes + disk.PageSize - 1) / disk.PageSize * disk.PageSize
 }
 
-// changeMap is the mapped bitmap of one epoch.
+// changeMap is the bitmap of one epoch. Its bits are in the replica's memory; its
+// file has those that a sync has made durable.
 type changeMap struct {
 	epoch holdfast.Epoch
 	name  string
 	f     disk.File
-	m     disk.Mapping
+	bits  *shadow
 	words []uint64
 	ready []atomic.Bool // per step: bits may be stored
-	dirty atomic.Bool   // stored to since the last sync
+	used  []atomic.Bool // per step: there may be some
+	stale []atomic.Bool // per page: stored to since it was last written to the file
+	dirty atomic.Bool   // any of them is, or the file was never synced
 	mu    sync.Mutex    // allocating
+	// syncing lets one at a time write the file: who comes while another one is
+	// at it must not return before that is durable.
+	syncing sync.Mutex
 }
 
-// openMap maps an existing map, lengthening it to size if need be.
-func openMap(fs disk.FS, dir string, epoch holdfast.Epoch, size int64) (*changeMap, error) {
-	c := &changeMap{epoch: epoch, name: path.Join(dir, mapName(epoch))}
+// openMap opens an existing map whose bits are in a piece of memory, lengthening
+// it to size if need be. On error the piece is closed.
+func openMap(fs disk.FS, dir string, bits *shadow, epoch holdfast.Epoch, size int64) (*changeMap, error) {
+	c := &changeMap{epoch: epoch, name: path.Join(dir, mapName(epoch)), bits: bits}
 	f, err := fs.Open(c.name, 0)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, bits.close())
 	}
 	c.f = f
 	c.dirty.Store(true) // by a process before, perhaps
@@ -100,43 +108,92 @@ func openMap(fs disk.FS, dir string, epoch holdfast.Epoch, size int64) (*changeM
 		err = c.resize(size)
 	}
 	if err != nil {
-		_ = f.Close()
-		return nil, holdfast.Wrap(c.name, err)
+		return nil, holdfast.Wrap(c.name, errors.Join(err, c.close()))
 	}
 	return c, nil
 }
 
-// resize maps the file at the length that a replica of size bytes needs; the
-// length is durable. Nobody else uses the map meanwhile.
+// resize gives the file and the memory the length that a replica of size bytes
+// needs; the file's is durable. Nobody else uses the map meanwhile. On error it is
+// as it was.
 func (c *changeMap) resize(size int64) error {
-	want := mapHeader + bitmapBytes(size)
+	want := bitmapBytes(size)
 	info, err := c.f.Stat()
 	if err != nil {
 		return err
 	}
-	if c.m != nil {
-		if err := c.m.Close(); err != nil {
+	if info.SizeBytes < mapHeader+want {
+		if err := errors.Join(c.f.Truncate(mapHeader+want), c.f.Sync()); err != nil {
 			return err
 		}
-		c.m, c.words = nil, nil
 	}
-	if info.SizeBytes < want {
-		if err = errors.Join(c.f.Truncate(want), c.f.Sync()); err != nil {
-			want = info.SizeBytes // go on as before
-		}
+	if err := c.bits.lengthen(max(want, int64(len(c.words))*8)); err != nil {
+		return err
 	}
-	var errMap error
-	if c.m, errMap = c.f.Map(want); errMap != nil {
-		return errors.Join(err, errMap)
-	}
-	mem := c.m.Bytes()[mapHeader:]
+	mem := c.bits.mem
 	c.words = unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), len(mem)/8)
-	c.ready = make([]atomic.Bool, (len(mem)+mapStep-1)/mapStep)
-	return err
+	steps := (len(mem) + mapStep - 1) / mapStep
+	c.ready = make([]atomic.Bool, steps) // one of them may have become longer
+	c.used = longer(c.used, steps)
+	c.stale = longer(c.stale, len(mem)/disk.PageSize)
+	return nil
 }
 
-// prepare allocates the space for the bits of [off, off+n): kind NoSpace if
-// there is none.
+// longer gives n flags, the first ones as they were.
+func longer(old []atomic.Bool, n int) []atomic.Bool {
+	out := make([]atomic.Bool, n)
+	for i := range old {
+		out[i].Store(old[i].Load())
+	}
+	return out
+}
+
+// recall makes what a killed process has stored the map's, to be written to the
+// file by the next sync.
+func (c *changeMap) recall() error {
+	xs, err := c.bits.stored()
+	if err != nil {
+		return err
+	}
+	for _, x := range xs {
+		if err := c.prepareBits(x); err != nil {
+			return err
+		}
+		for p := x.Offset / disk.PageSize; p*disk.PageSize < x.End(); p++ {
+			c.stale[p].Store(true)
+		}
+	}
+	return nil
+}
+
+// read fills the memory, which is empty, with what the file has.
+func (c *changeMap) read() error {
+	xs, err := c.f.Extents(mapHeader, int64(len(c.bits.mem)))
+	if err != nil {
+		return err
+	}
+	for _, x := range xs {
+		x.Offset -= mapHeader
+		if err := c.prepareBits(x); err != nil {
+			return err
+		}
+		n, err := c.f.ReadAt(c.bits.mem[x.Offset:x.End()], mapHeader+x.Offset)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		clear(c.bits.mem[x.Offset+int64(n) : x.End()])
+	}
+	return nil
+}
+
+// prepareBits is prepare for a range of the bitmap's bytes.
+func (c *changeMap) prepareBits(x holdfast.Extent) error {
+	const each = 8 * blockSize
+	return c.prepare(x.Offset*each, x.Length*each)
+}
+
+// prepare allocates the space for the bits of [off, off+n), on the disk and in
+// memory: kind NoSpace if there is none.
 func (c *changeMap) prepare(off, n int64) error {
 	const span = mapStep * 8 * blockSize
 	for i := off / span; i <= (off+n-1)/span; i++ {
@@ -156,9 +213,10 @@ func (c *changeMap) allocate(i int64) error {
 		return nil
 	}
 	n := min(mapStep, int64(len(c.words))*8-i*mapStep)
-	if err := c.f.Allocate(mapHeader+i*mapStep, n); err != nil {
+	if err := errors.Join(c.f.Allocate(mapHeader+i*mapStep, n), c.bits.allocate(i*mapStep, n)); err != nil {
 		return err
 	}
+	c.used[i].Store(true)
 	c.ready[i].Store(true)
 	return nil
 }
@@ -176,10 +234,14 @@ func (c *changeMap) set(off, n int64) {
 		if atomic.LoadUint64(&c.words[w])&mask != mask {
 			atomic.OrUint64(&c.words[w], mask)
 		}
+		// After the bits: a sync that begins in between has them, or leaves the page
+		// stale for the next one. Also when the bits were there: who has set them may
+		// not have come so far.
+		if p := &c.stale[w*8/disk.PageSize]; !p.Load() {
+			p.Store(true)
+		}
 		b = (w + 1) * 64
 	}
-	// After the bits: a sync that begins in between has them, or leaves the map
-	// dirty for the next one.
 	if !c.dirty.Load() {
 		c.dirty.Store(true)
 	}
@@ -200,28 +262,50 @@ func (c *changeMap) mark(xs []holdfast.Extent) error {
 
 // sync makes the bits set before it durable.
 func (c *changeMap) sync() error {
+	c.syncing.Lock()
+	defer c.syncing.Unlock()
 	if !c.dirty.Swap(false) {
 		return nil
 	}
-	if err := c.m.Sync(); err != nil {
+	err := c.write()
+	if err == nil {
+		err = c.f.Sync()
+	}
+	if err != nil {
 		c.dirty.Store(true)
 		return corrupt(c.name, err) // final, whatever it was
 	}
 	return nil
 }
 
-func (c *changeMap) close() error {
-	if c.m == nil {
-		return c.f.Close()
+// write writes the stale pages to the file.
+func (c *changeMap) write() error {
+	const perPage = disk.PageSize / 8
+	b := buf.Get(disk.PageSize)
+	defer b.Release()
+	for p := range c.stale {
+		if !c.stale[p].Load() || !c.stale[p].Swap(false) {
+			continue
+		}
+		for i := range perPage {
+			binary.LittleEndian.PutUint64(b.B[8*i:], atomic.LoadUint64(&c.words[p*perPage+i]))
+		}
+		if _, err := c.f.WriteAt(b.B, mapHeader+int64(p)*disk.PageSize, false); err != nil {
+			c.stale[p].Store(true)
+			return err
+		}
 	}
-	return closeAll(c.m, c.f)
+	return nil
 }
+
+func (c *changeMap) close() error { return errors.Join(c.bits.close(), c.f.Close()) }
 
 // changes are the change maps of an open replica. The owner's lock keeps grow
 // and prune away from all other methods.
 type changes struct {
 	fs   disk.FS
 	dir  string
+	mem  memory
 	cur  atomic.Pointer[changeMap]
 	mu   sync.Mutex
 	maps []*changeMap // by epoch
@@ -229,9 +313,11 @@ type changes struct {
 }
 
 // openChanges opens all maps; those of epochs before since were given up
-// durably, and are removed.
-func openChanges(fs disk.FS, dir string, since holdfast.Epoch, size int64) (*changes, error) {
-	c := &changes{fs: fs, dir: dir, size: size}
+// durably, and are removed. kept says that their bits are in memory, which then is
+// whole, or the error is of kind NotFound or Corrupt; otherwise the memory is
+// fresh, and filled from the files.
+func openChanges(fs disk.FS, dir string, y memory, o openedMaps) (*changes, error) {
+	c := &changes{fs: fs, dir: dir, mem: y, size: o.size}
 	entries, err := fs.List(dir)
 	if err != nil {
 		return nil, err
@@ -239,11 +325,11 @@ func openChanges(fs disk.FS, dir string, since holdfast.Epoch, size int64) (*cha
 	for _, e := range entries {
 		epoch, ok := parseMapName(e.Name)
 		switch {
-		case disk.IsTemporary(e.Name), ok && epoch < since:
+		case disk.IsTemporary(e.Name), ok && epoch < o.since:
 			err = fs.Remove(path.Join(dir, e.Name))
 		case ok:
 			var m *changeMap
-			if m, err = openMap(fs, dir, epoch, size); err == nil {
+			if m, err = c.open(epoch, o.kept); err == nil {
 				c.maps = append(c.maps, m)
 			}
 		}
@@ -252,6 +338,37 @@ func openChanges(fs disk.FS, dir string, since holdfast.Epoch, size int64) (*cha
 		}
 	}
 	return c, nil
+}
+
+// openedMaps says how the maps are opened.
+type openedMaps struct {
+	since holdfast.Epoch
+	size  int64
+	kept  bool
+}
+
+// open opens the map of an epoch whose file is there.
+func (c *changes) open(epoch holdfast.Epoch, kept bool) (*changeMap, error) {
+	piece := c.mem.create
+	if kept {
+		piece = c.mem.open
+	}
+	bits, err := piece(mapName(epoch), bitmapBytes(c.size))
+	if err != nil {
+		return nil, err
+	}
+	m, err := openMap(c.fs, c.dir, bits, epoch, c.size)
+	if err != nil {
+		return nil, err
+	}
+	fill := m.read
+	if kept {
+		fill = m.recall
+	}
+	if err := fill(); err != nil {
+		return nil, errors.Join(err, m.close())
+	}
+	return m, nil
 }
 
 // of gives the epoch's map, and makes it if there is none; its being there is
@@ -264,12 +381,7 @@ func (c *changes) of(epoch holdfast.Epoch) (*changeMap, error) {
 	defer c.mu.Unlock()
 	i, found := slices.BinarySearchFunc(c.maps, epoch, func(m *changeMap, e holdfast.Epoch) int { return cmp.Compare(m.epoch, e) })
 	if !found {
-		head := make([]byte, mapHeader)
-		encodeMapHeader(head, epoch)
-		if err := disk.ReplaceFile(c.fs, path.Join(c.dir, mapName(epoch)), head); err != nil {
-			return nil, err
-		}
-		m, err := openMap(c.fs, c.dir, epoch, c.size)
+		m, err := c.make(epoch)
 		if err != nil {
 			return nil, err
 		}
@@ -277,6 +389,21 @@ func (c *changes) of(epoch holdfast.Epoch) (*changeMap, error) {
 	}
 	c.cur.Store(c.maps[i])
 	return c.maps[i], nil
+}
+
+// make makes a map: first its piece of memory, as a file without one is that of a
+// memory which is lost; a piece without a file is nobody's.
+func (c *changes) make(epoch holdfast.Epoch) (*changeMap, error) {
+	bits, err := c.mem.create(mapName(epoch), bitmapBytes(c.size))
+	if err != nil {
+		return nil, err
+	}
+	head := make([]byte, mapHeader)
+	encodeMapHeader(head, epoch)
+	if err := disk.ReplaceFile(c.fs, path.Join(c.dir, mapName(epoch)), head); err != nil {
+		return nil, errors.Join(err, bits.close())
+	}
+	return openMap(c.fs, c.dir, bits, epoch, c.size)
 }
 
 // newest is the latest epoch that has a map; 0 if none has.
@@ -314,7 +441,9 @@ func (c *changes) since(epoch holdfast.Epoch) []holdfast.Extent {
 	}
 	word := func(i int) (w uint64) {
 		for _, m := range maps {
-			w |= atomic.LoadUint64(&m.words[i])
+			if m.used[i*8/mapStep].Load() { // what was never stored to has no memory, and gets none
+				w |= atomic.LoadUint64(&m.words[i])
+			}
 		}
 		return w
 	}
@@ -341,7 +470,7 @@ func (c *changes) prune(since holdfast.Epoch) error {
 	for len(c.maps) > 0 && c.maps[0].epoch < since {
 		m := c.maps[0]
 		c.maps = c.maps[1:]
-		if err := errors.Join(m.close(), c.fs.Remove(m.name)); err != nil {
+		if err := errors.Join(m.close(), c.fs.Remove(m.name), c.mem.remove(mapName(m.epoch))); err != nil {
 			return err
 		}
 	}

@@ -122,7 +122,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 
 func (w *world) openPool() error {
 	fs := disk.NewFaulty(w.mem, w.fuse.hook)
-	p, err := OpenFS(FSOptions{FS: fs, Cluster: testCluster, BootID: fmt.Sprint("boot-", w.boot), ReserveBytes: 1 << 20})
+	p, err := OpenFS(FSOptions{FS: fs, Memory: fs.Volatile(), Cluster: testCluster, BootID: fmt.Sprint("boot-", w.boot), ReserveBytes: 1 << 20})
 	w.pool = p
 	return err
 }

@@ -41,7 +41,10 @@ type OpenOptions struct {
 	Cluster   holdfast.ClusterID
 	Node      holdfast.NodeID // this one; a pool that was formatted on another says so in Info
 	MountRoot string          // pools are mounted in it, in directories named by their ids
-	BootID    string          // of the host
+	// MemoryRoot is where the memory of pools is mounted, likewise: what an open
+	// replica stores with every write, see the package comment.
+	MemoryRoot string
+	BootID     string // of the host
 	// ReserveBytes is the space kept free for metadata; 0 for the default.
 	ReserveBytes int64
 	// SnapshotPercent is how much of the pool the snapshots of open replicas may
@@ -361,12 +364,12 @@ func (b blockDevice) openPool(o OpenOptions, id holdfast.PoolID) (*Pool, error) 
 		}
 		return nil, err
 	}
-	p, err := m.open(o)
+	p, err := m.open(o, id)
 	if !m.fresh && errors.Is(err, unix.EIO) && unix.Unmount(m.dir, 0) == nil {
 		if m, err = mountPool(b, o.MountRoot, id); err != nil {
 			return nil, err
 		}
-		p, err = m.open(o)
+		p, err = m.open(o, id)
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.undo())
@@ -375,12 +378,19 @@ func (b blockDevice) openPool(o OpenOptions, id holdfast.PoolID) (*Pool, error) 
 }
 
 // open opens the pool that is mounted, and makes it responsible for the mount.
-func (m *mounted) open(o OpenOptions) (*Pool, error) {
+func (m *mounted) open(o OpenOptions, id holdfast.PoolID) (*Pool, error) {
 	fs, err := disk.OpenDir(m.dir)
 	if err != nil {
 		return nil, err
 	}
-	p, err := OpenFS(FSOptions{FS: fs, Cluster: o.Cluster, Node: o.Node, BootID: o.BootID, ReserveBytes: o.ReserveBytes, SnapshotPercent: o.SnapshotPercent, Device: o.Device})
+	if err := m.mountMemory(o.MemoryRoot, id); err != nil {
+		return nil, err
+	}
+	memory, err := disk.OpenDir(m.memory)
+	if err != nil {
+		return nil, err
+	}
+	p, err := OpenFS(FSOptions{FS: fs, Memory: memory, Cluster: o.Cluster, Node: o.Node, BootID: o.BootID, ReserveBytes: o.ReserveBytes, SnapshotPercent: o.SnapshotPercent, Device: o.Device})
 	if err != nil {
 		return nil, err
 	}

@@ -36,9 +36,11 @@ func image(t testing.TB, bytes int64) (path, root string) {
 	}
 	path, root = filepath.Join(dir, "pool.img"), filepath.Join(dir, "mnt")
 	t.Cleanup(func() {
-		entries, _ := os.ReadDir(root)
-		for _, e := range entries {
-			_ = unix.Unmount(filepath.Join(root, e.Name()), unix.MNT_DETACH)
+		for _, r := range []string{root, memoryRoot(root)} {
+			entries, _ := os.ReadDir(r)
+			for _, e := range entries {
+				_ = unix.Unmount(filepath.Join(r, e.Name()), unix.MNT_DETACH)
+			}
 		}
 		images, _ := filepath.Glob(filepath.Join(dir, "*.img"))
 		for _, img := range images {
@@ -58,12 +60,14 @@ func image(t testing.TB, bytes int64) (path, root string) {
 	return path, root
 }
 
+func memoryRoot(mounts string) string { return mounts + "-memory" }
+
 func formatOptions(path, root string) FormatOptions {
 	return FormatOptions{Device: path, Cluster: testCluster, Node: "node-a", MountRoot: root}
 }
 
 func openOptions(path, root string) OpenOptions {
-	return OpenOptions{Device: path, Cluster: testCluster, Node: "node-a", MountRoot: root, BootID: "boot-1"}
+	return OpenOptions{Device: path, Cluster: testCluster, Node: "node-a", MountRoot: root, MemoryRoot: memoryRoot(root), BootID: "boot-1"}
 }
 
 func formatted(t testing.TB) (path, root string, info PoolInfo) {

@@ -76,19 +76,14 @@ func FuzzIntent(f *testing.F) {
 }
 
 func FuzzTail(f *testing.F) {
-	mem := disk.NewMem(1 << 20)
-	file, err := mem.Open("tail", disk.Create)
+	y, err := memory{fs: disk.NewMem(1 << 20), dir: "r"}.fresh()
 	if err != nil {
 		f.Fatal(err)
 	}
-	if err := makeTail(file); err != nil {
-		f.Fatal(err)
-	}
-	tl, err := mapTail(file)
+	tl, err := newTail(y, nil, 1<<20)
 	if err != nil {
 		f.Fatal(err)
 	}
-	tl.reset()
 	for i := range uint64(3) {
 		tl.add(Entry{Epoch: 1, Grant: 1, Seq: i}, int64(i)*4096, 4096)
 	}

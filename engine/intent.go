@@ -187,14 +187,12 @@ func (l *intents) grown(words int) {
 }
 
 // grow extends the log for a replica of size bytes, durably. No write is under
-// way.
+// way; the lock is not held over the I/O, as extents must not wait for the disk.
 func (l *intents) grow(size int64) error {
 	words := regionWords(size)
 	if words <= len(l.want) {
 		return nil
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	b := buf.Get(disk.PageSize)
 	defer b.Release()
 	clear(b.B)
@@ -207,6 +205,8 @@ func (l *intents) grow(size int64) error {
 	if err := l.f.Sync(); err != nil {
 		return err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.grown(words)
 	return nil
 }

@@ -25,6 +25,7 @@ var (
 // modelDisk is a pool's disk that can lose power.
 type modelDisk interface {
 	fs() disk.FS
+	memory() disk.FS // of the machine
 	// stop ends the process in the middle of something, kill is what its end does,
 	// crash a power loss.
 	stop()
@@ -35,6 +36,7 @@ type modelDisk interface {
 type memDisk struct{ mem *disk.Mem }
 
 func (d memDisk) fs() disk.FS          { return d.mem }
+func (d memDisk) memory() disk.FS      { return d.mem.Volatile() }
 func (d memDisk) stop()                { d.mem.Kill() }
 func (d memDisk) kill()                { d.mem.Kill() }
 func (d memDisk) crash(rng *rand.Rand) { d.mem.Crash(rng) }
@@ -113,7 +115,8 @@ func (m *model) must(what string, err error) bool {
 }
 
 func (m *model) openPool() error {
-	p, err := OpenFS(FSOptions{FS: disk.NewFaulty(m.disk.fs(), m.fuse.hook), Cluster: testCluster, BootID: fmt.Sprint("boot-", m.boot), ReserveBytes: 1 << 20})
+	memory := disk.NewFaulty(m.disk.memory(), m.fuse.hook)
+	p, err := OpenFS(FSOptions{FS: disk.NewFaulty(m.disk.fs(), m.fuse.hook), Memory: memory, Cluster: testCluster, BootID: fmt.Sprint("boot-", m.boot), ReserveBytes: 1 << 20})
 	m.pool = p
 	return err
 }

@@ -22,11 +22,12 @@ type xfsDisk struct {
 	root  string
 	m     *mounted
 	d     *trackFS
+	mem   *disk.Mem // whose volatile part is the machine's memory
 }
 
 func newXFSDisk(t testing.TB) *xfsDisk {
 	path, root, _ := formatted(t)
-	x := &xfsDisk{t: t, image: path, root: root}
+	x := &xfsDisk{t: t, image: path, root: root, mem: disk.NewMem(1 << 30)}
 	x.mount()
 	// What FormatFS is told by the model differs from what Format has written.
 	if err := x.d.Remove(identityFile); err != nil {
@@ -64,9 +65,13 @@ func (x *xfsDisk) mount() {
 	x.d = &trackFS{FS: d, open: map[*trackFile]bool{}}
 }
 
-func (x *xfsDisk) fs() disk.FS { return x.d }
-func (x *xfsDisk) stop()       {}
-func (x *xfsDisk) kill()       { x.d.closeAll() }
+func (x *xfsDisk) fs() disk.FS     { return x.d }
+func (x *xfsDisk) memory() disk.FS { return x.mem.Volatile() }
+func (x *xfsDisk) stop()           {}
+func (x *xfsDisk) kill() {
+	x.d.closeAll()
+	x.mem.Kill()
+}
 
 // crash shuts the filesystem down: half of the time what the log has in memory
 // is written first, as a device that lost its power a little later would have.
@@ -74,6 +79,7 @@ func (x *xfsDisk) crash(rng *rand.Rand) {
 	x.t.Helper()
 	x.shutdown(rng.Uint32N(2) + 1)
 	x.d.closeAll()
+	x.mem.Crash(rng)
 	if err := x.m.release(); err != nil {
 		x.t.Fatal(err)
 	}

@@ -194,9 +194,10 @@ func unescapeMount(s string) string {
 
 // mounted is a pool's filesystem.
 type mounted struct {
-	dev   blockDevice
-	dir   string
-	fresh bool // mounted by this call
+	dev    blockDevice
+	dir    string
+	fresh  bool   // mounted by this call
+	memory string // where the pool's memory is mounted; "" for none
 }
 
 const mountFlags = unix.MS_NOATIME | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC
@@ -258,7 +259,56 @@ func (m *mounted) release() error {
 		return holdfast.WrapKind("unmount "+m.dir, holdfast.InUse, err)
 	}
 	_ = os.Remove(m.dir) // an empty mount point that stays does no harm
-	return m.dev.detach()
+	return errors.Join(m.releaseMemory(), m.dev.detach())
+}
+
+// memoryFlags are those of the memory's mount.
+const memoryFlags = unix.MS_NOATIME | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC
+
+// mountMemory mounts a filesystem in memory for the pool under root, or finds the
+// one that is there already: it lives as long as the pool's mount does.
+func (m *mounted) mountMemory(root string, pool holdfast.PoolID) error {
+	if root == "" {
+		return errorf("mount the pool's memory", holdfast.Invalid, "a folder for it is needed")
+	}
+	dir := filepath.Join(root, string(pool))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return holdfast.WrapKind("make mount point", holdfast.Invalid, err)
+	}
+	dev, err := mountAt(dir)
+	if err != nil {
+		return err
+	}
+	if dev == "" {
+		err := unix.Mount("holdfast", dir, "tmpfs", memoryFlags, "mode=0700,noswap")
+		if errors.Is(err, unix.EINVAL) { // Linux before 6.4 does not know noswap
+			err = unix.Mount("holdfast", dir, "tmpfs", memoryFlags, "mode=0700")
+		}
+		if err != nil {
+			return holdfast.WrapKind("mount memory at "+dir, mountKind(err), err)
+		}
+	}
+	m.memory = dir
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return holdfast.WrapKind("look at "+dir, holdfast.Other, err)
+	}
+	if fs.Type != unix.TMPFS_MAGIC {
+		return errorf("mount the pool's memory", holdfast.InUse, "something else is mounted at %s; unmount it first", dir)
+	}
+	return nil
+}
+
+// releaseMemory unmounts the memory: what is in it counts no more.
+func (m *mounted) releaseMemory() error {
+	if m.memory == "" {
+		return nil
+	}
+	if err := patiently(func() error { return unix.Unmount(m.memory, 0) }); err != nil && !errors.Is(err, unix.EINVAL) {
+		return holdfast.WrapKind("unmount "+m.memory, holdfast.InUse, err)
+	}
+	_ = os.Remove(m.memory)
+	return nil
 }
 
 // undo releases what this call made, and leaves alone what it found.

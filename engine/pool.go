@@ -21,6 +21,10 @@ type FSOptions struct {
 	FS      disk.FS
 	Cluster holdfast.ClusterID
 	Node    holdfast.NodeID // this one; may be empty
+	// Memory is a filesystem in the machine's memory for this pool alone: it
+	// outlives the process, and nothing else has to. nil: this process's own, so that
+	// a killed process is to the replicas as if they had lost their power.
+	Memory disk.FS
 	// BootID identifies the boot of the host: when it is another one than that
 	// of the last writes, what they wrote may be lost.
 	BootID string
@@ -36,6 +40,7 @@ type FSOptions struct {
 // Pool is an open pool.
 type Pool struct {
 	fs     disk.FS
+	memory disk.FS
 	id     Identity
 	node   holdfast.NodeID // where it is open; "" if not told
 	device string
@@ -72,7 +77,10 @@ func OpenFS(o FSOptions) (*Pool, error) {
 	if err := id.ofCluster(o.Cluster); err != nil {
 		return nil, err
 	}
-	p := &Pool{fs: o.FS, id: id, node: o.Node, device: o.Device, bootID: o.BootID, instance: o.BootID,
+	if o.Memory == nil {
+		o.Memory = disk.NewMem(1 << 50)
+	}
+	p := &Pool{fs: o.FS, memory: o.Memory, id: id, node: o.Node, device: o.Device, bootID: o.BootID, instance: o.BootID,
 		open: map[holdfast.ReplicaID]*Replica{}, chains: map[holdfast.ReplicaID]*chain{}, clones: map[holdfast.ReplicaID]dependence{}}
 	if err := p.start(o.ReserveBytes, o.SnapshotPercent); err != nil {
 		if p.lock != nil {
@@ -128,7 +136,18 @@ func (p *Pool) tidy() error {
 			p.depends(m.Replica, dependence{m.Origin.Replica, m.Origin.Snapshot})
 		}
 	}
-	return nil
+	return p.tidyMemory(entries)
+}
+
+// tidyMemory removes the memory of replicas that are not here any more.
+func (p *Pool) tidyMemory(replicas []disk.Entry) error {
+	pieces, err := p.memory.List(".")
+	for _, x := range pieces {
+		if !slices.ContainsFunc(replicas, func(e disk.Entry) bool { return e.Name == x.Name }) {
+			err = errors.Join(err, disk.RemoveAll(p.memory, x.Name))
+		}
+	}
+	return err
 }
 
 // Identity says whose pool it is.
@@ -362,7 +381,7 @@ func (p *Pool) Remove(ctx context.Context, rep holdfast.ReplicaID) error {
 	}
 	p.independent(rep)
 	p.space.forget()
-	return holdfast.Wrap(op, disk.RemoveAll(p.fs, gone))
+	return holdfast.Wrap(op, errors.Join(disk.RemoveAll(p.fs, gone), disk.RemoveAll(p.memory, string(rep))))
 }
 
 // Close closes the replicas that are open, and the pool; a mounted one is

@@ -99,7 +99,7 @@ func (p *replay) record(seed uint64, steps int) {
 	}
 	reflink(t, live, filepath.Join(p.dir, "base.img"))
 	served := p.serve(live)
-	x := &xfsDisk{t: t, image: served, root: mnt}
+	x := &xfsDisk{t: t, image: served, root: mnt, mem: disk.NewMem(1 << 30)}
 	x.mount()
 	t.Cleanup(func() {
 		if x.m != nil {

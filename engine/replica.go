@@ -2,6 +2,8 @@ package engine
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"path"
 	"runtime/debug"
 	"slices"
@@ -20,6 +22,12 @@ type meta struct {
 	Suspects []holdfast.Extent  `json:"suspects,omitempty"`
 	Opens    uint64             `json:"opens"` // how often it was opened
 	Progress *Progress          `json:"progress,omitempty"`
+	// Losses counts the openings that found that something may have been lost.
+	Losses uint64 `json:"losses,omitempty"`
+	// Memory is the id of the memory that has what the files of tail and change
+	// maps lack; "" when it was closed in good order: they lack nothing. Version 3
+	// says that there is one.
+	Memory string `json:"memory,omitempty"`
 	// Version 2 is written for a replica that has what follows, which a release
 	// that does not know it would damage.
 	Snapshots []snapshotMeta `json:"snapshots,omitempty"` // oldest first
@@ -28,7 +36,10 @@ type meta struct {
 }
 
 func (m meta) sealVersion() int {
-	if len(m.Snapshots) > 0 || m.NextFile > 0 || m.Origin != nil {
+	switch {
+	case m.Memory != "":
+		return 3
+	case len(m.Snapshots) > 0 || m.NextFile > 0 || m.Origin != nil:
 		return 2
 	}
 	return 1
@@ -50,6 +61,7 @@ type Replica struct {
 	data        disk.File // the chain's
 	chain       *chain
 	intents     *intents
+	memory      memory
 	tail        *tail
 	changes     *changes
 	flusher     flusher
@@ -142,7 +154,6 @@ func mustBeSound(err error) error {
 }
 
 func (r *Replica) openFiles() error {
-	fs := r.pool.fs
 	var err error
 	if r.chain, err = r.pool.acquire(r.id); err != nil {
 		return err
@@ -156,23 +167,13 @@ func (r *Replica) openFiles() error {
 	if r.size.Store(size); size <= 0 || size%blockSize != 0 {
 		return errorf(r.file(dataFile), holdfast.Corrupt, "its size of %d bytes is no multiple of %d", size, blockSize)
 	}
-	tf, err := fs.Open(r.file(tailFile), 0)
-	if err != nil {
-		return mustBeSound(err)
-	}
-	if r.tail, err = mapTail(tf); err != nil {
-		return errors.Join(err, tf.Close())
-	}
-	if r.changes, err = openChanges(fs, r.file(changesDir), r.meta.MapSince, size); err != nil {
-		return err
-	}
 	return r.recover()
 }
 
 // recover reads intents and tail, and puts in safety what they know. After a
-// power loss, or when the tail cannot be read, the regions with an intent become
-// suspects, durably, before either is forgotten; repeating it after a crash at
-// any point does no harm.
+// power loss, when the memory of a killed process is not there, or when the tail
+// cannot be read, the regions with an intent become suspects, durably, before
+// either is forgotten; repeating it after a crash at any point does no harm.
 func (r *Replica) recover() error {
 	f, err := r.pool.fs.Open(r.file(intentFile), disk.Direct)
 	if err != nil {
@@ -188,29 +189,125 @@ func (r *Replica) recover() error {
 		return err
 	}
 	lost := instance != r.pool.instance || damaged > 0
-	forget := lost || r.tail.load(size) != nil
-	if forget {
-		r.tail.reset()
-		r.meta.Suspects = merge(append(slices.Clone(r.meta.Suspects), r.intents.extents(size)...))
+	kept, err := r.recall(lost)
+	if err != nil {
+		return err
+	}
+	var tail []byte
+	if !kept && !lost {
+		tail, err = r.savedTail(size)
+		if lost = tail == nil; err != nil {
+			return err
+		}
 	}
 	r.meta.Opens++
-	r.boot = r.pool.bootID + "/" + r.pool.instance
-	if err := r.writeMeta(r.meta); err != nil {
-		return err
+	if lost {
+		r.meta.Losses++
+		r.meta.Suspects = merge(append(slices.Clone(r.meta.Suspects), r.intents.extents(size)...))
+		if err := r.writeMeta(r.meta); err != nil {
+			return err
+		}
+	}
+	if !kept {
+		if err := r.remember(tail); err != nil {
+			return err
+		}
 	}
 	if err := r.remark(lost); err != nil {
 		return err
 	}
-	if forget {
-		r.tail.format()
+	// From here on the memory counts, and it has all that the files have.
+	r.meta.Memory = r.memory.id
+	if err := r.writeMeta(r.meta); err != nil {
+		return err
 	}
-	if lost {
-		if err := writeIntents(f, r.pool.instance, size); err != nil {
-			return err
-		}
-		r.intents = newIntents(f, make([]uint64, len(words)))
+	r.boot = bootName(r.pool, r.meta.Losses)
+	if !lost {
+		return nil
 	}
+	if err := writeIntents(f, r.pool.instance, size); err != nil {
+		return err
+	}
+	r.intents = newIntents(f, make([]uint64, len(words)))
 	return nil
+}
+
+// bootName is what State shows as Boot.
+func bootName(p *Pool, losses uint64) string {
+	return fmt.Sprintf("%s/%s/%d", p.bootID, p.instance, losses)
+}
+
+// recall takes over the memory of a process that did not close the replica; false
+// when it did, or when the memory is not there, not whole or not the newest. lost
+// says that it would not count.
+func (r *Replica) recall(lost bool) (kept bool, err error) {
+	r.memory = memory{fs: r.pool.memory, dir: string(r.id), id: r.meta.Memory}
+	if lost || r.memory.id == "" {
+		return false, nil
+	}
+	size := r.size.Load()
+	if r.tail, err = recallTail(r.memory, size); err == nil {
+		r.changes, err = openChanges(r.pool.fs, r.file(changesDir), r.memory, openedMaps{r.meta.MapSince, size, true})
+	}
+	if err == nil {
+		return true, r.tidyMemory()
+	}
+	gone := errors.Is(err, holdfast.NotFound) || errors.Is(err, holdfast.Corrupt)
+	if r.tail != nil {
+		err = errors.Join(err, r.tail.close())
+	}
+	if r.tail, r.changes = nil, nil; gone {
+		return false, nil
+	}
+	return false, err
+}
+
+// tidyMemory removes pieces of memory that are nobody's.
+func (r *Replica) tidyMemory() error {
+	known := map[string]bool{tailFile: true}
+	for _, m := range r.changes.all(0) {
+		known[mapName(m.epoch)] = true
+	}
+	entries, err := r.memory.fs.List(r.memory.dir)
+	for _, e := range entries {
+		if !known[e.Name] {
+			err = errors.Join(err, r.memory.remove(e.Name))
+		}
+	}
+	return err
+}
+
+// savedTail is the content of the tail's file; nil when it cannot be believed.
+func (r *Replica) savedTail(size int64) ([]byte, error) {
+	f, err := r.pool.fs.Open(r.file(tailFile), 0)
+	if err != nil {
+		return nil, mustBeSound(err)
+	}
+	p := make([]byte, tailSize)
+	_, err = f.ReadAt(p, 0)
+	if err = errors.Join(err, f.Close()); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if _, _, err := decodeTail(p, size); err != nil {
+		return nil, nil
+	}
+	return p, nil
+}
+
+// remember makes a fresh memory, of what the files have; no tail stands for an empty
+// one.
+func (r *Replica) remember(tail []byte) error {
+	y, err := r.memory.fresh()
+	if err != nil {
+		return err
+	}
+	r.memory = y
+	size := r.size.Load()
+	if r.tail, err = newTail(y, tail, size); err != nil {
+		return err
+	}
+	r.changes, err = openChanges(r.pool.fs, r.file(changesDir), y, openedMaps{r.meta.MapSince, size, false})
+	return err
 }
 
 // settleDisk makes durable what a killed process may have left visible, but not
@@ -325,17 +422,28 @@ func (r *Replica) check(op string, off, n int64) error {
 // Close makes everything durable and closes the replica; closing twice does
 // nothing. A replica that has failed is closed as it is.
 func (r *Replica) Close() error {
+	r.durable.Lock()
+	defer r.durable.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return nil
 	}
 	r.closed = true
-	var err error
-	if r.failed.Load() == nil {
-		err = r.quiesce()
+	err := r.Err()
+	saved := err == nil
+	if saved {
+		if err = r.quiesce(); err == nil {
+			err = r.save()
+		}
+		saved = err == nil
+	} else {
+		err = nil
 	}
 	err = errors.Join(err, r.closeFiles())
+	if saved {
+		err = errors.Join(err, r.memory.forget())
+	}
 	r.pool.mu.Lock()
 	delete(r.pool.open, r.id)
 	r.pool.mu.Unlock()
@@ -357,6 +465,21 @@ func (r *Replica) quiesce() error {
 		return r.fail("save intents", err)
 	}
 	return r.failUnlessFull("save what snapshots hold", r.chain.saveHeld(r.meta.Opens))
+}
+
+// save puts what is in memory alone into the files, durably, and then says so in
+// meta; after quiesce.
+func (r *Replica) save() error {
+	f, err := r.pool.fs.Open(r.file(tailFile), 0)
+	if err == nil {
+		err = errors.Join(r.tail.save(f), f.Close())
+	}
+	if err != nil {
+		return r.fail("save the tail", err)
+	}
+	m := r.meta
+	m.Memory = ""
+	return r.failUnlessFull("save", r.setMeta(m))
 }
 
 func (r *Replica) closeFiles() error {

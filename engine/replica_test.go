@@ -37,11 +37,19 @@ func fsPool(t testing.TB, fs disk.FS) *Pool {
 
 func reopened(t testing.TB, fs disk.FS, boot string) *Pool {
 	t.Helper()
-	p, err := OpenFS(FSOptions{FS: fs, Cluster: testCluster, BootID: boot})
+	p, err := OpenFS(FSOptions{FS: fs, Memory: memoryOf(fs), Cluster: testCluster, BootID: boot})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// memoryOf is the memory of the machine that has a disk in memory.
+func memoryOf(fs disk.FS) disk.FS {
+	if v, ok := fs.(interface{ Volatile() disk.FS }); ok {
+		return v.Volatile()
+	}
+	return nil
 }
 
 // eachKind runs a test on every kind of pool.

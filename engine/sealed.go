@@ -18,10 +18,11 @@ func checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 const sealedLimit = 256 << 20
 
 // newestSealed is the newest version that is read. History: 1, the first; 2, of
-// "replica": it has snapshots, or depends on an origin.
+// "replica": it has snapshots, or depends on an origin; 3, of "replica": it is
+// open, or was not closed in good order, and what its files lack is in memory.
 func newestSealed(what string) int {
 	if what == "replica" {
-		return 2
+		return 3
 	}
 	return 1
 }

@@ -26,35 +26,35 @@ type SnapshotInfo struct {
 const maxCut = 255
 
 // Snapshots lists the replica's snapshots, oldest first; those being dropped are
-// not among them. It does no I/O.
-func (r *Replica) Snapshots() []SnapshotInfo {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	var out []SnapshotInfo
-	if r.closed {
-		return nil
-	}
-	for _, s := range r.chain.snaps {
-		if !s.meta.Dropping {
-			out = append(out, SnapshotInfo{ID: s.meta.ID, Cut: s.meta.Cut, SizeBytes: s.meta.SizeBytes,
-				HeldBytes: s.held.count.Load() * granuleSize, AllocatedBytes: s.bytes.Load()})
-		}
-	}
-	return out
-}
+// not among them. It does no I/O, and waits for none.
+func (r *Replica) Snapshots() []SnapshotInfo { return r.chain.infos(false) }
 
 // Dropping lists the snapshots whose dropping was begun and is not done, for who
 // goes on with it after the replica was opened.
-func (r *Replica) Dropping() []SnapshotInfo {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	var out []SnapshotInfo
-	if r.closed {
-		return nil
+func (r *Replica) Dropping() []SnapshotInfo { return r.chain.infos(true) }
+
+// shown is a snapshot as Snapshots and Dropping show it.
+type shown struct {
+	meta snapshotMeta
+	s    *snapshot
+}
+
+// show makes the present list of snapshots the one that is shown; the caller is
+// the only one who changes it.
+func (c *chain) show() {
+	list := make([]shown, 0, len(c.snaps))
+	for _, s := range c.snaps {
+		list = append(list, shown{s.meta, s})
 	}
-	for _, s := range r.chain.snaps {
-		if s.meta.Dropping {
-			out = append(out, SnapshotInfo{ID: s.meta.ID, Cut: s.meta.Cut, SizeBytes: s.meta.SizeBytes})
+	c.shown.Store(&list)
+}
+
+func (c *chain) infos(dropping bool) []SnapshotInfo {
+	var out []SnapshotInfo
+	for _, x := range *c.shown.Load() {
+		if x.meta.Dropping == dropping {
+			out = append(out, SnapshotInfo{ID: x.meta.ID, Cut: x.meta.Cut, SizeBytes: x.meta.SizeBytes,
+				HeldBytes: x.s.held.count.Load() * granuleSize, AllocatedBytes: x.s.bytes.Load()})
 		}
 	}
 	return out
@@ -171,6 +171,7 @@ func (r *Replica) install(op string, s *snapshot) error {
 	defer c.mu.Unlock()
 	c.snaps = append(c.snaps, s)
 	c.retarget()
+	c.show()
 	return nil
 }
 
@@ -392,6 +393,7 @@ func (r *Replica) beginDrop(op string, id holdfast.SnapshotID, cut string) (*sna
 	if s == r.chain.target {
 		r.chain.retarget()
 	}
+	r.chain.show()
 	return s, nil
 }
 
@@ -451,6 +453,7 @@ func (r *Replica) finishDrop(s *snapshot) error {
 	}
 	r.chain.mu.Lock()
 	r.chain.snaps = slices.Delete(slices.Clone(r.chain.snaps), i, i+1)
+	r.chain.show()
 	r.chain.mu.Unlock()
 	s.grew(-s.bytes.Load())
 	r.pool.space.forget()

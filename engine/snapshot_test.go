@@ -215,7 +215,7 @@ func TestSnapshotFull(t *testing.T) {
 	if _, err := FormatFS(mem, testIdentity()); err != nil {
 		t.Fatal(err)
 	}
-	p, err := OpenFS(FSOptions{FS: mem, Cluster: testCluster, BootID: "b", ReserveBytes: 1 << 20, SnapshotPercent: 10})
+	p, err := OpenFS(FSOptions{FS: mem, Memory: mem.Volatile(), Cluster: testCluster, BootID: "b", ReserveBytes: 1 << 20, SnapshotPercent: 10})
 	if err != nil {
 		t.Fatal(err)
 	}

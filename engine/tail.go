@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -84,11 +85,10 @@ func decodeTail(p []byte, size int64) (entries []tailEntry, over overflow, err e
 	return entries, over, nil
 }
 
-// tail is the ring of an open replica. It lives in a mapped file, so that it
-// survives the process.
+// tail is the ring of an open replica. It lives in the replica's memory, so that
+// it survives the process; its file has it while the replica is closed.
 type tail struct {
-	f   disk.File
-	m   disk.Mapping
+	s   *shadow
 	mem []byte
 
 	mu      sync.Mutex
@@ -104,13 +104,43 @@ type tail struct {
 	over      overflow
 }
 
-// mapTail maps the file. What it has is read by load or forgotten by reset.
-func mapTail(f disk.File) (*tail, error) {
-	m, err := f.Map(tailSize)
+// newTail puts a tail into memory: the content of a tail's file, or an empty one
+// for nil. Its piece is begun anew. Kind Corrupt if the content cannot be believed.
+func newTail(y memory, content []byte, size int64) (*tail, error) {
+	s, err := y.create(tailFile, tailSize)
 	if err != nil {
 		return nil, err
 	}
-	return &tail{f: f, m: m, mem: m.Bytes()}, nil
+	if err := s.allocate(0, tailSize); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	if encodeTailHeader(s.mem); content != nil {
+		copy(s.mem, content)
+	}
+	return loadTail(s, size)
+}
+
+// recallTail finds the tail of a killed process in memory. Kinds: NotFound; Corrupt.
+func recallTail(y memory, size int64) (*tail, error) {
+	s, err := y.open(tailFile, tailSize)
+	if err != nil {
+		return nil, err
+	}
+	return loadTail(s, size)
+}
+
+func loadTail(s *shadow, size int64) (*tail, error) {
+	t := &tail{s: s, mem: s.mem[:tailSize]}
+	if err := t.load(size); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return t, nil
+}
+
+// save makes the tail the durable content of its file. No write is under way.
+func (t *tail) save(f disk.File) error {
+	_, err := f.WriteAt(t.mem, 0, false)
+	return errors.Join(err, f.Sync())
 }
 
 func (t *tail) word32(at int) *atomic.Uint32 { return (*atomic.Uint32)(unsafe.Pointer(&t.mem[at])) }
@@ -145,22 +175,6 @@ func (t *tail) load(size int64) error {
 		}
 	}
 	return nil
-}
-
-// reset forgets everything in memory; the file keeps it until format.
-func (t *tail) reset() {
-	t.entries = make([]tailEntry, tailSlots)
-	t.free, t.queue, t.old, t.head, t.over = nil, nil, nil, 0, overflow{}
-	t.grant, t.committed = 0, 0
-	for i := tailSlots - 1; i >= 0; i-- {
-		t.free = append(t.free, uint16(i))
-	}
-}
-
-// format empties the file: what it named is kept elsewhere, durably.
-func (t *tail) format() {
-	clear(t.mem)
-	encodeTailHeader(t.mem)
 }
 
 // add notes a write before it is applied, and returns what remove takes. What e
@@ -344,4 +358,4 @@ func (t *tail) inUse() int {
 	return tailSlots - len(t.free)
 }
 
-func (t *tail) close() error { return closeAll(t.m, t.f) }
+func (t *tail) close() error { return t.s.close() }

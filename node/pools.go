@@ -20,17 +20,18 @@ import (
 
 // pools opens pools by the engine, and serves their replicas by the data plane.
 type pools struct {
-	cluster   holdfast.ClusterID
-	node      holdfast.NodeID
-	bootID    string
-	mountRoot string
-	plane     *dataplane.Plane
+	cluster    holdfast.ClusterID
+	node       holdfast.NodeID
+	bootID     string
+	mountRoot  string
+	memoryRoot string
+	plane      *dataplane.Plane
 }
 
 func (n *Node) newPools(cluster holdfast.ClusterID, boot string, p *dataplane.Plane) *pools {
 	return &pools{
 		cluster: cluster, node: n.cfg.Agent.ID, bootID: boot,
-		mountRoot: filepath.Join(n.cfg.RunDir, "pools"), plane: p,
+		mountRoot: filepath.Join(n.cfg.RunDir, "pools"), memoryRoot: filepath.Join(n.cfg.RunDir, "memory"), plane: p,
 	}
 }
 
@@ -42,7 +43,7 @@ func (o *pools) Open(ctx context.Context, c agent.PoolConfig) (agent.Pool, error
 			return nil, holdfast.Wrap(op, err)
 		}
 	}
-	open := engine.OpenOptions{Device: c.Path, Cluster: o.cluster, Node: o.node, MountRoot: o.mountRoot, BootID: o.bootID}
+	open := engine.OpenOptions{Device: c.Path, Cluster: o.cluster, Node: o.node, MountRoot: o.mountRoot, MemoryRoot: o.memoryRoot, BootID: o.bootID}
 	p, err := openPatiently(ctx, open)
 	if errors.Is(err, holdfast.NotFound) && c.Format {
 		_, err = engine.Format(ctx, engine.FormatOptions{Device: c.Path, Cluster: o.cluster, Node: o.node, MountRoot: o.mountRoot})

@@ -59,6 +59,14 @@ type Faulty struct {
 // NewFaulty wraps fs.
 func NewFaulty(fs FS, hook func(*Call) error) *Faulty { return &Faulty{fs: fs, hook: hook} }
 
+// Volatile is that of a Mem, behind the same hook; nil when it is no Mem's.
+func (y *Faulty) Volatile() FS {
+	if m, ok := y.fs.(*Mem); ok {
+		return NewFaulty(m.Volatile(), y.hook)
+	}
+	return nil
+}
+
 // call runs the hook for an operation of which nothing is applied when it fails.
 func (y *Faulty) call(c *Call) error {
 	err := y.hook(c)

@@ -33,6 +33,8 @@ type Mem struct {
 	next   int64 // where the next new block is
 	log    changeLog
 	dirtys []*block // that may have content which is not durable
+	// volatile is a filesystem in the memory of the machine that has the disk.
+	volatile *Mem
 }
 
 // NewMem makes an empty disk of so many bytes.
@@ -92,6 +94,30 @@ func (m *Mem) Kill() {
 	defer m.mu.Unlock()
 	m.life++
 	m.root.unmap()
+	if m.volatile != nil {
+		m.volatile.Kill()
+	}
+}
+
+// Volatile is a filesystem in the memory of the machine that has the disk, as
+// tmpfs is: a killed process leaves it as it is, Crash empties it. It has as much
+// space as the disk, at first.
+func (m *Mem) Volatile() FS {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.volatile == nil {
+		m.volatile = &Mem{root: newDirInode(), capacity: m.capacity}
+	}
+	return m.volatile
+}
+
+// empty is what a power loss leaves of memory.
+func (m *Mem) empty() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.life++
+	m.root.unmap()
+	m.root, m.used, m.log, m.dirtys = newDirInode(), 0, changeLog{}, nil
 }
 
 // unmap takes the memory of all mapped files away from those who mapped them.
@@ -99,6 +125,7 @@ func (n *inode) unmap() {
 	if n.file != nil && n.file.mapped != nil {
 		cur := make([]byte, len(n.file.mapped.cur))
 		snapshot(cur, n.file.mapped.cur)
+		check(cur, n.file.mapped.alloc)
 		n.file.mapped.cur = cur
 	}
 	for _, child := range n.names { // the order does not matter
@@ -119,6 +146,9 @@ func (m *Mem) Crash(rng *rand.Rand) {
 	m.used = 0
 	m.crashLog(rng, odds, keep)
 	m.crashDir(m.root, rng, keep)
+	if m.volatile != nil {
+		m.volatile.empty()
+	}
 }
 
 func (m *Mem) crashDir(d *inode, rng *rand.Rand, keep func() bool) {

@@ -66,7 +66,7 @@ func TestAPoolOpensBesideADeviceThatNobodyServes(t *testing.T) {
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
-			p, err := engine.OpenPool(ctx, engine.OpenOptions{Device: path, Cluster: cluster, Node: node, MountRoot: mounts, BootID: "b"})
+			p, err := engine.OpenPool(ctx, engine.OpenOptions{Device: path, Cluster: cluster, Node: node, MountRoot: mounts, MemoryRoot: mounts + "-memory", BootID: "b"})
 			if err == nil {
 				err = p.Close()
 			}
