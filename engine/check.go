@@ -127,7 +127,8 @@ func (c *checker) replica(rep holdfast.ReplicaID) {
 		}
 	}
 	c.file(dir, intentFile, func(f disk.File, name string) error { return c.intent(f, name, size) })
-	c.file(dir, tailFile, func(f disk.File, name string) error { return c.tail(f, name, size) })
+	c.file(dir, tailFile, func(f disk.File, name string) error { return c.tail(f, 0, size) })
+	c.memory(m, size)
 	c.changes(path.Join(dir, changesDir), m.MapSince, size)
 	c.snapshots(dir, m, size)
 	c.origin(dir, m, size)
@@ -237,13 +238,43 @@ func (c *checker) intent(f disk.File, name string, size int64) error {
 	return nil
 }
 
-func (c *checker) tail(f disk.File, name string, size int64) error {
+// tail checks a tail that is at off in a file.
+func (c *checker) tail(f disk.File, off, size int64) error {
 	mem := make([]byte, tailSize)
-	if _, err := f.ReadAt(mem, 0); err != nil {
+	if _, err := f.ReadAt(mem, off); err != nil {
 		return err
 	}
 	_, _, err := decodeTail(mem, size)
 	return err
+}
+
+// memory checks what the replica has in memory, if it is there: where it is not,
+// the next opening treats that as a loss of power.
+func (c *checker) memory(m meta, size int64) {
+	y := memory{fs: c.p.memory, dir: string(c.rep), id: m.Memory}
+	name := path.Join(y.dir, tailFile)
+	if m.Memory == "" {
+		return
+	}
+	f, err := y.fs.Open(name, 0)
+	if errors.Is(err, holdfast.NotFound) {
+		return
+	}
+	if err == nil {
+		err = errors.Join(c.memoryTail(f, y, size), f.Close())
+	}
+	c.found("memory/"+name, err)
+}
+
+func (c *checker) memoryTail(f disk.File, y memory, size int64) error {
+	head := make([]byte, memoryHeader)
+	if err := readPage(f, head, 0); err != nil {
+		return err
+	}
+	if err := decodeMemoryHeader(head, y.id, tailFile); err != nil {
+		return nil // of an opening that did not come to its end: it does not count
+	}
+	return c.tail(f, memoryHeader, size)
 }
 
 // changes checks every change map's name, header and length.

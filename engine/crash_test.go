@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"path"
 	"strings"
 	"syscall"
 	"testing"
@@ -331,20 +332,45 @@ func (w *world) reopen() {
 	w.logf("closed and opened")
 }
 
-// crash kills the process, or cuts the power, until the pool is open again.
+// needed says whether the replica rests on a piece of memory, as nothing else has
+// what is in it.
+func (w *world) needed(piece string) bool {
+	var m meta
+	if err := readSealed(w.mem, replicaPath(testReplica)+"/"+metaFile, "replica", &m); err != nil {
+		w.fatalf("read meta: %v", err)
+	}
+	epoch, isMap := parseMapName(path.Base(piece))
+	if isMap && epoch >= m.MapSince { // one without a file was never finished
+		f, err := w.mem.Open(replicaPath(testReplica)+"/"+changesDir+"/"+mapName(epoch), 0)
+		return err == nil && f.Close() == nil && m.Memory != ""
+	}
+	return !isMap && m.Memory != ""
+}
+
+// crash kills the process, takes its memory away as well, or cuts the power, until
+// the pool is open again.
 func (w *world) crash() {
 	cut := false
 	for {
-		power := w.rng.IntN(2) == 0
-		cut = cut || power
-		if power {
+		kind := []string{"killed", "killed", "power loss", "power loss", "killed, its memory spoiled"}[w.rng.IntN(5)]
+		if kind == "power loss" {
 			w.boot++
 			w.mem.Crash(w.rng)
-			w.lost()
 		} else {
 			w.mem.Kill()
 		}
-		w.logf("crash, power %v", power)
+		if kind == "killed, its memory spoiled" {
+			if what := spoil(w.t, w.rng, w.mem.Volatile(), testReplica); !w.needed(what) {
+				kind = "killed, and not its memory: " + what
+			} else {
+				w.logf("%s", what)
+			}
+		}
+		if !strings.HasPrefix(kind, "killed") || strings.HasSuffix(kind, "spoiled") {
+			cut = true
+			w.lost()
+		}
+		w.logf("%s", kind)
 		*w.fuse = fuse{left: -1}
 		if w.rng.IntN(3) == 0 {
 			w.arm(60)

@@ -26,7 +26,7 @@ func TestFailures(t *testing.T) {
 			return r.WriteAt(Entry{Epoch: 1, Grant: 1, Seq: 2}, make([]byte, 4096), 8<<20, false)
 		}, true},
 		{disk.OpPunch, dataFile, func(r *Replica) error { return r.Trim(Entry{Epoch: 1, Grant: 1, Seq: 2}, 0, 4096, false) }, true},
-		{disk.OpMapSync, "", func(r *Replica) error { return r.Mark(1, []holdfast.Extent{{Offset: 0, Length: 4096}}) }, true},
+		{disk.OpSync, changesDir + "/" + mapName(1), func(r *Replica) error { return r.Mark(1, []holdfast.Extent{{Offset: 0, Length: 4096}}) }, true},
 		{disk.OpSync, promiseFile + ".tmp", func(r *Replica) error { return r.SetPromise(9, 9, holdfast.Record{}) }, true},
 		{disk.OpRead, dataFile, func(r *Replica) error { return r.ReadAt(make([]byte, 4096), 0) }, false},
 	} {

@@ -64,19 +64,20 @@ func TestTailDamaged(t *testing.T) {
 	if err := r.WriteAt(Entry{Epoch: 1, Grant: 1, Seq: 1}, make([]byte, 4096), 5<<20, false); err != nil {
 		t.Fatal(err)
 	}
+	boot := r.State().Boot
 	mem.Kill()
-	f, err := mem.Open(replicaPath(testReplica)+"/"+tailFile, 0)
+	f, err := mem.Volatile().Open(string(testReplica)+"/"+tailFile, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	used, b := int64(0), make([]byte, 1)
 	for b[0] == 0 {
 		used++
-		if _, err := f.ReadAt(b, used*tailSlotSize); err != nil {
+		if _, err := f.ReadAt(b, memoryHeader+used*tailSlotSize); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := f.WriteAt([]byte{0xff}, used*tailSlotSize+30, false); err != nil {
+	if _, err := f.WriteAt([]byte{0xff}, memoryHeader+used*tailSlotSize+30, false); err != nil {
 		t.Fatal(err)
 	}
 	p := reopened(t, mem, "boot-1")
@@ -87,7 +88,7 @@ func TestTailDamaged(t *testing.T) {
 	if r, err = p.Open(testReplica); err != nil {
 		t.Fatal(err)
 	}
-	if st := r.State(); fmt.Sprint(st.Suspects) != "[{4194304 4194304}]" || len(st.Tail) != 0 {
+	if st := r.State(); fmt.Sprint(st.Suspects) != "[{4194304 4194304}]" || len(st.Tail) != 0 || st.Boot == boot {
 		t.Fatalf("state: %+v", st)
 	}
 	wantSound(t, p)

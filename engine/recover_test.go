@@ -85,7 +85,7 @@ func TestWriteDuringFlush(t *testing.T) {
 		// The second comes after the data's sync, before the change map's. Its own
 		// write is complete, and committed, when the intents are looked at.
 		busy := false
-		rules.Add(disk.Rule{Op: disk.OpMapSync, Before: func(disk.Call) {
+		rules.Add(disk.Rule{Op: disk.OpSync, Path: changesDir + "/" + mapName(1), Before: func(disk.Call) {
 			if !busy {
 				busy = true
 				write(2, 8192)

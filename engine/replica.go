@@ -193,6 +193,7 @@ func (r *Replica) recover() error {
 	if err != nil {
 		return err
 	}
+	lost = lost || !kept && r.meta.Memory != ""
 	var tail []byte
 	if !kept && !lost {
 		tail, err = r.savedTail(size)

@@ -306,8 +306,9 @@ func TestCloneKeepsOrigin(t *testing.T) {
 	})
 }
 
-// TestOldReplica: one that never had a snapshot has the first version's meta; one
-// that has says so with a version that older releases refuse.
+// TestOldReplica: one that never had a snapshot has, once it is closed, the first
+// version's meta; one that has, or is open or was killed, says so with a version
+// that older releases refuse.
 func TestOldReplica(t *testing.T) {
 	mem := disk.NewMem(1 << 30)
 	p := fsPool(t, mem)
@@ -319,10 +320,30 @@ func TestOldReplica(t *testing.T) {
 			t.Fatalf("meta begins with %.30q, %v; must be %s", data, err, want)
 		}
 	}
+	reopen := func() {
+		t.Helper()
+		var err error
+		if s.r, err = p.Open(testReplica); err != nil {
+			t.Fatal(err)
+		}
+		version("v3") // while it is open: its files lack what is in memory
+	}
+	shut := func() {
+		t.Helper()
+		if err := s.r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	version("v3")
+	shut()
 	version("v1")
+	reopen()
 	s.take("a")
+	shut()
 	version("v2")
+	reopen()
 	s.drop("a")
+	shut()
 	version("v2") // its numbers of files are used up
 }
 
