@@ -72,6 +72,9 @@ type Pool struct {
 	TotalBytes int64     `json:"totalBytes"`
 	FreeBytes  int64     `json:"freeBytes"` // what replicas may still take, the reserve excluded
 	Message    string    `json:"message,omitempty"`
+	// SilentSince is since when the pool's disk has not answered; zero while it does.
+	// Its replicas are back by themselves when it answers again.
+	SilentSince time.Time `json:"silentSince,omitzero"`
 	// FailedSince is since when a Failed pool is.
 	FailedSince time.Time `json:"failedSince,omitzero"`
 	// Failed are the replicas on it that are served no more.

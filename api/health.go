@@ -247,6 +247,9 @@ func poolProblem(n holdfast.NodeID, p holdfast.Pool) []*holdfastv1.Problem {
 	case p.State == holdfast.PoolFailed:
 		return []*holdfastv1.Problem{{Severity: Critical, Subject: subject, What: "it failed: " + p.Message,
 			Remedy: "it is opened anew by itself when the disk " + p.Device + " answers; if that is broken, replace it: its replicas are made again after a while (times.replaceAfter)"}}
+	case !p.SilentSince.IsZero():
+		return []*holdfastv1.Problem{{Severity: Critical, Subject: subject, What: p.Message + ": its volumes go on with their other replicas",
+			Remedy: "see the kernel's messages on " + string(n) + " about " + p.Device + "; when it answers again, its replicas are repaired by themselves; otherwise drain the node: holdfast node drain " + string(n)}}
 	case len(p.Failed) > 0:
 		return []*holdfastv1.Problem{{Severity: Warning, Subject: subject, What: p.Message + "; it takes no new ones",
 			Remedy: brokenRemedy(n) + "; check the disk: holdfast pool check " + short(string(p.ID))}}

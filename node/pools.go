@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/engine"
+	"github.com/holdfast-storage/holdfast/internal/ask"
 	"github.com/holdfast-storage/holdfast/node/agent"
 	"github.com/holdfast-storage/holdfast/node/dataplane"
 )
@@ -54,7 +55,9 @@ func (o *pools) Open(ctx context.Context, c agent.PoolConfig) (agent.Pool, error
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	return &pool{Pool: p, plane: o.plane, served: map[holdfast.ReplicaID]handed{}}, nil
+	shown := &pool{Pool: p, plane: o.plane, served: map[holdfast.ReplicaID]handed{}}
+	shown.about.Know(p.Info())
+	return shown, nil
 }
 
 // openPatience bounds waiting for a pool that is in use: a killed predecessor is
@@ -140,6 +143,8 @@ type pool struct {
 	*engine.Pool
 	plane *dataplane.Plane
 
+	about ask.Question[holdfast.Pool]
+
 	mu     sync.Mutex
 	served map[holdfast.ReplicaID]handed
 }
@@ -151,13 +156,15 @@ type handed struct {
 	err     error           // why
 }
 
-// Info adds what the data plane knows: which replicas are served no more.
+// Info adds what the data plane knows: which replicas are served no more, and
+// whether the disk answers. It waits a bounded time for that.
 func (p *pool) Info() holdfast.Pool {
-	info := p.Pool.Info()
+	info, silent := p.about.Ask(p.Pool.Info)
 	info.Failed = p.failed()
 	if n := len(info.Failed); n > 0 && info.State != holdfast.PoolFailed {
 		info.Message = fmt.Sprintf("%d of its replicas failed: replica %s: %s", n, info.Failed[0].ID, info.Failed[0].Why)
 	}
+	p.silence(&info, silent)
 	return info
 }
 
@@ -279,7 +286,7 @@ func (p *pool) serve(id holdfast.ReplicaID) (h handed, err error) {
 	}
 	i := slices.IndexFunc(infos, func(r engine.ReplicaInfo) bool { return r.Replica == id })
 	if i < 0 {
-		return h, holdfast.E("serve replica "+string(id), holdfast.NotFound, fmt.Sprintf("pool %s has no such replica", p.Pool.Info().ID))
+		return h, holdfast.E("serve replica "+string(id), holdfast.NotFound, fmt.Sprintf("pool %s has no such replica", p.Identity().Pool))
 	}
 	h.volume = infos[i].Volume
 	if infos[i].Err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/ask"
 )
 
 // poolSlot is one configured or found pool: open, or failed with the reason.
@@ -16,6 +17,7 @@ type poolSlot struct {
 	pool    Pool // nil while it could not be opened
 	err     error
 	message string // what is wrong although it is open
+	listing *ask.Question[listing]
 }
 
 // openPools opens what is configured and what is found.
@@ -84,7 +86,7 @@ func (a *Agent) slotFor(c PoolConfig) *poolSlot {
 func (a *Agent) setSlot(s *poolSlot, p Pool, err error, message string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.pool, s.err, s.message = p, err, message
+	s.pool, s.err, s.message, s.listing = p, err, message, nil
 }
 
 // adopt hands every replica of a pool to the data plane. What cannot be served

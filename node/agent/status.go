@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/ask"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
@@ -28,7 +29,7 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 		}
 	}
 	for _, p := range a.openedPools() {
-		stored, err := p.Replicas()
+		stored, err := a.listed(p)
 		if err != nil {
 			// Its disk failed, which must not hide what is on the others.
 			for _, f := range p.Info().Failed {
@@ -67,6 +68,32 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 	}
 	slices.SortFunc(all, func(x, y *holdfastv1.NodeVolume) int { return strings.Compare(x.GetVolumeId(), y.GetVolumeId()) })
 	return all, nil
+}
+
+// listing is what a pool says of its replicas.
+type listing struct {
+	stored []Stored
+	err    error
+}
+
+// listed is what a pool holds, as it was last known when its disk does not answer.
+func (a *Agent) listed(p Pool) ([]Stored, error) {
+	a.mu.Lock()
+	q := &ask.Question[listing]{}
+	for _, s := range a.pools {
+		if s.pool == p {
+			if s.listing == nil {
+				s.listing = q
+			}
+			q = s.listing
+		}
+	}
+	a.mu.Unlock()
+	l, _ := q.Ask(func() listing {
+		stored, err := p.Replicas()
+		return listing{stored, err}
+	})
+	return slices.Clone(l.stored), l.err
 }
 
 // served is one primary of this node.

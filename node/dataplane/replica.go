@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/replication"
@@ -108,6 +109,8 @@ type ReplicaStatus struct {
 	Failure string // why it serves nothing any more; empty while it does
 	Conns   int    // connections of primaries on other nodes
 	Tasks   int    // in the store or waiting for it
+	// Waiting is since when there are tasks and none was done; zero without tasks.
+	Waiting time.Time
 }
 
 // Replicas lists the replicas served here, in no order.
@@ -126,12 +129,10 @@ func (p *Plane) Replicas() []ReplicaStatus {
 }
 
 func (r *localReplica) status() ReplicaStatus {
-	r.store.mu.Lock()
-	tasks := r.store.open
-	r.store.mu.Unlock()
+	tasks, since := r.store.waiting()
 	r.v.lock()
 	defer r.v.unlock()
-	s := ReplicaStatus{Volume: r.v.id, Replica: r.id, Promise: r.machine.Promise(), Conns: len(r.conns), Tasks: tasks}
+	s := ReplicaStatus{Volume: r.v.id, Replica: r.id, Promise: r.machine.Promise(), Conns: len(r.conns), Tasks: tasks, Waiting: since}
 	if err := r.machine.Failure(); err != nil {
 		s.Failure = err.Error()
 	}

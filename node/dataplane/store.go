@@ -39,8 +39,9 @@ type store struct {
 	// delivering: one worker is reporting done tasks; the others leave theirs to it.
 	delivering bool
 	stopping   bool
-	slow       int // so many more tasks are not done here, as one took long
-	most       int // tasks that a worker takes at once: see batchMost
+	slow       int       // so many more tasks are not done here, as one took long
+	most       int       // tasks that a worker takes at once: see batchMost
+	moved      time.Time // when the first of the open tasks came, or the last one was done
 
 	wake chan struct{} // of capacity max: one token per idle worker that is to go on
 	stop chan struct{} // closed by drain
@@ -60,7 +61,9 @@ func (s *store) State() replication.StoreState { return s.back.State() }
 func (s *store) Submit(t *replication.Task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open++
+	if s.open++; s.open == 1 {
+		s.moved = time.Now()
+	}
 	if s.open == 1 && s.v.lend && s.short(t) {
 		s.v.lend, s.v.borrowed = false, borrowed{s, t}
 		return
@@ -127,6 +130,16 @@ func (b borrowed) do() {
 		b.s.mu.Unlock()
 	}
 	b.s.finished([]*replication.Task{b.t})
+}
+
+// waiting says how many tasks are open, and since when none of them was done.
+func (s *store) waiting() (open int, since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open > 0 {
+		since = s.moved
+	}
+	return s.open, since
 }
 
 // drain makes the workers end when all tasks are done; wait for gone.
@@ -265,6 +278,7 @@ func (s *store) leave() bool {
 // one step then reports several.
 func (s *store) finished(ts []*replication.Task) {
 	s.mu.Lock()
+	s.moved = time.Now()
 	s.done = append(s.done, ts...)
 	if s.delivering {
 		s.mu.Unlock()
