@@ -154,6 +154,12 @@ func TestAFrozenDiskHoldsUpNobodyElse(t *testing.T) {
 			}
 		})
 	}
+	wantAll(t, p, r)
+}
+
+// wantAll checks what the calls of the test have written.
+func wantAll(t *testing.T, p *Pool, r *Replica) {
+	t.Helper()
 	got := make([]byte, 4096)
 	for off, want := range map[int64]uint64{0: 2, 40 << 20: 2, 4 << 20: 0, 8 << 20: 1, 12 << 20: 3} {
 		if err := r.ReadAt(got, off); err != nil || !bytes.Equal(got, fill(make([]byte, 4096), want)) {

@@ -32,6 +32,6 @@ func TestAsk(t *testing.T) {
 		close(hung)
 		synctest.Wait()
 		want("afterwards", func() int { return 4 }, 4, time.Time{})
-		want("slow, but in time", func() int { time.Sleep(Patience / 2); return 5 }, 5, time.Time{})
+		want("slow, but in time", func() int { <-time.After(Patience / 2); return 5 }, 5, time.Time{})
 	})
 }
