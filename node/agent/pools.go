@@ -48,10 +48,9 @@ func (a *Agent) findPools(ctx context.Context) {
 
 func (a *Agent) hasPoolAt(path string) bool {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	return slices.ContainsFunc(a.pools, func(s *poolSlot) bool {
-		return s.cfg.Path == path || s.pool != nil && s.pool.Info().Device == path
-	})
+	configured := slices.ContainsFunc(a.pools, func(s *poolSlot) bool { return s.cfg.Path == path })
+	a.mu.Unlock()
+	return configured || slices.ContainsFunc(a.openedPools(), func(p Pool) bool { return p.Info().Device == path })
 }
 
 // openPool opens one pool and adopts its replicas; a failure is kept in its slot

@@ -66,6 +66,9 @@ func written(rec holdfast.Record, id holdfast.ReplicaID) bool {
 // pool takes new data at all. One that is there already needs none. One that is
 // not, but should hold data, is not made anew: empty, it would pass for in sync.
 func (a *Agent) create(ctx context.Context, p Pool, r Stored, written bool) error {
+	if info := p.Info(); !info.SilentSince.IsZero() {
+		return holdfast.E("", holdfast.Unavailable, fmt.Sprintf("pool %s: %s", info.ID, info.Message))
+	}
 	stored, err := p.Replicas()
 	if err != nil {
 		return err
@@ -165,7 +168,7 @@ func (a *Agent) purge(ctx context.Context, t holdfast.Tombstone) (bool, error) {
 // its tombstone waits.
 func (a *Agent) poolOf(t holdfast.Tombstone) (Pool, error) {
 	for _, p := range a.openedPools() {
-		if info := p.Info(); info.ID != t.Pool || info.State == holdfast.PoolFailed {
+		if info := p.Info(); info.ID != t.Pool || info.State == holdfast.PoolFailed || !info.SilentSince.IsZero() {
 			continue
 		}
 		stored, err := p.Replicas()
