@@ -31,15 +31,36 @@
 // instance (boot, and mounting) that wrote it. Every other page: 511 words of 64
 // regions. Pages are written directly and synchronously.
 //
-// tail: 64 KiB, memory-mapped. 64 bytes of header ("HFTAIL\0\0", version u32,
+// tail: 64 KiB. 64 bytes of header ("HFTAIL\0\0", version u32,
 // slots u32, crc u32; then overflow u32, mixed u32, and grant u64 and seq u64 of
 // the newest write that found no slot), then slots of 64 bytes: valid u32 (0:
 // free; else the CRC32C of the 32 bytes from 8 on, 1 standing for 0), grant u64,
 // seq u64, offset u64, length u64. valid is stored last, and cleared first.
 //
 // changes: one page of header ("HFCHANGE", version u32, crc u32 of magic,
-// version and epoch; epoch u64), then one bit for each block, memory-mapped;
-// space is allocated before bits are stored, in steps of 64 KiB.
+// version and epoch; epoch u64), then one bit for each block; space is allocated
+// before bits are stored, in steps of 64 KiB.
+//
+// # Memory
+//
+// What every write stores to is in mapped files of a filesystem in the machine's
+// memory (tmpfs, mounted for each pool beside it): a store there is never a page
+// fault that waits for the disk. It survives the process and not the machine,
+// which is what a tail needs, and a change map between two syncs.
+//
+//	<replica>/tail            the tail
+//	<replica>/<epoch>         the bits of a change map
+//
+// Each has a page of header first: "HFMEMORY", version u32, crc u32 (of magic,
+// version, id and the file's name), id (32 hexadecimal digits); then the content of
+// the file of the same name on the pool, without that one's header for a change map.
+//
+// meta names the id while the replica is open, from the moment when the memory has
+// all that the files have. Closing in good order writes the tail to its file and
+// takes the id out of meta, durably. So an id in meta says that the files of tail
+// and change maps are old: the tail's has nothing that counts, a change map's has
+// what was synced. When the memory of that id is not there then, whole, the
+// replica is treated as after a loss of power, and State says so by another Boot.
 //
 // snapshots/<n>.snapshot: sparse; the granules of 64 KiB that were changed since
 // the snapshot was taken, up to the next newer one, at their own places, with
@@ -52,15 +73,16 @@
 //
 // Versions are constants beside each codec; all are 1, the first, but that of
 // meta, which is 2 when there are snapshots or an origin, or were: a release that
-// does not know them would overwrite what they need.
+// does not know them would overwrite what they need. It is 3 while it names a
+// memory: a release that does not know it would believe old files.
 //
 // # Promises
 //
 // A write goes to the tail, then its regions' intents are durable, then the data
 // is written, then the change map's bits are set: so that whatever a killed
 // process or a power loss leaves half-done is named by tail, intents or change
-// maps. The tail and the change maps survive a killed process by themselves;
-// after a power loss all regions with an intent are suspects, which stay until
+// maps. The memory survives a killed process by itself; after a power loss, or
+// without the memory, all regions with an intent are suspects, which stay until
 // Settle. An intent goes only after a flush that covers all its writes, a sync
 // of the change maps, and when no write in its region may be missing elsewhere.
 //
@@ -70,6 +92,9 @@
 // crashes; a granule that it does not have is in the next newer one, or in data.
 // That holds because of the order in which a filesystem's log makes the lists of
 // files' blocks durable: see disk.Sharing and docs/design/snapshots.md.
+//
+// A disk that does not answer holds up who reads, writes or syncs, and nobody else:
+// State, Snapshots, Commit and Err wait for no disk.
 //
 // A failed write or sync fails the replica for good (kind Corrupt): what it kept
 // is unknown. A full pool is kind NoSpace, changes nothing, and is stopped ahead

@@ -24,12 +24,22 @@ func stall(t *testing.T, n *testcluster.Node) (thaw func()) {
 	if err != nil || len(pools) != 1 {
 		t.Fatalf("pools: %v, %v", pools, err)
 	}
-	watchdog := exec.Command("sh", "-c", fmt.Sprintf("sleep 120; fsfreeze --unfreeze %s", pools[0]))
+	watchdog := exec.Command("sh", "-c", fmt.Sprintf("sleep 60; fsfreeze --unfreeze %s", pools[0]))
 	watchdog.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := watchdog.Start(); err != nil {
 		t.Fatal(err)
 	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = watchdog.Wait()
+	}()
 	thaw = func() {
+		select {
+		case <-ended:
+			t.Error("all waited for the disk until another process thawed it")
+		default:
+		}
 		if err := netcluster.ThawDisk(pools[0]); err != nil {
 			t.Errorf("thaw: %v", err)
 		}
@@ -39,7 +49,7 @@ func stall(t *testing.T, n *testcluster.Node) (thaw func()) {
 			thaw()
 		}
 		_ = syscall.Kill(-watchdog.Process.Pid, syscall.SIGKILL)
-		_ = watchdog.Wait()
+		<-ended
 	})
 	if err := netcluster.StallDisk(pools[0]); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,8 @@
 //     shared mappings.
 //   - Mem: a disk in memory for simulations. It knows what is durable: Crash is
 //     a power loss (what was not flushed vanishes or stays, each 4 KiB page by
-//     the toss of a seeded coin), Kill is a killed process (all stays).
+//     the toss of a seeded coin), Kill is a killed process (all stays). Volatile
+//     is the memory of its machine: Kill leaves it, Crash empties it.
 //   - Faulty: a wrapper whose hook fails, delays or tears chosen operations.
 //
 // It promises that every error is a *holdfast.Error that wraps the errno, with
@@ -128,7 +129,9 @@ type Space interface {
 	Extents(off, n int64) ([]holdfast.Extent, error)
 	// Map maps the first n bytes of the file, shared: what is stored there
 	// survives the process at once, and a power loss after Sync of the mapping.
-	// Only allocated ranges may be stored to.
+	// Only allocated ranges may be stored to. A store may wait for the disk, and is
+	// then one that the runtime's garbage collector waits for: what must go on while
+	// a disk hangs maps files of a filesystem in memory.
 	Map(n int64) (Mapping, error)
 }
 
