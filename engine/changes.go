@@ -153,7 +153,9 @@ func (c *changes) since(epoch holdfast.Epoch) []holdfast.Extent {
 	}
 	word := func(i int) (w uint64) {
 		for _, m := range maps {
-			if m.used[i*8/mapStep].Load() { // what was never stored to has no memory, and gets none
+			// What was never stored to has no memory, and gets none. One map is
+			// shorter when the others have grown and it could not.
+			if i < len(m.words) && m.used[i*8/mapStep].Load() {
 				w |= atomic.LoadUint64(&m.words[i])
 			}
 		}

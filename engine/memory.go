@@ -143,8 +143,14 @@ func (s *shadow) remap(n int64) error {
 }
 
 // allocate makes [off, off+n) of the content fit to be stored to: kind NoSpace when
-// the machine has no memory for it.
-func (s *shadow) allocate(off, n int64) error { return s.f.Allocate(memoryHeader+off, n) }
+// the machine has no memory for it. Storing there is no page fault afterwards:
+// even one of a file in memory may wait for memory to be reclaimed.
+func (s *shadow) allocate(off, n int64) error {
+	if err := s.f.Allocate(memoryHeader+off, n); err != nil {
+		return err
+	}
+	return s.m.Populate(memoryHeader+off, n)
+}
 
 // stored lists what of the content may have been stored to, in whole pages.
 func (s *shadow) stored() ([]holdfast.Extent, error) {

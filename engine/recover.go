@@ -75,7 +75,11 @@ func (r *Replica) recover() error {
 
 // bootName is what State shows as Boot.
 func bootName(p *Pool, losses uint64) string {
-	return fmt.Sprintf("%s/%s/%d", p.bootID, p.instance, losses)
+	name := p.bootID + "/" + p.instance
+	if losses > 0 {
+		name += fmt.Sprintf("/%d", losses)
+	}
+	return name
 }
 
 // recall takes over the memory of a process that did not close the replica; false

@@ -126,6 +126,9 @@ func recallTail(y memory, size int64) (*tail, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.allocate(0, tailSize); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
 	return loadTail(s, size)
 }
 

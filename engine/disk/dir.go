@@ -301,6 +301,14 @@ type dirMapping struct {
 
 func (m *dirMapping) Bytes() []byte { return m.mem }
 
+func (m *dirMapping) Populate(off, n int64) error {
+	err := retry(func() error { return unix.Madvise(m.mem[off:off+n], unix.MADV_POPULATE_WRITE) })
+	if errors.Is(err, unix.EINVAL) { // Linux before 5.14
+		return nil
+	}
+	return sysErr("populate", m.f.name, err)
+}
+
 func (m *dirMapping) Sync() error {
 	return sysErr("msync", m.f.name, retry(func() error { return unix.Msync(m.mem, unix.MS_SYNC) }))
 }

@@ -145,6 +145,10 @@ type Info struct {
 type Mapping interface {
 	// Bytes is the memory, valid until Close.
 	Bytes() []byte
+	// Populate takes the page faults of [off, off+n), which is allocated, in a
+	// system call: storing there later is none, for a file in memory. Where the
+	// system cannot do that it does nothing.
+	Populate(off, n int64) error
 	// Sync makes what was stored before it durable (msync and the file's
 	// metadata).
 	Sync() error

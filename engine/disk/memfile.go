@@ -167,6 +167,8 @@ type memMapping struct {
 
 func (m *memMapping) Bytes() []byte { return m.mem }
 
+func (m *memMapping) Populate(off, n int64) error { return nil }
+
 func (m *memMapping) Sync() error {
 	defer m.f.m.mu.Unlock()
 	if err := m.f.enter("msync"); err != nil {
