@@ -39,6 +39,10 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if device, root, ok := strings.Cut(os.Getenv(writerEnv), "|"); ok {
+		fmt.Fprintln(os.Stderr, "writer:", writeAndWait(device, root))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
