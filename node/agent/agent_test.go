@@ -125,6 +125,30 @@ func TestAPoolThatFailedWhileOpenIsOpenedAnew(t *testing.T) {
 	})
 }
 
+// A disk that does not answer when a daemon starts holds up neither its other pools
+// nor the node, and is taken when it answers.
+func TestAPoolThatHangsWhileItIsOpenedIsTakenLater(t *testing.T) {
+	db := memory.New()
+	r := newRig(t, db, "n1")
+	hung := make(chan struct{})
+	r.pools.hangs = map[string]chan struct{}{"/dev/hung": hung}
+	r.pools.put("/dev/hung", &fakePool{plane: r.plane, data: map[holdfast.ReplicaID]agent.Stored{}, info: holdfast.Pool{
+		ID: "the-hung-one", Device: "/dev/hung", State: holdfast.PoolOnline, TotalBytes: 1 << 40, FreeBytes: 1 << 39}})
+	r.cfg.Pools = []agent.PoolConfig{{Path: "/dev/hung"}, {Path: "/dev/a"}}
+	r.cfg.OpenPatience = 20 * time.Millisecond
+	r.start()
+	states := func() string {
+		out := ""
+		for _, p := range r.Node().Pools {
+			out += p.Device + " " + string(p.State) + "; "
+		}
+		return out
+	}
+	eventually(t, "the other pool is there", func() bool { return states() == "/dev/hung failed; /dev/a online; " })
+	close(hung)
+	eventually(t, "both are", func() bool { return states() == "/dev/hung online; /dev/a online; " })
+}
+
 func TestAReturningNodeIsNotGoneAnyMore(t *testing.T) {
 	db := memory.New()
 	r := newRig(t, db, "a").start()

@@ -30,6 +30,7 @@ type Config struct {
 	RefreshEvery time.Duration // free space in the registration
 	PurgeEvery   time.Duration // looking for tombstones without being asked
 	RetryPools   time.Duration // opening again what could not be opened
+	OpenPatience time.Duration // a pool that takes longer to open is taken when it is
 	CheckEvery   time.Duration // looking for volumes that need maintenance
 	// OpTimeout bounds one attach or detach that nobody waits for any more.
 	OpTimeout time.Duration
@@ -44,7 +45,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		LeaseTTL: 5 * time.Second, RefreshEvery: 10 * time.Second, PurgeEvery: 15 * time.Second,
-		RetryPools: 30 * time.Second, CheckEvery: 5 * time.Second, OpTimeout: 2 * time.Minute, MaxMaintenance: 4,
+		RetryPools: 30 * time.Second, OpenPatience: 10 * time.Second, CheckEvery: 5 * time.Second, OpTimeout: 2 * time.Minute, MaxMaintenance: 4,
 	}
 }
 
@@ -57,7 +58,7 @@ func (c Config) Validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"lease": c.LeaseTTL, "refresh interval": c.RefreshEvery, "purge interval": c.PurgeEvery,
-		"pool retry interval": c.RetryPools, "maintenance interval": c.CheckEvery, "operation timeout": c.OpTimeout,
+		"pool retry interval": c.RetryPools, "patience for opening a pool": c.OpenPatience, "maintenance interval": c.CheckEvery, "operation timeout": c.OpTimeout,
 	} {
 		if d <= 0 {
 			return holdfast.E(op, holdfast.Invalid, fmt.Sprintf("the %s is %v; it must be positive", name, d))

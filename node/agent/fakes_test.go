@@ -384,9 +384,13 @@ type fakePools struct {
 	mu    sync.Mutex
 	pools map[string]*fakePool
 	found []string
+	hangs map[string]chan struct{} // until it is closed, opening the pool does not end
 }
 
 func (o *fakePools) Open(_ context.Context, c agent.PoolConfig) (agent.Pool, error) {
+	if hangs := o.hangs[c.Path]; hangs != nil {
+		<-hangs
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if p := o.pools[c.Path]; p != nil {

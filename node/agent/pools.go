@@ -18,12 +18,13 @@ type poolSlot struct {
 	err     error
 	message string // what is wrong although it is open
 	listing *ask.Question[listing]
+	opening bool // somebody is at it
 }
 
 // openPools opens what is configured and what is found.
 func (a *Agent) openPools(ctx context.Context) {
 	for _, c := range a.cfg.Pools {
-		a.openPool(ctx, c)
+		a.openSoon(ctx, c)
 	}
 	a.findPools(ctx)
 	wake(a.refreshSoon)
@@ -41,7 +42,7 @@ func (a *Agent) findPools(ctx context.Context) {
 	}
 	for _, d := range devices {
 		if !a.hasPoolAt(d) {
-			a.openPool(ctx, PoolConfig{Path: d})
+			a.openSoon(ctx, PoolConfig{Path: d})
 		}
 	}
 }
@@ -51,6 +52,39 @@ func (a *Agent) hasPoolAt(path string) bool {
 	configured := slices.ContainsFunc(a.pools, func(s *poolSlot) bool { return s.cfg.Path == path })
 	a.mu.Unlock()
 	return configured || slices.ContainsFunc(a.openedPools(), func(p Pool) bool { return p.Info().Device == path })
+}
+
+// openSoon is openPool, but waits a bounded time for it: a disk that does not
+// answer must not keep the node from serving its other ones. One that answers
+// later is taken then.
+func (a *Agent) openSoon(ctx context.Context, c PoolConfig) {
+	s := a.slotFor(c)
+	a.mu.Lock()
+	busy := s.opening
+	s.opening = true
+	a.mu.Unlock()
+	if busy {
+		return
+	}
+	done := make(chan struct{})
+	began := a.spawn(func() {
+		a.openPool(ctx, c)
+		a.mu.Lock()
+		s.opening = false
+		a.mu.Unlock()
+		close(done)
+		wake(a.refreshSoon)
+	})
+	if !began {
+		return
+	}
+	late := time.NewTimer(a.cfg.OpenPatience)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
+		a.log.Error("a pool's disk does not let it be opened; the node goes on without it until it does", "pool", c.Path, "after", a.cfg.OpenPatience)
+	}
 }
 
 // openPool opens one pool and adopts its replicas; a failure is kept in its slot
@@ -77,7 +111,7 @@ func (a *Agent) slotFor(c PoolConfig) *poolSlot {
 			return s
 		}
 	}
-	s := &poolSlot{cfg: c}
+	s := &poolSlot{cfg: c, err: holdfast.E("", holdfast.Unavailable, "it is being opened")}
 	a.pools = append(a.pools, s)
 	return s
 }
@@ -122,7 +156,7 @@ func (a *Agent) reopenPool(ctx context.Context, s *poolSlot, p Pool) {
 	} else if err != nil {
 		a.log.Warn("a failed pool was closed with errors", "pool", string(info.ID), "err", err)
 	}
-	a.openPool(ctx, s.cfg)
+	a.openSoon(ctx, s.cfg)
 }
 
 // keepPools tries again what could not be opened, and looks for disks that have
@@ -135,7 +169,7 @@ func (a *Agent) keepPools(ctx context.Context) {
 		for _, s := range slots {
 			switch p := a.pool(s); {
 			case p == nil:
-				a.openPool(ctx, s.cfg)
+				a.openSoon(ctx, s.cfg)
 			case p.Info().State == holdfast.PoolFailed:
 				a.reopenPool(ctx, s, p)
 			}
