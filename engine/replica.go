@@ -260,15 +260,13 @@ func (r *Replica) Close() error {
 		return nil
 	}
 	r.closed = true
-	err := r.Err()
-	saved := err == nil
+	var err error
+	saved := r.failed.Load() == nil
 	if saved {
 		if err = r.quiesce(); err == nil {
 			err = r.save()
 		}
 		saved = err == nil
-	} else {
-		err = nil
 	}
 	err = errors.Join(err, r.closeFiles())
 	if saved {
