@@ -136,7 +136,9 @@ func (r *run) mountsLeft() error {
 	}
 	var left []string
 	for _, m := range ms {
-		if pool, _ := filepath.Match(r.o.dir+"/*/run/pools/*", m.Point); !pool {
+		pool, _ := filepath.Match(r.o.dir+"/*/run/pools/*", m.Point)
+		memory, _ := filepath.Match(r.o.dir+"/*/run/memory/*", m.Point) // of a pool
+		if !pool && !memory {
 			left = append(left, fmt.Sprintf("%s (%s of %s)", m.Point, m.Type, m.Source))
 		}
 	}
