@@ -175,10 +175,11 @@ func (p *Primary) askSettle(t *peer, since holdfast.Epoch) {
 // to. A repair with no other writes fills the target's tail; if the grant went
 // back before that is forgotten, the next take-over would copy all of it again,
 // and nothing is served meanwhile. A source that lost power itself would be
-// dropped, and compared with those that were repaired from it.
+// dropped, and compared with those that were repaired from it. A replica whose
+// disk does not answer, and that is the last, is not waited for.
 func (p *Primary) settled() bool {
 	for _, t := range p.peers {
-		if t.up && t.inSync() && (t.settling > 0 || t.unsettled && !t.unfit) {
+		if t.up && t.inSync() && (t.settling > 0 || t.unsettled && !t.unfit) && !p.stuck(t, p.now()) {
 			return false
 		}
 	}

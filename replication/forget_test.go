@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/holdfast-storage/holdfast"
 )
 
 // The source of a repair keeps what it may have lost itself until all are in sync.
@@ -67,6 +69,23 @@ func TestAReleaseWaitsUntilTheSourceForgets(t *testing.T) {
 		g.land(next) // the primary has not seen it
 		mustWait(t, g)
 		g.conn(0).hold = map[MsgType]bool{}
+		released(t, g)
+	})
+	t.Run("its disk hangs, and another has all", func(t *testing.T) {
+		g := begin(t)
+		g.settleDown(DefaultConfig().IOTimeout + time.Second)
+		if g.state(0) == in {
+			t.Fatal("the source, which answers pings alone, is in sync")
+		}
+		released(t, g)
+	})
+	t.Run("the last one's disk hangs", func(t *testing.T) {
+		g := served(t, states{in, stale}, nil)
+		g.control(func(r *holdfast.Record) { r.Replicas = r.Replicas[:1] })
+		g.conn(0).holding(MsgSettle)
+		g.p.Release()
+		mustWait(t, g)
+		g.settleDown(DefaultConfig().IOTimeout + time.Second)
 		released(t, g)
 	})
 	t.Run("not served", func(t *testing.T) {

@@ -188,8 +188,8 @@ func (p *Primary) send(t *peer, m *Message, k call) {
 	switch m.Type {
 	case MsgRead, MsgWrite, MsgTrim, MsgFlush, MsgHash, MsgSnapshot, MsgRestore, MsgSnapRead, MsgSnapHash:
 		k.data = true
-	case MsgEpoch, MsgMark, MsgRecord:
-		k.data = true // pings are answered meanwhile, and I/O may wait for it
+	case MsgEpoch, MsgMark, MsgRecord, MsgSettle:
+		k.data = true // pings are answered meanwhile, and I/O or a release may wait for it
 	case MsgAllocated:
 		k.data = p.phase == reconciling // a small range; a whole volume's takes its time
 	}
