@@ -171,29 +171,41 @@ func (r *Reconciler) purge(ctx context.Context) {
 	}
 }
 
-// verify asks all live nodes what they store, and then compares: records are read
-// after the nodes' answers, and again before, so that nothing that was made or
-// removed meanwhile is reported.
+// verify asks all live nodes what they store, and compares. Records are read before
+// the answers and again after them, and what no record names must still be stored
+// then: so nothing is reported that was made or removed meanwhile.
 func (r *Reconciler) verify(ctx context.Context) []Problem {
 	before, err := r.look(ctx)
 	if err != nil {
 		return r.found
 	}
-	var found []Found
-	answered := map[holdfast.NodeID]bool{}
-	for _, n := range before.Nodes {
+	found, answered := r.askAll(ctx, before)
+	after, err := r.look(ctx)
+	if err != nil {
+		return r.found
+	}
+	first, second := planVerify(before, found, answered), planVerify(after, found, answered)
+	out := slices.DeleteFunc(second, func(p Problem) bool { return !slices.Contains(first, p) })
+	if len(out) == 0 {
+		return nil
+	}
+	still, _ := r.askAll(ctx, before)
+	found = slices.DeleteFunc(found, func(f Found) bool { return !slices.Contains(still, f) })
+	third := planVerify(after, found, answered)
+	return slices.DeleteFunc(out, func(p Problem) bool { return !slices.Contains(third, p) })
+}
+
+// askAll asks all live nodes; answered are those whose list is complete.
+func (r *Reconciler) askAll(ctx context.Context, v *View) (found []Found, answered map[holdfast.NodeID]bool) {
+	answered = map[holdfast.NodeID]bool{}
+	for _, n := range v.Nodes {
 		if n.Alive {
 			fs, err := r.ask(ctx, n.ID)
 			answered[n.ID] = err == nil
 			found = append(found, fs...)
 		}
 	}
-	after, err := r.look(ctx)
-	if err != nil {
-		return r.found
-	}
-	first := planVerify(before, found, answered)
-	return slices.DeleteFunc(planVerify(after, found, answered), func(p Problem) bool { return !slices.Contains(first, p) })
+	return found, answered
 }
 
 // ask asks one node which replicas it stores.

@@ -205,7 +205,11 @@ func (r *Reconciler) Pass(ctx context.Context) error {
 	}
 	r.make(ctx, v)
 	r.purge(ctx)
-	if r.cfg.Now().Sub(r.verified) >= r.cfg.VerifyEvery && ctx.Err() == nil {
+	every := r.cfg.VerifyEvery
+	if len(r.found) > 0 {
+		every = min(every, r.cfg.Interval) // what is mended is not reported for long
+	}
+	if r.cfg.Now().Sub(r.verified) >= every && ctx.Err() == nil {
 		r.verified = r.cfg.Now()
 		r.found = r.verify(ctx)
 	}

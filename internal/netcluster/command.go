@@ -43,8 +43,8 @@ func Until(ctx context.Context, limit time.Duration, what string, f func(context
 		if ok {
 			return nil
 		}
-		if err != nil {
-			last = err
+		if err != nil && (last == nil || ctx.Err() == nil) {
+			last = err // not the error that the end of the time itself makes
 		}
 		select {
 		case <-ctx.Done():
