@@ -46,7 +46,7 @@ func (s *Server) GetStatus(ctx context.Context, _ *holdfastv1.GetStatusRequest) 
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	st.Waits = append(st.Waits, removals(stones, time.Now())...)
+	st.Waits = append(st.Waits, removals(stones, indexNodes(ns), time.Now())...)
 	st.Problems = append(st.Problems, s.findings(ctx, leader)...)
 	sortProblems(st.Problems)
 	st.Health = worst(st.Problems)

@@ -68,15 +68,16 @@ func eventsOf(r *holdfast.Record, view liveView) []*holdfastv1.VolumeEvent {
 }
 
 // removals lists the nodes that have not yet removed replicas of deleted volumes.
-// It is pure.
-func removals(ts []holdfast.Tombstone, now time.Time) []*holdfastv1.Wait {
+// Those that are forgotten are not waited for: their tombstones are there should
+// they return. It is pure.
+func removals(ts []holdfast.Tombstone, nodes nodeIndex, now time.Time) []*holdfastv1.Wait {
 	type left struct {
 		n     int
 		since time.Time
 	}
 	by := map[holdfast.NodeID]left{}
 	for _, t := range ts {
-		if now.Sub(t.Made) < shownTombstone {
+		if _, known := nodes[t.Node]; !known || now.Sub(t.Made) < shownTombstone {
 			continue
 		}
 		l := by[t.Node]

@@ -39,7 +39,8 @@ func TestRemovalsThatWait(t *testing.T) {
 	ws := removals([]holdfast.Tombstone{
 		{Replica: "a", Node: "n2", Made: now.Add(-time.Hour)}, {Replica: "b", Node: "n2", Made: now.Add(-2 * time.Hour)},
 		{Replica: "c", Node: "n1", Made: now.Add(-2 * time.Minute)}, {Replica: "d", Node: "n3", Made: now.Add(-time.Second)},
-	}, now)
+		{Replica: "e", Node: "forgotten", Made: now.Add(-time.Hour)},
+	}, indexNodes([]holdfast.Node{{ID: "n1"}, {ID: "n2"}, {ID: "n3"}}), now)
 	if len(ws) != 2 || ws[0].GetNode() != "n1" || ws[1].GetMillis() != (2*time.Hour).Milliseconds() || !strings.Contains(ws[1].GetWaitingFor(), "2 replicas") {
 		t.Error(ws)
 	}
