@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 )
 
 const mesosForgetHelp = `Makes the Mesos agent of this machine forget that it has a volume published.
@@ -58,6 +60,9 @@ func (c *cli) mesosForget() *cobra.Command {
 				}
 				fmt.Fprintf(c.out, "Removed %s\n", d)
 			}
+			if err := releaseMesosPaths(workDir, args[0]); err != nil {
+				return err
+			}
 			_, err = io.WriteString(c.out, "Restart the agent now: systemctl restart mesos-agent (DC/OS: dcos-mesos-slave)\n")
 			return holdfast.Wrap("answer", err)
 		},
@@ -91,6 +96,22 @@ func mesosVolumes(workDir, volume string) ([]string, error) {
 	}
 	slices.Sort(names)
 	return nil, holdfast.E(op, holdfast.NotFound, "the agent knows no such volume; it knows: "+strings.Join(slices.Compact(names), ", "))
+}
+
+// releaseMesosPaths lets the agent remove the empty folders on which it had the
+// volume mounted; the node service guards them while they are bare.
+func releaseMesosPaths(workDir, volume string) error {
+	all, err := filepath.Glob(filepath.Join(workDir, "csi", "*", "*", "mounts", "*"))
+	if err != nil {
+		return holdfast.WrapKind("forget volume "+volume, holdfast.Invalid, err)
+	}
+	var errs []error
+	for _, d := range all {
+		if decoded(filepath.Base(d)) == volume {
+			errs = append(errs, mountpoint.ReleaseBelow(d))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // decoded is a percent-encoded path component in plain text.

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast/internal/mountpoint"
 )
 
 func TestMesosForget(t *testing.T) {
@@ -48,6 +50,11 @@ func TestMesosForget(t *testing.T) {
 	if err := unix.Unmount(target, 0); err != nil {
 		t.Fatal(err)
 	}
+	guarded := mountpoint.Guard(target) == nil // not on a filesystem without such attributes
+	t.Cleanup(func() { _ = mountpoint.ReleaseBelow(work) })
+	if err := os.WriteFile(filepath.Join(target, "x"), nil, 0o600); guarded && err == nil {
+		t.Fatal("the bare folder takes writes")
+	}
 	if code, out := forget("hf-test-a b"); code != exitUsage || !strings.Contains(out, "--yes") {
 		t.Errorf("not confirmed: %d %s", code, out)
 	}
@@ -57,6 +64,9 @@ func TestMesosForget(t *testing.T) {
 	code, out := forget("hf-test-a b", "-y")
 	if _, err := os.Stat(filepath.Dir(state("hf-test-a%20b"))); code != exitOK || err == nil || !strings.Contains(out, "Restart the agent") {
 		t.Errorf("forget: %d %s", code, out)
+	}
+	if err := os.RemoveAll(filepath.Dir(target)); err != nil {
+		t.Errorf("the agent cannot remove the folder: %v", err)
 	}
 	if _, err := os.Stat(state("hf-test-keep")); err != nil {
 		t.Errorf("another volume's state: %v", err)
