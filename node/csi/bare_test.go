@@ -1,9 +1,12 @@
 package nodecsi
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -246,5 +249,25 @@ func TestTheVolumesOwnRootIsNotGuarded(t *testing.T) {
 			t.Errorf("the root of the volume was touched: %v", err)
 		}
 		f.ok(f.unpublish(id, tg), f.unstage(id, st))
+	}
+}
+
+// Where a mount point cannot be guarded an operator is told, once.
+func TestAnUnguardedMountPointIsReportedOnce(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("hf-test", dir, "ramfs", 0, ""); err != nil { // which has no attributes
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	var log bytes.Buffer
+	s := &Service{cfg: Config{Log: slog.New(slog.NewTextHandler(&log, nil))}}
+	for _, name := range []string{"a", "b"} {
+		if err := os.Mkdir(dir+"/"+name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		s.guard(dir + "/" + name)
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "CAP_LINUX_IMMUTABLE") {
+		t.Errorf("%d warnings: %s", n, log.String())
 	}
 }

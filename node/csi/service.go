@@ -81,6 +81,8 @@ type Service struct {
 	mounter *mountutils.SafeFormatAndMount
 	runs    join.Group[runKey, any]
 	locks   locks
+
+	unguarded sync.Once // the warning that bare mount points take writes
 }
 
 // New makes a Service; it makes the state directory if there is none.

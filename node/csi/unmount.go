@@ -63,10 +63,18 @@ func (s *Service) clearPath(ctx context.Context, st *volumeState, path string) e
 
 // guard makes what is at path refuse writes while nothing is mounted there: when a
 // mount is taken away from a task that goes on, it must not write to the host's
-// disk instead. Where that is impossible the path works as it did without.
+// disk instead. Where that is impossible the path works as it did without; the
+// first time, an operator is told.
 func (s *Service) guard(path string) {
-	if err := mountpoint.Guard(path); err != nil {
-		s.cfg.Log.Debug("the path takes writes while the volume is not mounted there", "path", path, "err", err)
+	err := mountpoint.Guard(path)
+	if err == nil {
+		return
+	}
+	s.cfg.Log.Debug("the path takes writes while the volume is not mounted there", "path", path, "err", err)
+	if errors.Is(err, holdfast.Unsupported) {
+		s.unguarded.Do(func() {
+			s.cfg.Log.Warn("mount points take writes while no volume is mounted there: a task that goes on after its volume was taken away by force would write to this machine's disk; guarding them needs CAP_LINUX_IMMUTABLE and a filesystem with that attribute", "path", path, "err", err)
+		})
 	}
 }
 
