@@ -122,6 +122,11 @@ func daemonEnds(t *testing.T, kill, block bool) {
 	} else {
 		c.Nodes[0].Stop()
 	}
+	// What the container writes now must not be acknowledged.
+	_, err = held.WriteAt([]byte("lost"), 0)
+	if err = errors.Join(err, held.Sync()); !errors.Is(err, unix.EIO) {
+		t.Errorf("a write and sync by a file that was open: %v, want EIO", err)
+	}
 	u.refusesWrites(file+map[bool]string{false: "-new"}[block], !kill)
 	c.Nodes[0].Start()
 
