@@ -2,11 +2,13 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -55,8 +57,17 @@ func (x *xfsDisk) mount() {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	if x.m, err = mountPool(dev, x.root, id); err != nil {
-		x.t.Fatal(err)
+	// Processes with mounts of their own, such as "ip netns exec" in another test,
+	// may have the last copy of this filesystem mounted for a moment after it was
+	// unmounted here: XFS refuses one with the same UUID until then.
+	for deadline := time.Now().Add(20 * time.Second); ; <-time.After(20 * time.Millisecond) {
+		x.m, err = mountPool(dev, x.root, id)
+		if !errors.Is(err, unix.EINVAL) || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil {
+		x.t.Fatal(errors.Join(err, dev.detach()))
 	}
 	d, err := disk.OpenDir(x.m.dir)
 	if err != nil {
