@@ -67,9 +67,11 @@ type chain struct {
 	turns  turns
 	// target is the snapshot that a first write to a granule puts its content
 	// into; nil without snapshots. touched has the granules that need nothing any
-	// more. Both change under the replica's lock only.
+	// more, ahead those that are in its file before they are touched. Which sets
+	// these are changes under the replica's lock only.
 	target  *snapshot
 	touched *granules
+	ahead   *granules
 	base    *base // where a clone's content comes from; nil when it is all its own
 }
 
@@ -138,8 +140,13 @@ func (c *chain) openSnapshots(m *meta) error {
 			return mustBeSound(err)
 		}
 		c.snaps = append(c.snaps, s)
-		if s.held = saved[sm.File]; s.held == nil {
-			if err := s.rebuild(); err != nil {
+		s.held = saved[sm.File]
+	}
+	// The newest first, by which the next older one is judged.
+	for i := len(c.snaps) - 1; i >= 0; i-- {
+		s := c.snaps[i]
+		if s.held == nil {
+			if err := c.rebuild(i, m.Origin != nil); err != nil {
 				return err
 			}
 		}
@@ -147,72 +154,24 @@ func (c *chain) openSnapshots(m *meta) error {
 		if err != nil {
 			return err
 		}
-		if info.SizeBytes < snapshotFileSize(sm.SizeBytes) {
-			return errorf(s.name, holdfast.Corrupt, "it has %d bytes; a snapshot of %d bytes needs %d", info.SizeBytes, sm.SizeBytes, snapshotFileSize(sm.SizeBytes))
+		if size := s.meta.SizeBytes; info.SizeBytes < snapshotFileSize(size) {
+			return errorf(s.name, holdfast.Corrupt, "it has %d bytes; a snapshot of %d bytes needs %d", info.SizeBytes, size, snapshotFileSize(size))
 		}
-		s.grew(info.AllocatedBytes)
+		// What was shared ahead counts when it is held.
+		s.grew(min(info.AllocatedBytes, s.held.count.Load()*granuleSize))
 	}
 	return nil
-}
-
-// scanHeld reads from the file which granules it holds: those with blocks but
-// those with a mark, which were not finished.
-func (s *snapshot) scanHeld() (held, unfinished *granules, err error) {
-	n := granulesOf(s.meta.SizeBytes)
-	held, unfinished = newGranules(n), newGranules(n)
-	marks := markOffset(s.meta.SizeBytes, 0)
-	const window = int64(4 << 30)
-	for at := marks; at < markOffset(s.meta.SizeBytes, n); at += window {
-		ps, err := s.f.Mapped(at, min(window, markOffset(s.meta.SizeBytes, n)-at))
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, p := range ps {
-			unfinished.add((p.Offset-marks)/blockSize, (p.End()-marks-1)/blockSize)
-		}
-	}
-	for at := int64(0); at < marks; at += window {
-		ps, err := s.f.Mapped(at, min(window, marks-at))
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, p := range ps {
-			for g := p.Offset / granuleSize; g <= (p.End()-1)/granuleSize; g++ {
-				if !unfinished.has(g) {
-					held.add(g, g)
-				}
-			}
-		}
-	}
-	return held, unfinished, nil
-}
-
-// rebuild finds out what the snapshot holds after a crash, and removes what was
-// not finished.
-func (s *snapshot) rebuild() error {
-	held, unfinished, err := s.scanHeld()
-	if err != nil {
-		return err
-	}
-	unfinished.each(0, func(g int64) bool {
-		// In this order, so that a crash in between changes nothing.
-		if err = s.f.Punch(g*granuleSize, granuleSize); err == nil {
-			err = s.f.Punch(markOffset(s.meta.SizeBytes, g), blockSize)
-		}
-		return err == nil
-	})
-	s.held = held
-	return err
 }
 
 // retarget chooses the snapshot that first writes go to: the newest that is not
 // being dropped. What a newer one holds needs nothing.
 func (c *chain) retarget() {
-	c.target, c.touched = nil, nil
+	c.target, c.touched, c.ahead = nil, nil, nil
 	for i := len(c.snaps) - 1; i >= 0 && c.target == nil; i-- {
 		if s := c.snaps[i]; !s.meta.Dropping {
 			c.target = s
 			c.touched = newGranules(granulesOf(s.meta.SizeBytes))
+			c.ahead = newGranules(granulesOf(s.meta.SizeBytes))
 			for _, newer := range c.snaps[i:] {
 				c.touched.join(newer.held)
 			}

@@ -25,9 +25,9 @@ func (m *model) verify(rep *modelReplica) {
 	}
 	m.snapshots(rep)
 	if s := m.someSnapshot(rep); s != nil {
-		m.changes(rep, s, "", rep.values())
+		m.changes(rep, s, nil)
 		if o := m.someSnapshot(rep); o != nil && o != s {
-			m.changes(rep, s, o.id, o.blocks)
+			m.changes(rep, s, o)
 		}
 	}
 	m.hashes(rep)
@@ -89,33 +89,79 @@ func (m *model) snapshots(rep *modelReplica) {
 	rep.snaps = there
 }
 
-// changes checks that all that differs is listed, and that what is not allocated
-// is zero.
-func (m *model) changes(rep *modelReplica, s *modelSnapshot, to holdfast.SnapshotID, blocks []uint64) {
-	n := max(len(s.blocks), len(blocks))
-	from, at := s.blocks, func(vs []uint64, i int) uint64 {
+// changes checks that all that differs between a snapshot and another one, or the
+// live data, is listed, that nothing is that nobody has changed, and that what is
+// not allocated is zero.
+func (m *model) changes(rep *modelReplica, s, to *modelSnapshot) {
+	if err := rep.changes(rep.r, s, to); err != nil {
+		m.fatalf("%s: %v", rep.id, err)
+	}
+	alloc, err := rep.r.SnapshotAllocated(s.id, 0, int64(len(s.blocks))*blockSize)
+	if err != nil {
+		m.fatalf("%s: allocated in %q: %v", rep.id, s.id, err)
+	}
+	for i, v := range s.blocks {
+		if x := blockExtent(i); v != 0 && !within(x, alloc) {
+			m.fatalf("%s: block %d of %q has data, and is not listed: %v", rep.id, i, s.id, alloc)
+		}
+	}
+}
+
+func blockExtent(i int) holdfast.Extent {
+	return holdfast.Extent{Offset: int64(i) * blockSize, Length: blockSize}
+}
+
+// changes checks what is listed as changed; to is nil for the live data.
+func (rep *modelReplica) changes(r *Replica, s, to *modelSnapshot) error {
+	live := &modelSnapshot{blocks: rep.values(), seq: rep.seq}
+	if to == nil {
+		to = live
+	}
+	size := max(len(s.blocks), len(to.blocks))
+	xs, err := r.SnapshotChanged(s.id, to.id, 0, int64(size)*blockSize)
+	if err != nil {
+		return fmt.Errorf("changed between %q and %q: %w", s.id, to.id, err)
+	}
+	at := func(vs []uint64, i int) uint64 {
 		if i < len(vs) {
 			return vs[i]
 		}
 		return 0
 	}
-	xs, err := rep.r.SnapshotChanged(s.id, to, 0, int64(n)*blockSize)
-	if err != nil {
-		m.fatalf("%s: changed between %q and %q: %v", rep.id, s.id, to, err)
-	}
-	alloc, err := rep.r.SnapshotAllocated(s.id, 0, int64(len(from))*blockSize)
-	if err != nil {
-		m.fatalf("%s: allocated in %q: %v", rep.id, s.id, err)
-	}
-	for i := range n {
-		x := holdfast.Extent{Offset: int64(i) * blockSize, Length: blockSize}
-		if at(from, i) != at(blocks, i) && !within(x, xs) {
-			m.fatalf("%s: block %d differs between %q and %q, and is not listed: %v", rep.id, i, s.id, to, xs)
-		}
-		if at(from, i) != 0 && !within(x, alloc) {
-			m.fatalf("%s: block %d of %q has data, and is not listed: %v", rep.id, i, s.id, alloc)
+	for i := range size {
+		if at(s.blocks, i) != at(to.blocks, i) && !within(blockExtent(i), xs) {
+			return fmt.Errorf("block %d differs between %q and %q, and is not listed: %v", i, s.id, to.id, xs)
 		}
 	}
+	first, last := min(s.seq, to.seq), max(s.seq, to.seq)
+	both := int64(min(len(s.blocks), len(to.blocks))) * blockSize
+	for _, x := range xs {
+		for g := x.Offset / granuleSize; g*granuleSize < min(x.End(), both/granuleSize*granuleSize); g++ {
+			if !slices.ContainsFunc(rep.tried[g], func(n uint64) bool { return n > first && n <= last }) {
+				return fmt.Errorf("granule %d is listed as changed between %q and %q, and nobody has changed it: %v", g, s.id, to.id, xs)
+			}
+		}
+	}
+	return nil
+}
+
+// allChanges checks the lists of all snapshots to the next one, and to the data.
+func (rep *modelReplica) allChanges(r *Replica) error {
+	var last *modelSnapshot
+	for _, s := range rep.snaps {
+		if i, _ := r.chain.find(s.id); i < 0 {
+			continue
+		}
+		err := rep.changes(r, s, nil)
+		if err == nil && last != nil {
+			err = rep.changes(r, last, s)
+		}
+		if err != nil {
+			return err
+		}
+		last = s
+	}
+	return nil
 }
 
 // hashes checks that equal content has equal hashes, live or not.
@@ -201,6 +247,9 @@ func (m *model) reopen(rep *modelReplica) {
 		x.value, x.unsure = v, nil
 	}
 	m.snapshots(rep)
+	if err := rep.allChanges(r); err != nil {
+		m.fatalf("%s: after a crash: %v", rep.id, err)
+	}
 }
 
 func (m *model) run(crashes, steps int) {

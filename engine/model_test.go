@@ -66,6 +66,8 @@ type modelReplica struct {
 	snap   holdfast.SnapshotID
 	seq    uint64
 	maybe  bool // being made or removed: need not be there
+	// tried are the numbers of the changes of each granule, failed ones included.
+	tried map[int64][]uint64
 }
 
 // modelValue is what a block must read as; unsure is what else it may be after a
@@ -79,6 +81,7 @@ type modelSnapshot struct {
 	id     holdfast.SnapshotID
 	cut    string
 	blocks []uint64
+	seq    uint64 // of the last change that is in it
 	state  string // "", "taking": may be there; "dropping": need not be there
 }
 
@@ -206,6 +209,7 @@ func (m *model) place(rep *modelReplica, most int64) (b, n int64) {
 // change applies an operation on blocks from b on, whose values become want.
 func (m *model) change(rep *modelReplica, b int64, want []uint64, do func(e Entry) error) error {
 	rep.seq++
+	rep.noteChange(b, int64(len(want)))
 	err := do(Entry{Epoch: 1, Grant: 1, Seq: rep.seq, Committed: rep.seq - 1})
 	for i, v := range want {
 		x := &rep.blocks[b+int64(i)]
@@ -219,6 +223,15 @@ func (m *model) change(rep *modelReplica, b int64, want []uint64, do func(e Entr
 		x.value = v
 	}
 	return err
+}
+
+func (rep *modelReplica) noteChange(b, n int64) {
+	if rep.tried == nil {
+		rep.tried = map[int64][]uint64{}
+	}
+	for g := b * blockSize / granuleSize; g <= ((b+n)*blockSize-1)/granuleSize; g++ {
+		rep.tried[g] = append(rep.tried[g], rep.seq)
+	}
 }
 
 func (m *model) write(rep *modelReplica) {
@@ -284,7 +297,7 @@ func (rep *modelReplica) values() []uint64 {
 }
 
 func (m *model) take(rep *modelReplica) {
-	s := &modelSnapshot{id: holdfast.SnapshotID(m.name("s")), cut: m.name("c"), blocks: rep.values(), state: "taking"}
+	s := &modelSnapshot{id: holdfast.SnapshotID(m.name("s")), cut: m.name("c"), blocks: rep.values(), seq: rep.seq, state: "taking"}
 	rep.snaps = append(rep.snaps, s)
 	err := rep.r.TakeSnapshot(s.id, s.cut)
 	m.logf("%s: take %s: %v", rep.id, s.id, err)

@@ -165,7 +165,10 @@ func (p *replay) note(m *model) {
 	}
 	s := replayState{pos: info.Size(), reps: map[holdfast.ReplicaID]*modelReplica{}}
 	for id, rep := range m.reps {
-		c := &modelReplica{id: id, blocks: slices.Clone(rep.blocks)}
+		c := &modelReplica{id: id, blocks: slices.Clone(rep.blocks), seq: rep.seq, tried: map[int64][]uint64{}}
+		for g, ns := range rep.tried {
+			c.tried[g] = slices.Clone(ns)
+		}
 		for i := range c.blocks {
 			c.blocks[i].since = slices.Clone(c.blocks[i].since)
 		}
@@ -262,7 +265,20 @@ func compareReplica(pool *Pool, id holdfast.ReplicaID, now, next *modelReplica) 
 			return fmt.Errorf("block %d is %d, must be one of %d", i, v, ok)
 		}
 	}
-	return compareSnapshots(r, now, next)
+	if err := compareSnapshots(r, now, next); err != nil {
+		return err
+	}
+	// What is there now, between the two states; a change on its way was tried.
+	found := &modelReplica{seq: next.seq, tried: next.tried, snaps: slices.Clone(now.snaps)}
+	for _, v := range values {
+		found.blocks = append(found.blocks, modelValue{value: v})
+	}
+	for _, s := range next.snaps {
+		if !slices.ContainsFunc(now.snaps, func(o *modelSnapshot) bool { return o.id == s.id }) {
+			found.snaps = append(found.snaps, s)
+		}
+	}
+	return found.allChanges(r)
 }
 
 func orElse(a, b *modelReplica) *modelReplica {

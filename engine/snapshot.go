@@ -427,7 +427,7 @@ func (r *Replica) handDown(s *snapshot, step int) (more bool, err error) {
 		return true
 	})
 	for _, t := range todo {
-		if _, err := older.take(s.f, t[0], t[1], false); err != nil {
+		if err := older.take(s.f, t[0], t[1]); err != nil {
 			return true, err
 		}
 	}

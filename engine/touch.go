@@ -81,7 +81,11 @@ func (c *chain) touchClaimed(first, last int64, trim bool) error {
 	if err := c.pool.space.room((last - first + 1) * copyUnit); err != nil {
 		return err
 	}
-	return c.turns.run(func() error { return c.touchNow(first, last, trim) })
+	touch := func() error { return c.touchNow(first, last, trim) }
+	if c.allAhead(first, last) {
+		return touch() // nothing is to be shared
+	}
+	return c.turns.run(touch)
 }
 
 func (c *chain) touchNow(first, last int64, trim bool) error {
@@ -111,39 +115,64 @@ func (c *chain) keep(first, last int64, trim bool) error {
 	if err := c.pool.snapshots.room((last - first + 1) * granuleSize); err != nil {
 		return err
 	}
-	kept, err := c.target.take(c.data, first, last, trim)
-	if err != nil {
-		return err
-	}
-	for _, k := range kept {
-		c.touched.add(k[0], k[1])
+	for g := first; g <= last; {
+		there, end := alike(g, last, c.ahead.has)
+		kept := [][2]int64{{g, end}}
+		if there {
+			c.target.note(g, end)
+		} else {
+			var err error
+			if kept, err = c.shareAround(g, end, trim); err != nil {
+				return err
+			}
+		}
+		for _, k := range kept {
+			c.touched.add(k[0], k[1])
+		}
+		g = end + 1
 	}
 	return nil
 }
 
+// lot is what is shared at once: granules, and the pieces that they have in the
+// file that they are shared from.
+type lot struct {
+	first, last int64
+	pieces      []disk.Piece
+}
+
 // take makes the snapshot hold [first, last] with the content that they have in
-// another file, which does not change meanwhile. Granules without data get one
-// page, never written, which says that they are held; with skip they are left
-// out. It gives the ranges that are held now.
-//
-// A granule whose data is in several pieces is cloned in several steps, of which
-// a crash may leave some: it is marked meanwhile.
-func (s *snapshot) take(from disk.File, first, last int64, skip bool) ([][2]int64, error) {
+// another file, which does not change meanwhile.
+func (s *snapshot) take(from disk.File, first, last int64) error {
 	x := granuleExtent(first, last, s.meta.SizeBytes)
 	pieces, err := from.Mapped(x.Offset, x.Length)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	counts := make([]int, last-first+1)
+	empty, err := s.fetch(from, lot{first, last, pieces})
+	if err != nil {
+		return err
+	}
+	_, err = s.hold(first, last, empty, false)
+	return err
+}
+
+// fetch shares what data a lot has in another file, which does not change
+// meanwhile, and gives its granules that have none. They are not held yet.
+//
+// A granule whose data is in several pieces is cloned in several steps, of which
+// a crash may leave some: it is marked meanwhile.
+func (s *snapshot) fetch(from disk.File, l lot) (empty func(g int64) bool, err error) {
+	counts := make([]int, l.last-l.first+1)
 	var data holdfast.Extent // from the first data to the last
 	split := false
-	for _, p := range pieces {
+	for _, p := range l.pieces {
 		if p.Unwritten {
 			continue
 		}
 		for g := p.Offset / granuleSize; g <= (p.End()-1)/granuleSize; g++ {
-			counts[g-first]++
-			split = split || counts[g-first] > 1
+			counts[g-l.first]++
+			split = split || counts[g-l.first] > 1
 		}
 		if data.Length == 0 {
 			data.Offset = p.Offset
@@ -151,26 +180,36 @@ func (s *snapshot) take(from disk.File, first, last int64, skip bool) ([][2]int6
 		data.Length = p.End() - data.Offset
 	}
 	// Whole granules, so that their holes replace what an attempt that failed left.
-	data = clip(widenExtent(data), x)
-	if err := s.cloneIn(from, data, split); err != nil {
-		return nil, err
-	}
-	var kept [][2]int64
+	data = clip(widenExtent(data), granuleExtent(l.first, l.last, s.meta.SizeBytes))
+	return func(g int64) bool { return counts[g-l.first] == 0 }, s.cloneIn(from, data, split)
+}
+
+// hold makes the snapshot hold [first, last], whose data was fetched. Granules
+// without data get one page, never written, which says that they are held; with
+// skip they are left out. It gives the ranges that are held now.
+func (s *snapshot) hold(first, last int64, empty func(g int64) bool, skip bool) (kept [][2]int64, err error) {
 	for g := first; g <= last; {
-		empty, end := alike(g, last, func(g int64) bool { return counts[g-first] == 0 })
-		if empty && !skip {
+		none, end := alike(g, last, empty)
+		switch {
+		case none && skip:
+		case none:
 			if err := s.holdEmpty(g, end); err != nil {
 				return nil, err
 			}
-			s.grew((end - g + 1) * blockSize)
-		}
-		if !empty || !skip {
-			s.held.add(g, end)
+			kept = append(kept, [2]int64{g, end})
+		default:
+			s.note(g, end)
 			kept = append(kept, [2]int64{g, end})
 		}
 		g = end + 1
 	}
 	return kept, nil
+}
+
+// note says that granules whose data the file has are held.
+func (s *snapshot) note(first, last int64) {
+	s.held.add(first, last)
+	s.grew((last - first + 1) * granuleSize)
 }
 
 func widenExtent(x holdfast.Extent) holdfast.Extent {
@@ -179,25 +218,35 @@ func widenExtent(x holdfast.Extent) holdfast.Extent {
 	return holdfast.Extent{Offset: from, Length: to - from}
 }
 
+// cloneIn shares [x.Offset, x.End()), whole granules of which none is held, with
+// a mark at each while it lasts if they are split.
 func (s *snapshot) cloneIn(from disk.File, x holdfast.Extent, split bool) error {
 	if x.Length <= 0 {
 		return nil
 	}
+	if !split {
+		return s.f.CloneRange(from, x.Offset, x.Length)
+	}
 	mark := markOffset(s.meta.SizeBytes, x.Offset/granuleSize)
 	n := granulesOf(x.Length) * blockSize
-	if split {
-		if err := s.f.Allocate(mark, n); err != nil {
-			return err
+	err := s.f.Allocate(mark, n)
+	if err == nil {
+		err = s.f.CloneRange(from, x.Offset, x.Length)
+	}
+	if holdfast.KindOf(err) == holdfast.NoSpace {
+		// It may be tried again with fewer granules, without marks: none may be left
+		// then, nor a part of a granule without its mark.
+		if bad := s.f.Punch(x.Offset, x.Length); bad != nil {
+			return holdfast.WrapKind("remove what was shared in part", holdfast.Corrupt, bad)
+		}
+		if bad := s.f.Punch(mark, n); bad != nil {
+			return holdfast.WrapKind("remove marks", holdfast.Corrupt, bad)
 		}
 	}
-	if err := s.f.CloneRange(from, x.Offset, x.Length); err != nil {
+	if err != nil {
 		return err
 	}
-	s.grew(x.Length)
-	if split {
-		return s.f.Punch(mark, n)
-	}
-	return nil
+	return s.f.Punch(mark, n)
 }
 
 // grew counts blocks that the file refers to from now on.
@@ -212,13 +261,15 @@ func (s *snapshot) holdEmpty(first, last int64) error {
 			return err
 		}
 	}
+	s.held.add(first, last)
+	s.grew((last - first + 1) * blockSize)
 	return nil
 }
 
 // turns runs jobs one after the other, those that wait together without a pause.
 // Sharing blocks takes the file's lock alone and waits for the writes under way:
 // done between writes it would stop them each time, and many at once would only
-// spin for the lock.
+// spin for the lock. What is shared ahead relies on it, too: nobody else shares.
 type turns struct {
 	mu      sync.Mutex
 	running bool

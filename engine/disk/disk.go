@@ -112,6 +112,9 @@ type Piece struct {
 	holdfast.Extent
 	Unwritten bool // it was allocated and never written: it reads as zeros
 	Shared    bool // other files may have the same blocks
+	// Place is where on the disk it begins, in bytes; 0 when that is not known. Two
+	// files that have a page at the same place have the same block.
+	Place int64
 }
 
 // Space is what a file can do with its size and its holes.

@@ -198,7 +198,7 @@ func (c *content) pieces(off, end int64) []Piece {
 			continue
 		}
 		x := Piece{Extent: holdfast.Extent{Offset: no * PageSize, Length: min(PageSize, end-no*PageSize)},
-			Unwritten: pg.cur.unwritten, Shared: pg.cur.b.refs > 1}
+			Unwritten: pg.cur.unwritten, Shared: pg.cur.b.refs > 1, Place: pg.cur.b.at * PageSize}
 		k := len(out) - 1
 		if last.b != nil && last.b.at+1 == pg.cur.b.at && out[k].Unwritten == x.Unwritten && out[k].Shared == x.Shared {
 			out[k].Length += x.Length

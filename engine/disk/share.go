@@ -36,6 +36,7 @@ const (
 	fiemapExtentLast      = 0x1
 	fiemapExtentUnwritten = 0x800
 	fiemapExtentShared    = 0x2000
+	fiemapExtentNoPlace   = 0x2 | 0x4 | 0x8 | 0x100 | 0x200 | 0x400 // unknown, delayed, encoded, not aligned, inline, tail
 )
 
 var fiemaps = sync.Pool{New: func() any { return new(fiemap) }}
@@ -59,10 +60,15 @@ func (f *dirFile) Mapped(off, n int64) ([]Piece, error) {
 			if at = int64(x.logical + x.length); x.flags&fiemapExtentLast != 0 {
 				at = end
 			}
-			if to > from {
-				out = append(out, Piece{Extent: holdfast.Extent{Offset: from, Length: to - from},
-					Unwritten: x.flags&fiemapExtentUnwritten != 0, Shared: x.flags&fiemapExtentShared != 0})
+			if to <= from {
+				continue
 			}
+			p := Piece{Extent: holdfast.Extent{Offset: from, Length: to - from},
+				Unwritten: x.flags&fiemapExtentUnwritten != 0, Shared: x.flags&fiemapExtentShared != 0}
+			if x.flags&fiemapExtentNoPlace == 0 && x.logical%PageSize == 0 {
+				p.Place = int64(x.physical) + from - int64(x.logical)
+			}
+			out = append(out, p)
 		}
 	}
 	if f.fs.copies.Load() {
@@ -77,6 +83,9 @@ func splitPages(ps []Piece) []Piece {
 		for at := p.Offset; at < p.End(); at += PageSize {
 			q := p
 			q.Extent = holdfast.Extent{Offset: at, Length: PageSize}
+			if p.Place > 0 {
+				q.Place = p.Place + at - p.Offset
+			}
 			out = append(out, q)
 		}
 	}

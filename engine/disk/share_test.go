@@ -37,7 +37,23 @@ func TestSharing(t *testing.T) {
 			want(b, v, int64(page))
 		}
 		want(b, 9, 20)
+		alike := func(page int64) bool {
+			t.Helper()
+			x, err := a.Mapped(page*PageSize, PageSize)
+			must(t, err)
+			y, err := b.Mapped(page*PageSize, PageSize)
+			must(t, err)
+			return len(x) == 1 && len(y) == 1 && x[0].Place != 0 && x[0].Place == y[0].Place
+		}
+		d, real := fs.(*Dir)
+		shared := alike(4)
+		if copies := real && d.copies.Load(); shared == copies {
+			t.Fatalf("page 4, copied %v, is at the same place: %v", copies, shared)
+		}
 		write(a, 3, 2)
+		if alike(2) || alike(4) != shared {
+			t.Fatalf("pages 2 and 4, shared %v, one was written to: at the same place: %v, %v", shared, alike(2), alike(4))
+		}
 		write(b, 4, 4)
 		want(a, 3, 2)
 		want(b, 1, 2)
