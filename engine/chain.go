@@ -92,7 +92,10 @@ func openChain(p *Pool, id holdfast.ReplicaID, m *meta) (*chain, error) {
 	if c.data, err = p.fs.Open(path.Join(c.dir, dataFile), disk.Direct); err != nil {
 		return nil, mustBeSound(err)
 	}
-	if err = c.openSnapshots(m); err == nil && m.Origin != nil {
+	if err = waitForWrites(c.data); err == nil {
+		err = c.openSnapshots(m)
+	}
+	if err == nil && m.Origin != nil {
 		err = c.openBase(m)
 	}
 	if err != nil {
@@ -101,6 +104,17 @@ func openChain(p *Pool, id holdfast.ReplicaID, m *meta) (*chain, error) {
 	c.retarget()
 	c.show()
 	return c, nil
+}
+
+// waitForWrites returns when the writes of a process that was killed have ended:
+// what it gave to the kernel by io_uring may be under way when its lock is gone
+// already. Setting a file's size, to what it is, waits for them.
+func waitForWrites(f disk.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return f.Truncate(info.SizeBytes)
 }
 
 func (c *chain) file(name string) string { return path.Join(c.dir, snapshotsDir, name) }

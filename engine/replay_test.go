@@ -39,6 +39,10 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if dir := os.Getenv(lateEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, "late writer:", writeWhenTold(dir))
+		os.Exit(1)
+	}
 	if device, root, ok := strings.Cut(os.Getenv(writerEnv), "|"); ok {
 		fmt.Fprintln(os.Stderr, "writer:", writeAndWait(device, root))
 		os.Exit(1)
@@ -54,6 +58,8 @@ type replay struct {
 	log    string
 	states []replayState
 	tried  int
+	// recorder is the process that serves the device.
+	recorder *os.Process
 }
 
 // replayState is what must be there when the log is at pos or later, as long as
@@ -141,6 +147,7 @@ func (p *replay) serve(img string) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	p.recorder = cmd.Process
 	t.Cleanup(func() {
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 		_ = cmd.Process.Kill()

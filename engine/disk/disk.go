@@ -121,6 +121,7 @@ type Piece struct {
 type Space interface {
 	Stat() (Info, error)
 	// Truncate sets the size; a longer file grows by a hole. Durable after Sync.
+	// It waits for all writes under way, also those of a process that has ended.
 	Truncate(size int64) error
 	// Allocate gives [off, off+n) space within the file's size, so that storing
 	// there through a mapping cannot run out of it.

@@ -1,0 +1,145 @@
+package engine
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine/disk"
+	"github.com/holdfast-storage/holdfast/internal/buf"
+)
+
+// lateEnv tells this program to be the process that is killed while it writes:
+// the directory of a filesystem with the file lateFile.
+const (
+	lateEnv  = "HF_TEST_LATE"
+	lateFile = "late"
+	lateSize = 2 << 20
+	latePart = 64 << 10 // written at each MiB, with one request to the disk
+)
+
+// writeWhenTold writes the file in a batch when a line comes on standard input.
+func writeWhenTold(dir string) error {
+	d, err := disk.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	f, err := d.Open(lateFile, disk.Direct)
+	if err != nil {
+		return err
+	}
+	var ts []disk.Transfer
+	for off := int64(0); off < lateSize; off += 1 << 20 {
+		ts = append(ts, disk.Transfer{Write: true, P: fill(buf.Get(latePart).B, 9), Off: off})
+	}
+	fmt.Println("ready")
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+		return err
+	}
+	disk.TransferAll(f, ts)
+	return io.ErrUnexpectedEOF // it was to be killed
+}
+
+// TestWritesOfAKilledProcessAreWaitedFor: with a real disk, which answers nothing
+// for a while, and a real process, killed while it writes. Setting the file's
+// size, as a replica's opening does first, returns when the writes have ended.
+func TestWritesOfAKilledProcessAreWaitedFor(t *testing.T) {
+	img, root, _ := formatted(t)
+	p := &replay{t: t, log: filepath.Join(t.TempDir(), "log")}
+	x := &xfsDisk{t: t, image: p.serve(img), root: root}
+	x.mount()
+	t.Cleanup(func() {
+		must(t, p.recorder.Signal(unix.SIGCONT))
+		x.d.closeAll()
+		must(t, x.m.release())
+	})
+	f, err := x.d.Open(lateFile, disk.Create|disk.Direct)
+	must(t, err)
+	block := buf.Get(1 << 20)
+	defer block.Release()
+	for off := int64(0); off < lateSize; off += 1 << 20 {
+		_, err := f.WriteAt(fill(block.B, 1), off, true)
+		must(t, err)
+	}
+	p.killWhileItWrites(x.m.dir)
+	done := make(chan error, 1)
+	go func() { done <- waitForWrites(f) }()
+	select {
+	case err := <-done:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	must(t, p.recorder.Signal(unix.SIGCONT))
+	must(t, <-done)
+	for off := int64(0); off < lateSize; off += 1 << 20 {
+		_, err := f.ReadAt(block.B[:latePart], off)
+		must(t, err)
+		if !slices.Equal(block.B[:latePart], fill(make([]byte, latePart), 9)) {
+			t.Fatalf("what was under way at %d is not there after the wait", off)
+		}
+	}
+}
+
+// killWhileItWrites leaves the disk stopped, with the writes of a process that is
+// gone under way.
+func (p *replay) killWhileItWrites(dir string) {
+	t := p.t
+	var st unix.Stat_t
+	must(t, unix.Stat(dir, &st))
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), lateEnv+"="+dir)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	_, err = bufio.NewReader(out).ReadString('\n')
+	must(t, err)
+	must(t, p.recorder.Signal(unix.SIGSTOP))
+	_, err = io.WriteString(in, "\n")
+	must(t, err)
+	inflight := fmt.Sprintf("/sys/dev/block/%d:%d/inflight", unix.Major(st.Dev), unix.Minor(st.Dev))
+	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(time.Millisecond) {
+		raw, err := os.ReadFile(inflight)
+		must(t, err)
+		if fs := strings.Fields(string(raw)); len(fs) == 2 && fs[1] == "2" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is being written")
+		}
+	}
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+}
+
+// TestOpeningWaitsFirst: before a replica's data is looked at, what a process that
+// was killed writes to it has ended.
+func TestOpeningWaitsFirst(t *testing.T) {
+	eachCrash(t, func(t *testing.T, _ *disk.Mem, rules *disk.Rules, p *Pool, _ func(bool) *Replica) {
+		must(t, created(t, p, 1<<20).Close())
+		var ops []disk.Op
+		rules.Add(disk.Rule{Path: "/" + dataFile, Before: func(c disk.Call) {
+			if c.Op != disk.OpOpen && c.Op != disk.OpStat {
+				ops = append(ops, c.Op)
+			}
+		}})
+		r, err := p.Open(testReplica)
+		must(t, err)
+		must(t, r.ReadAt(make([]byte, holdfast.BlockSize), 0))
+		if len(ops) < 2 || ops[0] != disk.OpTruncate || slices.Index(ops[1:], disk.OpTruncate) >= 0 {
+			t.Fatalf("what is done to the data: %v", ops)
+		}
+	})
+}
