@@ -33,6 +33,10 @@ const recorderEnv = "HF_TEST_RECORDER"
 
 func TestMain(m *testing.M) {
 	if args := strings.Split(os.Getenv(recorderEnv), "|"); len(args) == 3 {
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin) // ends with the test, however that ends
+			os.Exit(1)
+		}()
 		if err := blockrecorder.Serve(args[0], args[1], args[2]); err != nil {
 			fmt.Fprintln(os.Stderr, "recorder:", err)
 			os.Exit(1)
@@ -144,12 +148,17 @@ func (p *replay) serve(img string) string {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), recorderEnv+"="+dir+"|"+img+"|"+p.log)
 	cmd.Stderr = os.Stderr
+	alive, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	p.recorder = cmd.Process
 	t.Cleanup(func() {
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
+		_ = alive.Close()
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		_ = os.Remove(dir)
