@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	align = 4096
+	align    = 4096
+	pageSize = 4096 // or a multiple
 	// Headroom is how many bytes stand before B in the same memory: a front end
 	// puts its reply header there, so that header and data leave in one write.
 	Headroom = align
@@ -33,6 +34,7 @@ type Buf struct {
 	B     []byte
 	mem   []byte // headroom and data, whole class size
 	class int
+	there bool // see Present
 	refs  atomic.Int32
 }
 
@@ -69,6 +71,20 @@ func (b *Buf) Release() {
 	case n == 0:
 		pools[b.class].Put(b)
 	}
+}
+
+// Present makes all pages of the buffer present, so that whoever stores to them
+// from now on meets no page fault: they stay as long as the buffer lives, which is
+// repeated use too. Only who made it may call it, before sharing it.
+func (b *Buf) Present() {
+	if b.there {
+		return
+	}
+	b.there = true
+	for i := 0; i < len(b.mem); i += pageSize {
+		b.mem[i] = 0
+	}
+	b.mem[len(b.mem)-1] = 0
 }
 
 // WithHead is the n bytes of headroom before B followed by the first m bytes of

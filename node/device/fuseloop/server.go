@@ -165,31 +165,19 @@ func (r *reader) run() {
 		r.flush()
 		r.b.Release()
 	}()
-	var (
-		in    []byte
-		n     int
-		errno unix.Errno
-	)
+	var in []byte
+	var errno unix.Errno
 	attempt := func(fd uintptr) bool {
-		n, errno = readFD(fd, in)
-		if errno != unix.EAGAIN {
-			return true
-		}
-		r.flush()
-		return false // and wait
+		in, errno = r.receive(fd)
+		return errno != unix.EAGAIN // else wait
 	}
 	for {
-		if r.b == nil {
-			r.b = buf.Get(buf.Max)
-			touch(r.b.WithHead(writeHead, maxWrite))
-		}
-		in = r.b.WithHead(writeHead, maxWrite)
 		if err := r.s.conn.Read(attempt); err != nil {
 			return // closed by stop
 		}
 		switch {
 		case errno == 0:
-			r.handle(in[:n])
+			r.handle(in)
 		case errno == unix.EINTR || errno == unix.ENOENT:
 			// Interrupted, or the request was withdrawn while it was read.
 		default:
@@ -203,18 +191,35 @@ func (r *reader) run() {
 
 func readFD(fd uintptr, p []byte) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+	if errno != 0 {
+		n = 0
+	}
 	return int(n), errno
 }
 
-// touch makes a buffer's pages present, so that the kernel copies a request into it
-// without a page fault. In a process that is being killed (SIGKILL, or for want of
-// memory) a fault fails, and then the request ends with EIO instead of waiting for
-// the successor: fuse_dev_do_read in fs/fuse/dev.c.
-func touch(p []byte) {
-	for i := 0; i < len(p); i += os.Getpagesize() {
-		p[i] = 0
+// receive reads a request. EAGAIN when there is none: then the backend has what was
+// read before, and the buffer is of use elsewhere.
+func (r *reader) receive(fd uintptr) ([]byte, unix.Errno) {
+	in := r.receiver()
+	n, errno := readFD(fd, in)
+	if errno == unix.EAGAIN {
+		r.flush()
+		r.b.Release()
+		r.b = nil
 	}
-	p[len(p)-1] = 0
+	return in[:n], errno
+}
+
+// receiver is where the next request goes, its pages present: the kernel copies it
+// there without a page fault. In a process that is being killed (SIGKILL, or for
+// want of memory) a fault fails, and then the request ends with EIO instead of
+// waiting for the successor: fuse_dev_do_read in fs/fuse/dev.c.
+func (r *reader) receiver() []byte {
+	if r.b == nil {
+		r.b = buf.Get(buf.Max)
+		r.b.Present()
+	}
+	return r.b.WithHead(writeHead, maxWrite)
 }
 
 // handle takes one request. Data of a WRITE stands in r.b.B.
