@@ -2,6 +2,8 @@ package csisanity_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -86,4 +88,58 @@ func TestGroupsAndModifiedVolumesThatAreMounted(t *testing.T) {
 		}
 	}
 	c.wantEmpty(t)
+}
+
+// A group whose filesystems are frozen has what was written to them and not yet to
+// their volumes, and they take writes afterwards.
+func TestAGroupOfFrozenFilesystems(t *testing.T) {
+	c := startCluster(t)
+	env := c.env(t)
+	ctx := t.Context()
+	conn, err := grpc.NewClient(c.socks[0], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	var ids []string
+	var mounted []staged
+	for i, n := range env.Nodes[:2] {
+		r, err := env.Controller.CreateVolume(ctx, &csi.CreateVolumeRequest{Name: fmt.Sprint("vol-", i), CapacityRange: &csi.CapacityRange{RequiredBytes: 320 << 20},
+			VolumeCapabilities: []*csi.VolumeCapability{xfsCapability()}, Parameters: env.Parameters})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := stage(t, env, n, r.GetVolume().GetVolumeId(), "vol")
+		s.write("before")
+		if err := os.WriteFile(filepath.Join(s.path, "file"), []byte("unsynced"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ids, mounted = append(ids, s.id), append(mounted, s)
+	}
+	r, err := csi.NewGroupControllerClient(conn).CreateVolumeGroupSnapshot(ctx,
+		&csi.CreateVolumeGroupSnapshotRequest{Name: "frozen", SourceVolumeIds: ids, Parameters: map[string]string{"freeze": "true"}})
+	if err != nil || len(r.GetGroupSnapshot().GetSnapshots()) != len(ids) {
+		t.Fatalf("taken is %v, %v", r, err)
+	}
+	for _, s := range mounted {
+		s.write("after")
+		if xs := c.Record(holdfast.VolumeID(s.id)).Snapshots; len(xs) != 1 || !xs[0].Frozen {
+			t.Errorf("snapshots %+v, want one of a frozen filesystem", xs)
+		}
+	}
+	for i, x := range r.GetGroupSnapshot().GetSnapshots() {
+		clone, err := env.Controller.CreateVolume(ctx, &csi.CreateVolumeRequest{Name: fmt.Sprint("clone-", i), CapacityRange: &csi.CapacityRange{RequiredBytes: 320 << 20},
+			VolumeCapabilities: []*csi.VolumeCapability{xfsCapability()}, Parameters: env.Parameters,
+			VolumeContentSource: &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: x.GetSnapshotId()}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := stage(t, env, env.Nodes[2], clone.GetVolume().GetVolumeId(), fmt.Sprint("clone-", i))
+		s.want("unsynced")
+		s.end()
+	}
+	for _, s := range mounted {
+		s.want("after")
+		s.end()
+	}
 }
