@@ -90,7 +90,10 @@ func (b *bench) scale(ctx context.Context, n int) (err error) {
 	if err := b.scaleAttach(ctx, f, points); err != nil {
 		return err
 	}
-	if f.Idle, err = b.watch(ctx, scaleIdle); err != nil {
+	endHook := b.hook(target{name: "scale"}, load{name: "idle"})
+	f.Idle, err = b.watch(ctx, scaleIdle)
+	endHook()
+	if err != nil {
 		return err
 	}
 	if err := b.scaleWrites(ctx, f, points); err != nil {
