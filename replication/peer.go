@@ -25,8 +25,10 @@ type peer struct {
 	// asked is when the newest answered request was sent: the peer surely
 	// answered to our epoch after that, which is what the read window counts
 	// from. heard is when anything came in.
+	// Where nothing was asked for a while, it is not before the next question.
 	asked, heard time.Duration
 	sentAt       time.Duration // when anything was last sent
+	told         uint64        // what it was told then to be committed
 	downSince    time.Duration
 	epochPending bool // it has not yet promised p.epoch
 	refusal      string
@@ -66,6 +68,7 @@ type peer struct {
 type call struct {
 	at   time.Duration
 	data bool // a task for the disk, which must be done within IOTimeout
+	ping bool
 	w    *write
 	rd   *read
 	fn   func(*Message) // nil message: the connection is gone
@@ -193,7 +196,11 @@ func (p *Primary) send(t *peer, m *Message, k call) {
 	case MsgAllocated:
 		k.data = p.phase == reconciling // a small range; a whole volume's takes its time
 	}
-	t.sentAt = k.at
+	if len(t.pending) == 0 && k.at-t.heard >= p.cfg.SilentAfter/2 {
+		t.heard = k.at
+	}
+	p.stir()
+	t.sentAt, t.told = k.at, m.Committed
 	t.pending[m.ID] = k
 	t.conn.Send(m)
 }
@@ -277,6 +284,7 @@ func (p *Primary) hangUp(t *peer) {
 // lose is hangUp for a peer that should be there: it is dialled again, and if it
 // is needed and does not come back in time, it is dropped (see tickPeer).
 func (p *Primary) lose(t *peer, why string) {
+	p.stir()
 	if t.downSince == 0 {
 		t.downSince = p.now()
 	}
@@ -375,18 +383,21 @@ func (p *Primary) rejoin(t *peer, rebooted bool) {
 }
 
 // tickPeer keeps one peer's session alive, or notices that it is not.
-func (p *Primary) tickPeer(t *peer, now time.Duration) {
+func (p *Primary) tickPeer(t *peer, calm bool, now time.Duration) {
 	switch {
 	case t.conn == nil && t.attempt == 0 && now >= t.nextAt:
 		p.dial(t)
-	case t.conn != nil && t.up && now-t.sentAt >= p.cfg.PingEvery:
-		p.ask(t, &Message{Type: MsgPing}, func(*Message) {})
+	case t.conn != nil && t.up && p.pingDue(t, calm, now):
+		p.ping(t)
 	}
 	if t.conn != nil && len(t.pending) > 0 && now-t.heard >= p.cfg.SilentAfter {
 		if t.downSince == 0 {
 			t.downSince = t.heard
 		}
 		p.lose(t, "it does not answer")
+		if p.ports.Events.Silent != nil {
+			p.ports.Events.Silent(t.rep.Node)
+		}
 	}
 	if t.up && p.stuck(t, now) && p.condemn(t) {
 		p.lose(t, "it lives, but does not get its work done")

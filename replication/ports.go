@@ -89,6 +89,9 @@ type Events struct {
 	// Changed: something that Status shows has changed (replica dropped, in
 	// sync again, waiting, repair finished). what is one readable line.
 	Changed func(what string)
+	// Silent: a replica on this node does not answer, though its connection seems to
+	// be there: all that has volumes at rest with replicas there is to Probe it.
+	Silent func(node holdfast.NodeID)
 }
 
 // Store is one replica's data and durable state on its pool, as the Replica

@@ -29,6 +29,11 @@ type Config struct {
 	AbsentAfter  time.Duration // a take-over waits so long for replicas on absent nodes
 	ReadWindow   time.Duration // reads need every in-sync replica heard from within it
 	PingEvery    time.Duration
+	// RestAfter is after how long without a request a volume that is well rests, and
+	// RestPing how often its replicas are asked then whether they live. A RestPing up to
+	// PingEvery keeps it from resting.
+	RestAfter    time.Duration
+	RestPing     time.Duration
 	RedialEvery  time.Duration // between attempts to reach an in-sync replica
 	RepairRetry  time.Duration // between attempts to repair another one
 	IOTimeout    time.Duration // a living replica that keeps one write for so long is dropped
@@ -69,6 +74,7 @@ const RepairChunk = 256 << 10
 func DefaultConfig() Config {
 	return Config{
 		SilentAfter: 2 * time.Second, ReconnectFor: 500 * time.Millisecond, AbsentAfter: 400 * time.Millisecond, ReadWindow: 2 * time.Second, PingEvery: 400 * time.Millisecond,
+		RestAfter: 2 * time.Second, RestPing: 30 * time.Second,
 		RedialEvery: 150 * time.Millisecond, RepairRetry: time.Second, IOTimeout: 10 * time.Second,
 		NoSpaceRetry: 500 * time.Millisecond, SwapRetry: 300 * time.Millisecond, SnapshotHold: 2 * time.Second,
 		RepairRate: 200 << 20, RepairDepth: 2, ScrubRate: 32 << 20,
@@ -89,6 +95,8 @@ func (c *Config) fill() {
 	set(&c.AbsentAfter, d.AbsentAfter)
 	set(&c.ReadWindow, d.ReadWindow)
 	set(&c.PingEvery, d.PingEvery)
+	set(&c.RestAfter, d.RestAfter)
+	set(&c.RestPing, d.RestPing)
 	set(&c.RedialEvery, d.RedialEvery)
 	set(&c.RepairRetry, d.RepairRetry)
 	set(&c.IOTimeout, d.IOTimeout)
@@ -171,6 +179,7 @@ type Primary struct {
 	scrubs   scrubs
 	limit    limiter
 	snaps    snapshots
+	rest     rest
 	silent   bool // the replicas were told that we answer no reads any more
 
 	startedAt time.Duration
@@ -217,6 +226,7 @@ func (p *Primary) changed(format string, args ...any) {
 
 // Submit takes a request; its Done is called when it is over.
 func (p *Primary) Submit(r *Request) {
+	p.rest.asked = p.now()
 	if err := p.admissible(r); err != nil {
 		r.Done(r, err)
 		return
@@ -288,12 +298,14 @@ func (p *Primary) admit() {
 	}
 }
 
-// Tick is the event that some time has passed; called about every 50 ms.
+// Tick is the event that some time has passed; called about every 50 ms, but see
+// Rests.
 func (p *Primary) Tick() {
 	if p.phase == ended {
 		return
 	}
 	now := p.now()
+	p.stir()
 	if now-p.lastTick > p.cfg.SilentAfter/2 {
 		// This process was paused, not the replicas: their silence is ours.
 		p.limit.asleep += now - p.lastTick
@@ -307,8 +319,9 @@ func (p *Primary) Tick() {
 		}
 	}
 	p.lastTick = now
+	calm := p.calm(now)
 	for _, t := range p.peers {
-		p.tickPeer(t, now)
+		p.tickPeer(t, calm, now)
 	}
 	p.tickWrites(now)
 	p.tickTakeover(now)

@@ -110,7 +110,7 @@ func (p *Primary) refreshWindow() {
 	now := p.now()
 	for _, t := range p.peers {
 		if t.required && t.up && now-t.sentAt >= p.cfg.PingEvery/4 {
-			p.ask(t, &Message{Type: MsgPing}, func(*Message) { p.retryReads() })
+			p.ping(t)
 		}
 	}
 }
