@@ -112,6 +112,9 @@ func (d *device) start(o *op) {
 	d.c.history = append(d.c.history, o)
 	d.ops = append(d.ops, o)
 	d.c.logf("%s: %v", d.h.id, o)
+	if d.h.resting && d == d.h.device {
+		d.c.hit("rest", "ended by a "+o.kind.String())
+	}
 	d.submit(o, r)
 }
 
@@ -213,6 +216,9 @@ func (c *cluster) drive() {
 		if w.chance(0.15) {
 			burst = c.cfg.Depth
 		}
+		if c.cfg.Drowsy && w.chance(0.03) {
+			pause = w.between(100*time.Millisecond, 6*time.Second)
+		}
 		c.request(ChoiceRequest, n, burst)
 		c.atRest()
 		return pause
@@ -236,7 +242,7 @@ func (c *cluster) drive() {
 
 // request has one of the devices asked for something, several times.
 func (c *cluster) request(kind ChoiceKind, n, times int) {
-	if len(c.devs) == 0 || c.quiet || c.staged() {
+	if len(c.devs) == 0 || c.quiet || c.staged() || c.lullUntil > c.w.now {
 		return
 	}
 	d := c.devs[c.w.rng.IntN(len(c.devs))]

@@ -64,6 +64,8 @@ func (c *cluster) occasion(kind string, h *host, span time.Duration) {
 		c.limit()
 	case "clear":
 		c.clear()
+	case "lull":
+		c.lull(span)
 	}
 }
 

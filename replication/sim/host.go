@@ -28,6 +28,7 @@ type host struct {
 	quiet holdfast.Epoch
 
 	sessionGrant holdfast.Epoch // for the coverage
+	resting      bool           // its primary needs no ticks at the moment
 	maintaining  bool           // its primary is one for maintenance
 }
 
@@ -73,7 +74,7 @@ func (h *host) room(life int, again func()) bool {
 
 func (h *host) ticker(life int) {
 	h.run(life, func() {
-		if h.primary != nil {
+		if h.primary != nil && h.tickDue() {
 			h.primary.Tick()
 			if h.device != nil {
 				h.device.look()
@@ -101,7 +102,7 @@ func (h *host) die(power bool) {
 		h.device.lost()
 		h.device = nil
 	}
-	h.primary, h.replica, h.opening = nil, nil, false
+	h.primary, h.replica, h.opening, h.resting = nil, nil, false, false
 }
 
 // onRecord is the watch.
@@ -266,8 +267,9 @@ func (h *host) serve(rec holdfast.Record, quiet bool, done func(*device)) {
 			})
 		},
 		Changed: func(what string) { h.c.logf("%s: %s", h.id, what) },
+		Silent:  h.silent,
 	}})
-	rs.p, ask.p, dev.p, h.primary, h.device = p, p, p, p, dev
+	rs.p, ask.p, dev.p, h.primary, h.device, h.resting = p, p, p, p, dev, false
 	h.maintaining = rec.AttachedTo() == ""
 	h.c.logf("%s: granted epoch %d", h.id, rec.Epoch)
 	p.Start()

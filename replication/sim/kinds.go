@@ -26,6 +26,7 @@ func groups() map[string][]string {
 		"replace":   {"replace", "drain"},
 		"move":      {"move", "detach", "clear"},
 		"snapshot":  {"snapshot"},
+		"lull":      {"lull"},
 		"scenes": {"expire", "undo", "relay", "last", "double", "hush", "interrupt", "alone", "source", "stale", "undone", "unflushed", "flying", "failed", "halfway",
 			"copies", "promoted", "unsure", "rewind", "final"},
 	}

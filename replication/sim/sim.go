@@ -35,6 +35,8 @@ type Config struct {
 	Scrubs    bool // it is scrubbed all the time, with flipped bits if it has three replicas
 	Crowded   bool // nodes have room for repairs by primaries elsewhere only now and then
 	Limits    bool // the volume gets limits for how long its I/O waits, and loses them
+	Drowsy    bool // its users often ask for nothing for a while
+	Probes    bool // nodes are probed for volumes at rest
 	Trace     bool
 	Snapshots bool // taken, deleted and restored at random
 	// Kinds names the faults; empty: all.
@@ -68,6 +70,7 @@ func Default(seed uint64) Config {
 		cfg.Protocol.SlowFor, cfg.Protocol.SlowHoldOff = time.Duration(1+more.IntN(3))*time.Second, time.Second
 	}
 	cfg.repairs()
+	cfg.rests()
 	cfg.widen(rand.New(rand.NewPCG(seed, 12)))
 	cfg.Snapshots = more.IntN(2) == 0
 	if more.IntN(3) > 0 {
@@ -137,6 +140,7 @@ type cluster struct {
 	stormSteps int
 	stormUntil time.Duration // many requests at once, mostly for one block
 	spot       int64         // that block
+	lullUntil  time.Duration // no requests, but for scenes'
 	damaged    bool          // replicas differ on purpose
 	hotOnly    bool          // most of the volume is not to be used
 	keepUntil  time.Duration // replicas that leave are not taken away before

@@ -111,6 +111,7 @@ func (m *machine) start() {
 	for _, h := range m.hosts {
 		h.ticker(m.life)
 	}
+	m.prober(m.life)
 }
 
 // heartbeat keeps the lease.
