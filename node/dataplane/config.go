@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -53,6 +54,12 @@ type Config struct {
 	HelloTimeout  time.Duration // for an accepted connection's first message. Default 5 s
 	RecordTimeout time.Duration // one read or swap of a record. Default 3 s
 	TickEvery     time.Duration // default 50 ms
+	// ProbeEvery is how often a node is asked whether it lives that all volumes at rest
+	// here have replicas on. Default 1 s.
+	ProbeEvery time.Duration
+	// RestSlack is how much earlier than they ask for volumes at rest are ticked, so that
+	// many are at once. Default: a sixteenth of how often their replicas are pinged.
+	RestSlack time.Duration
 	// MaxQueueBytes bounds what waits to be sent on one connection; a peer that
 	// lets more pile up is disconnected. Default 256 MiB: more than a device's
 	// whole queue.
@@ -80,6 +87,8 @@ func (c Config) withDefaults() Config {
 	set(&c.HelloTimeout, 5*time.Second)
 	set(&c.RecordTimeout, 3*time.Second)
 	set(&c.TickEvery, 50*time.Millisecond)
+	set(&c.ProbeEvery, time.Second)
+	set(&c.RestSlack, cmp.Or(c.Primary.RestPing, replication.DefaultConfig().RestPing)/16)
 	if c.Repairs <= 0 {
 		c.Repairs = 4
 	}

@@ -28,6 +28,13 @@
 // Locks: a volume's mutex is taken first; Plane.mu, a connection's and a store's
 // mutex are leaves, and no two of them are held at once.
 //
+// # Time
+//
+// A primary is told every 50 ms that time has passed, but for one at rest: that one
+// says when it needs to be told, and is left alone until then, or until its next event.
+// Meanwhile one volume of all that have a replica on a node asks that node whether it
+// lives.
+//
 // # Goroutines
 //
 // One for ticks and one that watches the records, from New until Close; one per

@@ -32,6 +32,7 @@ type Plane struct {
 	volumes   map[holdfast.VolumeID]*volume
 	replicas  map[holdfast.ReplicaID]*localReplica // until they are closed
 	primaries map[*Volume]struct{}
+	ticks     ticks
 	opening   map[holdfast.VolumeID]*opening
 	listeners map[net.Listener]struct{}
 	conns     map[net.Conn]struct{}
@@ -47,7 +48,7 @@ func New(cfg Config) (*Plane, error) {
 	p := &Plane{
 		cfg: cfg.withDefaults(), log: cfg.Log, clock: sinceStart{time.Now()},
 		volumes: map[holdfast.VolumeID]*volume{}, replicas: map[holdfast.ReplicaID]*localReplica{},
-		primaries: map[*Volume]struct{}{}, opening: map[holdfast.VolumeID]*opening{},
+		primaries: map[*Volume]struct{}{}, ticks: newTicks(), opening: map[holdfast.VolumeID]*opening{},
 		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, addrs: map[holdfast.NodeID]knownAddr{},
 	}
 	p.repairs = newRepairs(p)
@@ -179,33 +180,6 @@ func (p *Plane) drop(nc net.Conn) {
 	delete(p.conns, nc)
 	p.mu.Unlock()
 	_ = nc.Close()
-}
-
-// tick tells the primaries that time has passed.
-func (p *Plane) tick() {
-	t := time.NewTicker(p.cfg.TickEvery)
-	defer t.Stop()
-	var hs []*Volume
-	for {
-		select {
-		case <-p.life.Done():
-			return
-		case <-t.C:
-		}
-		hs = hs[:0]
-		p.mu.Lock()
-		for h := range p.primaries {
-			hs = append(hs, h)
-		}
-		p.mu.Unlock()
-		for _, h := range hs {
-			h.v.lock()
-			h.machine.Tick()
-			h.adoptLimits()
-			h.v.unlock()
-		}
-		clear(hs)
-	}
 }
 
 // watch tells the primaries of changes of their records by others.

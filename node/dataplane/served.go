@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/replication"
@@ -20,6 +21,10 @@ type Volume struct {
 	ended   chan struct{} // closed when it serves no more, with err
 	err     error
 	pacing  pacing
+	// What the plane's ticks know of it; used within steps only.
+	resting bool
+	until   time.Duration
+	ticked  bool // just now
 
 	resizing sync.Mutex // guards the rest; a leaf
 	onResize func(sizeBytes int64)
@@ -55,6 +60,7 @@ func (v *volume) start(g granted) *Volume {
 			Serving: func() { quiet(); close(h.serving) },
 			Ended:   h.onEnded,
 			Resized: h.resized,
+			Silent:  p.nodeSilent,
 			Changed: func(what string) {
 				if p.cfg.Changed != nil {
 					p.cfg.Changed(v.id, what)
@@ -64,8 +70,10 @@ func (v *volume) start(g granted) *Volume {
 	v.primary = h
 	p.mu.Lock()
 	p.primaries[h] = struct{}{}
+	p.ticks.awake[h] = struct{}{}
 	v.refs++
 	p.mu.Unlock()
+	p.hurry()
 	h.machine.Start()
 	h.adoptLimits()
 	return h
@@ -84,6 +92,8 @@ func (h *Volume) onEnded(err error) {
 	}
 	p.mu.Lock()
 	delete(p.primaries, h)
+	delete(p.ticks.awake, h)
+	p.forgetRest(h)
 	p.mu.Unlock()
 	p.release(h.v)
 	close(h.ended)

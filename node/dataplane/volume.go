@@ -55,6 +55,9 @@ func (v *volume) unlock() {
 		}
 	}
 	v.fifo, v.head = v.fifo[:0], 0
+	if h := v.primary; h != nil && (h.resting || h.ticked) {
+		h.look()
+	}
 	if cap(v.fifo) > 1024 {
 		v.fifo = nil
 	}
