@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -17,6 +18,21 @@ func Command(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return Output(exec.CommandContext(ctx, name, args...))
+}
+
+// inNode runs a command that changes a node's network, which is the same when done
+// twice. While it is in the node's namespace, KillOn takes it for one of the node's
+// processes: then it is done again, for longer than KillOn goes on.
+func inNode(ctx context.Context, input, name string, args ...string) (string, error) {
+	for began := time.Now(); ; {
+		cmd := exec.CommandContext(ctx, name, args...)
+		cmd.Stdin = strings.NewReader(input)
+		out, err := Output(cmd)
+		killed := cmd.ProcessState != nil && cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled()
+		if !killed || time.Since(began) > 20*time.Second || ctx.Err() != nil {
+			return out, err
+		}
+	}
 }
 
 // Output runs cmd and gives what it printed.

@@ -64,13 +64,13 @@ func (n Network) Mend(ctx context.Context, id string) error { return n.set(ctx, 
 // Deafen makes one node's packets to another one vanish, silently and in that
 // direction alone: they are sent to an address that nobody has. Hear ends it.
 func (n Network) Deafen(ctx context.Context, from, to Place) error {
-	_, err := Command(ctx, "ip", "-n", n.Node(from.ID), "neigh", "replace", n.Address(to.Number), "lladdr", nobody, "dev", "eth0", "nud", "permanent")
+	_, err := inNode(ctx, "", "ip", "-n", n.Node(from.ID), "neigh", "replace", n.Address(to.Number), "lladdr", nobody, "dev", "eth0", "nud", "permanent")
 	return err
 }
 
 // Hear ends what Deafen began; again is fine.
 func (n Network) Hear(ctx context.Context, from, to Place) error {
-	_, err := Command(ctx, "ip", "-n", n.Node(from.ID), "neigh", "replace", n.Address(to.Number), "lladdr", hardware(to.Number), "dev", "eth0", "nud", "reachable")
+	_, err := inNode(ctx, "", "ip", "-n", n.Node(from.ID), "neigh", "replace", n.Address(to.Number), "lladdr", hardware(to.Number), "dev", "eth0", "nud", "reachable")
 	return err
 }
 

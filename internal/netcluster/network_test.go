@@ -103,6 +103,34 @@ func TestDeafIsOneWay(t *testing.T) {
 	}
 }
 
+// TestLinksOfANodeWithoutPower: the commands that change a node's links are in its
+// namespace for a moment, where a power cut ends all that runs.
+func TestLinksOfANodeWithoutPower(t *testing.T) {
+	n, a, b := pair(t, "hf-test-cut-")
+	ctx, cancel := context.WithCancel(t.Context())
+	cuts := make(chan error, 1)
+	go func() {
+		var err error
+		for pace := time.NewTicker(15 * time.Millisecond); ctx.Err() == nil && err == nil; <-pace.C {
+			for _, pid := range ProcessesIn(ctx, n.Node("a")) {
+				if err = unix.Kill(pid, unix.SIGKILL); errors.Is(err, unix.ESRCH) {
+					err = nil
+				}
+			}
+		}
+		cuts <- err
+	}()
+	for range 25 {
+		if err := errors.Join(n.Deafen(ctx, a, b), n.Hear(ctx, a, b), n.Lose(ctx, "a", 5), n.Keep(ctx, "a"), n.Slow(ctx, "a"), n.Hurry(ctx, "a")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	if err := <-cuts; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBadLinks(t *testing.T) {
 	n, a, b := pair(t, "hf-test-bad-")
 	sa, sb := socket(t, n, a), socket(t, n, b)
