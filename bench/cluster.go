@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +29,8 @@ const (
 // cluster is three daemons on 127.0.0.1; the first one has the etcd inside.
 type cluster struct {
 	dir, binary string
+	ports       []int
+	kept        [nodes]bool // runs under a keeper
 	procs       []*process
 	conns       *rpc.Conns
 }
@@ -54,18 +57,23 @@ func (c *cluster) start(ctx context.Context) error {
 	if _, err := os.Stat(c.binary); err != nil {
 		return holdfast.E("start the cluster", holdfast.NotFound, c.binary+" is not there; build it first: make build")
 	}
-	ports, err := freePorts(2 + 2*nodes)
-	if err != nil {
+	var err error
+	if c.ports, err = freePorts(2 + 2*nodes); err != nil {
 		return err
 	}
 	for i := range nodes {
-		if err := c.configure(i, ports); err != nil {
+		if err := c.configure(i); err != nil {
 			return err
 		}
 		if err := c.startNode(i); err != nil {
 			return err
 		}
 	}
+	return c.working(ctx)
+}
+
+// working waits until all daemons answer and all pools are well.
+func (c *cluster) working(ctx context.Context) error {
 	return until(ctx, 30*time.Second, "start the cluster", func(ctx context.Context) (bool, error) {
 		for i, p := range c.procs {
 			if p.ended() {
@@ -84,22 +92,27 @@ func (c *cluster) start(ctx context.Context) error {
 	})
 }
 
-func (c *cluster) configure(i int, ports []int) error {
+// config is a node's configuration.
+func (c *cluster) config(i int) daemon.Config {
 	cfg := daemon.DefaultConfig()
 	cfg.Node, cfg.Address = nodeName(i), "127.0.0.1"
-	cfg.DataPort, cfg.NodePort = ports[2+2*i], ports[3+2*i]
+	cfg.DataPort, cfg.NodePort = c.ports[2+2*i], c.ports[3+2*i]
 	cfg.API, cfg.CSI = []string{"unix://" + c.path(i, "api.sock")}, ""
 	cfg.StateDir, cfg.RunDir = c.path(i, "state"), c.path(i, "run")
-	cfg.Keeper = false // who kills the process means the daemon
+	cfg.Keeper = c.kept[i] // without one, who kills the process means the daemon
 	cfg.Domain = holdfast.Domain{Rack: rackName(i)}
 	cfg.Placement.Overcommit = 100 // of 100 GiB little is written
 	cfg.Pools = []agent.PoolConfig{{Path: c.path(i, "pool.img"), Format: true, ImageBytes: poolBytes}}
 	if i == 0 {
-		cfg.Etcd.Embedded = &daemon.EmbeddedEtcd{ClientPort: ports[0], PeerPort: ports[1]}
+		cfg.Etcd.Embedded = &daemon.EmbeddedEtcd{ClientPort: c.ports[0], PeerPort: c.ports[1]}
 	} else {
-		cfg.Etcd.Endpoints = []string{fmt.Sprintf("http://127.0.0.1:%d", ports[0])}
+		cfg.Etcd.Endpoints = []string{fmt.Sprintf("http://127.0.0.1:%d", c.ports[0])}
 	}
-	text, err := yaml.Marshal(cfg)
+	return cfg
+}
+
+func (c *cluster) configure(i int) error {
+	text, err := yaml.Marshal(c.config(i))
 	if err == nil {
 		err = os.MkdirAll(c.path(i), 0o755)
 	}
@@ -167,16 +180,22 @@ func (p *process) kill() {
 func (c *cluster) stop() {
 	_ = c.conns.Close()
 	for i := len(c.procs) - 1; i >= 0; i-- {
-		p := c.procs[i]
-		if p == nil {
-			continue
-		}
-		_ = p.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-p.done:
-		case <-time.After(5 * time.Second):
-			p.kill()
-		}
+		c.stopNode(i)
+	}
+}
+
+// stopNode ends a node's daemon; none is fine.
+func (c *cluster) stopNode(i int) {
+	p := c.procs[i]
+	if p == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGCONT) // it may have been stopped
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		p.kill()
 	}
 }
 
@@ -259,4 +278,19 @@ func until(ctx context.Context, limit time.Duration, what string, f func(context
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// daemonsBelow are the processes whose configuration is below dir.
+func daemonsBelow(dir string) (pids []int) {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(raw), "\x00--config\x00"+filepath.Clean(dir)+"/") {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.Split(file, "/")[2]); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

@@ -43,6 +43,7 @@ type options struct {
 	binary, dir, out string
 	short            bool
 	control, repair  bool
+	survive          bool
 	throttled        bool
 	snapshots        bool
 	scale, records   int
@@ -63,6 +64,7 @@ func parse(args []string) (options, error) {
 	fs.BoolVar(&o.control, "control", true, "also measure creating, attaching and taking over volumes")
 	fs.BoolVar(&o.throttled, "throttled", true, "also measure with pools as slow as a cloud's disks")
 	fs.BoolVar(&o.repair, "repair", true, "also measure I/O beside a repair")
+	fs.BoolVar(&o.survive, "survive", true, "also measure how long I/O waits when daemons are killed or stopped")
 	fs.BoolVar(&o.snapshots, "snapshots", true, "also measure what snapshots and clones cost")
 	fs.StringVar(&o.parts, "snapshot-parts", "", "only these parts of that, by commas: first touch,with 200 snapshots,stall,clone,drop,replicas raised,group")
 	fs.IntVar(&o.repeat, "repeat", 5, "repetitions")
@@ -172,6 +174,11 @@ func (b *bench) measure(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.o.survive {
+		if err := b.survive(ctx); err != nil {
+			return err
+		}
+	}
 	if b.o.snapshots {
 		if err := b.snapshots(ctx); err != nil {
 			return err
@@ -213,8 +220,11 @@ func lock(path string) (unlock func(), err error) {
 }
 
 // remove takes away everything below dir. The daemons have ended: with their
-// parent, if nothing else ended them.
+// parent, if nothing else ended them; those of a keeper that was killed are ended here.
 func remove(dir string) error {
+	if err := netcluster.KillAll(context.Background(), func() []int { return daemonsBelow(dir) }); err != nil {
+		return err
+	}
 	if err := netcluster.Forget(dir); err != nil {
 		return err
 	}

@@ -56,6 +56,7 @@ type results struct {
 	Ratios  []slowRatio     `json:"throttledRatios,omitempty"`
 	Repair  []*besideRepair `json:"repair,omitempty"`
 	Resync  *resync         `json:"resync,omitempty"`
+	Survive []*survived     `json:"survive,omitempty"`
 	Control control         `json:"control"`
 	Without []string        `json:"without,omitempty"` // targets that this machine lacks something for
 
@@ -174,10 +175,9 @@ func (r *results) print(w io.Writer) {
 	if r.Scale != nil {
 		r.Scale.print(w)
 	}
-	if len(r.Series) == 0 {
-		return
+	if len(r.Series) > 0 {
+		fmt.Fprintln(w, "\n* CPU seconds per million operations: of the daemons (or their like), with fio and the kernel's threads, and of everything that ran on the machine")
 	}
-	fmt.Fprintln(w, "\n* CPU seconds per million operations: of the daemons (or their like), with fio and the kernel's threads, and of everything that ran on the machine")
 	if len(r.Added) > 0 {
 		fmt.Fprintln(w, "\na write of 4 KiB at depth 1, by medians of p50:")
 	}
@@ -192,6 +192,9 @@ func (r *results) print(w io.Writer) {
 	}
 	if r.Resync != nil {
 		r.Resync.print(w)
+	}
+	for _, s := range r.Survive {
+		s.print(w)
 	}
 	if r.Snapshots != nil {
 		r.Snapshots.print(w)
