@@ -42,11 +42,12 @@ type Config struct {
 }
 
 const (
-	// firstPause is between the unexpected end of a daemon and the next start if
-	// the one that ended had not lived long; it doubles up to lastPause.
+	// A daemon that ends by itself after it has worked for a while is replaced at
+	// once: I/O waits for the next one. firstPause is before the next start if it had
+	// not; it doubles up to lastPause.
 	firstPause   = 50 * time.Millisecond
 	lastPause    = 5 * time.Second
-	livedLong    = 30 * time.Second
+	aWhile       = time.Second
 	handOverWait = 10 * time.Second
 	tryWait      = 20 * time.Second
 	// A daemon that was killed may not be gone at once: a thread of it that waits
@@ -63,9 +64,10 @@ const HandOver = syscall.SIGUSR1
 type keeper struct {
 	cfg Config
 
-	mu     sync.Mutex
-	held   map[string]kept
-	status Status
+	mu         sync.Mutex
+	held       map[string]kept
+	status     Status
+	readySince time.Time // if it is
 }
 
 type kept struct {
@@ -89,27 +91,33 @@ func Run(ctx context.Context, cfg Config) (status int, err error) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	for pause := firstPause; ; {
-		began := time.Now()
+	var pause time.Duration
+	for {
 		end, err := k.life(ctx, signals)
 		switch {
 		case err != nil && !k.holdsAny():
 			return 1, err
 		case err == nil && end.handedOver && !end.wanted:
-			pause = firstPause
+			pause = 0
 			continue
 		case err == nil && (end.wanted || end.status == 0 || !end.ready && !k.holdsAny()):
 			return end.status, nil
 		}
-		if time.Since(began) > livedLong {
-			pause = firstPause
-		}
+		pause = pauseAfter(end.worked, pause)
 		k.cfg.Log.Error("the daemon ended by itself and is started again", "status", end.status, "cause", end.cause, "err", err, "pause", pause, "devices", len(k.held))
 		if !wait(ctx, signals, pause) {
 			return 0, nil
 		}
-		pause = min(2*pause, lastPause)
 	}
+}
+
+// pauseAfter is the pause after a daemon that had worked for so long, and before
+// whose start there was one, too.
+func pauseAfter(worked, before time.Duration) time.Duration {
+	if worked >= aWhile {
+		return 0
+	}
+	return min(max(2*before, firstPause), lastPause)
 }
 
 // wait pauses; false when the keeper is to end meanwhile.
@@ -137,6 +145,7 @@ type ending struct {
 	wanted     bool // the keeper was told to end
 	handedOver bool // the keeper asked for it
 	ready      bool // it had worked
+	worked     time.Duration
 }
 
 // life runs one daemon from start to end.
@@ -158,7 +167,9 @@ func (k *keeper) life(ctx context.Context, signals <-chan os.Signal) (ending, er
 	_ = conn.Close()
 	<-served
 	k.mu.Lock()
-	e.ready = k.status.Ready
+	if e.ready = k.status.Ready; e.ready {
+		e.worked = time.Since(k.readySince)
+	}
 	k.mu.Unlock()
 	if err != nil {
 		e.cause = err.Error()
@@ -277,7 +288,7 @@ func (k *keeper) answer(c *net.UnixConn, p packet) error {
 		k.drop(p.key)
 	case p.op == opReady:
 		if !k.status.Ready {
-			k.status.Ready = true
+			k.status.Ready, k.readySince = true, time.Now()
 			k.writeStatus()
 		}
 	case p.op == opList:

@@ -302,3 +302,23 @@ func dup(t *testing.T, f *os.File) int {
 	}
 	return fd
 }
+
+// TestPauses: what was working is replaced at once, what does not start is tried
+// less and less often.
+func TestPauses(t *testing.T) {
+	var pause, all time.Duration
+	for _, c := range []struct{ worked, want time.Duration }{
+		{time.Hour, 0}, {aWhile, 0}, {0, firstPause}, {aWhile / 2, 2 * firstPause}, {0, 4 * firstPause}, {aWhile, 0}, {0, firstPause},
+	} {
+		if pause = pauseAfter(c.worked, pause); pause != c.want {
+			t.Errorf("after %v of work: a pause of %v, want %v", c.worked, pause, c.want)
+		}
+	}
+	for range 20 {
+		pause = pauseAfter(0, pause)
+		all += pause
+	}
+	if pause != lastPause || all > 20*lastPause {
+		t.Errorf("the longest pause is %v, want %v", pause, lastPause)
+	}
+}
