@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -37,6 +38,7 @@ type peer struct {
 	lastTotal    int64         // of the last repair that ended well
 	lastCopied   int64
 	broke        bool // the connection was closed by the other side
+	gone         bool // and then nobody listened there: its process has ended
 	greetedAt    time.Duration
 	growing      bool
 	growAt       time.Duration // not asked to grow before this time
@@ -151,7 +153,9 @@ func (p *Primary) OnDialFailed(attempt uint64, err error) {
 		if t.attempt == attempt && p.phase != ended {
 			t.attempt = 0
 			t.refusal = err.Error()
+			t.gone = t.broke && errors.Is(err, holdfast.NotFound)
 			p.backOff(t)
+			p.missed(t, p.now())
 		}
 	}
 }
@@ -338,7 +342,7 @@ func (p *Primary) greeted(t *peer, epoch holdfast.Epoch, m *Message) {
 	}
 	rebooted := t.welcome != nil && t.welcome.Boot != m.Welcome.Boot
 	t.up, t.welcome, t.size = true, m.Welcome, m.Welcome.SizeBytes
-	t.refusal, t.downSince, t.broke, t.greetedAt = "", 0, false, p.now()
+	t.refusal, t.downSince, t.broke, t.gone, t.greetedAt = "", 0, false, false, p.now()
 	t.snaps, t.dropping, t.cutting = slices.Clone(m.Welcome.Snapshots), false, false
 	p.noteLostSnapshots()
 	switch {
@@ -402,6 +406,11 @@ func (p *Primary) tickPeer(t *peer, calm bool, now time.Duration) {
 	if t.up && p.stuck(t, now) && p.condemn(t) {
 		p.lose(t, "it lives, but does not get its work done")
 	}
+	p.missed(t, now)
+}
+
+// missed drops a needed peer that has been away for too long.
+func (p *Primary) missed(t *peer, now time.Duration) {
 	if t.inSync() && t.downSince != 0 && now-t.downSince >= p.patience(t) && p.phase >= serving {
 		p.condemn(t)
 	}
@@ -418,10 +427,15 @@ func (p *Primary) stuck(t *peer, now time.Duration) bool {
 	return false
 }
 
-// patience is how long a needed peer may be away: not long when its process is
-// known to be gone, since a broken connection says more than silence.
+// patience is how long a needed peer may be away: not long when its connection
+// broke, which says more than silence. One whose process is known to have ended is
+// waited for only while nobody waits for it: its successor takes longer to start
+// than an application should notice, and what it misses meanwhile is little.
 func (p *Primary) patience(t *peer) time.Duration {
-	if t.broke {
+	switch {
+	case t.gone && !p.idle():
+		return 0
+	case t.broke:
 		return p.cfg.ReconnectFor
 	}
 	return p.cfg.SilentAfter

@@ -25,7 +25,9 @@ type Conn interface {
 }
 
 // Dialer starts a connection to a replica. The answer arrives as
-// Primary.OnConnected or Primary.OnDialFailed with the same attempt number.
+// Primary.OnConnected or Primary.OnDialFailed with the same attempt number. A
+// failure of kind NotFound says that nobody listens where the replica's process
+// would: that is gone.
 type Dialer interface {
 	Dial(to holdfast.Replica, attempt uint64)
 }

@@ -25,7 +25,7 @@ type Config struct {
 	PriorQuiet bool
 
 	SilentAfter  time.Duration // a replica that says nothing for so long is dropped
-	ReconnectFor time.Duration // one whose connection broke has so long to be back
+	ReconnectFor time.Duration // one whose connection broke has so long to be back, unless I/O waits and its process is gone
 	AbsentAfter  time.Duration // a take-over waits so long for replicas on absent nodes
 	ReadWindow   time.Duration // reads need every in-sync replica heard from within it
 	PingEvery    time.Duration

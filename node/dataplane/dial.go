@@ -2,7 +2,9 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"net"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -40,8 +42,12 @@ func (d dialer) dial(to holdfast.Replica, attempt uint64) {
 	h := d.h
 	nc, err := h.v.plane.connect(to.Node)
 	if err != nil {
+		kind := holdfast.Unavailable
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			kind = holdfast.NotFound // its kernel says that nobody listens
+		}
 		h.v.step(func() {
-			h.machine.OnDialFailed(attempt, holdfast.WrapKind("connect to node "+string(to.Node), holdfast.Unavailable, err))
+			h.machine.OnDialFailed(attempt, holdfast.WrapKind("connect to node "+string(to.Node), kind, err))
 		})
 		return
 	}

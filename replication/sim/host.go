@@ -116,11 +116,11 @@ func (h *host) onRecord(rec holdfast.Record) {
 func (h *host) Dial(to holdfast.Replica, attempt uint64) {
 	life, primary := h.life, h.primary
 	o := h.c.host(to.Node)
-	fail := func(after time.Duration, why string) {
+	fail := func(after time.Duration, kind holdfast.Kind, why string) {
 		h.c.w.after(after, func() {
 			h.run(life, func() {
 				if h.primary == primary {
-					primary.OnDialFailed(attempt, holdfast.E("dial", holdfast.Unavailable, why))
+					primary.OnDialFailed(attempt, holdfast.E("dial", kind, why))
 				}
 			})
 		})
@@ -128,11 +128,11 @@ func (h *host) Dial(to holdfast.Replica, attempt uint64) {
 	h.c.w.after(h.c.w.between(50*time.Microsecond, time.Millisecond), func() {
 		switch {
 		case !o.up && h.c.w.chance(0.5):
-			fail(time.Millisecond, "refused")
+			fail(time.Millisecond, holdfast.NotFound, "refused")
 		case h.cut(o) || o.cut(h):
-			fail(time.Second, "no answer")
+			fail(time.Second, holdfast.Unavailable, "no answer")
 		case o.replica == nil || o.replicaID != to.ID:
-			fail(time.Millisecond, "refused")
+			fail(time.Millisecond, holdfast.Unavailable, "refused")
 		default:
 			h.connected(life, primary, o, attempt)
 		}
