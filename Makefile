@@ -62,6 +62,12 @@ chaos: ## Real daemons, random faults, everything verified: make chaos DURATION=
 	go build -o $(BIN)/chaos ./chaos
 	$(BIN)/chaos -duration $(DURATION) -seed $(SEED) $(ARGS)
 
+.PHONY: survive
+survive: DURATION = 1m
+survive: ## Kill and upgrade a daemon whose volume is busy, alone and as one of three: make survive DURATION=1m (root)
+	scripts/prerequisites.sh test
+	$(GO_TEST) ./cmd/holdfast -count=1 -v -timeout 0 -run '^TestApplicationsDoNotNoticeThatTheDaemonIsKilled$$' -survive.for=$(DURATION)
+
 .PHONY: sim-mutations
 sim-mutations: ## Break each rule of the protocol on purpose: it must be noticed (ten minutes)
 	$(GO_TEST) ./replication ./node/agent -count=1 -v -tags mutations -run '^(TestOrders|TestRemovals)NoticeMutations$$'

@@ -91,7 +91,7 @@ func TestFreeze(t *testing.T) {
 		t.Run(fsType, func(t *testing.T) {
 			m := newMachine(t)
 			status := m.ready(0)
-			m.attach(fsType)
+			m.attach(fsType, 1)
 			t.Cleanup(func() { _ = exec.Command("umount", "-l", m.path("clone-of-frozen")).Run() })
 			m.mustEnd(m.write("unsynced")) // nobody flushes it
 			out := m.run(m.command(t.Context(), "snapshot", "create", "db", "frozen", "--freeze"))
@@ -102,10 +102,7 @@ func TestFreeze(t *testing.T) {
 			if !m.shows("frozen", fsType, "unsynced") {
 				t.Error("what was written before is not in the snapshot")
 			}
-			var v struct{ ID string }
-			if err := json.Unmarshal([]byte(m.run(m.command(t.Context(), "volume", "inspect", "db", "-o", "json"))), &v); err != nil || v.ID == "" {
-				m.fatalf("%v", err)
-			}
+			v := m.inspect()
 			m.killedWhileFrozen(v.ID, status.Daemon)
 			m.forgotten(v.ID)
 		})

@@ -91,7 +91,7 @@ func TestWritesGoOnUnderMemoryPressure(t *testing.T) {
 		t.Run(fsType, func(t *testing.T) {
 			daemon, writer := newMemoryGroup(t, "daemon", daemonMemory), newMemoryGroup(t, "writer", 24<<20)
 			m := newMachineBy(t, daemon.enter)
-			m.attach(fsType)
+			m.attach(fsType, 1)
 			before := m.ready(0)
 			// What is not done after two minutes hangs: this takes seconds.
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

@@ -3,255 +3,147 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"sigs.k8s.io/yaml"
-
-	"github.com/holdfast-storage/holdfast/daemon"
-	"github.com/holdfast-storage/holdfast/node/agent"
 	"github.com/holdfast-storage/holdfast/node/keeper"
 )
 
-// asProgram makes the test binary the program itself.
-const asProgram = "HOLDFAST_TEST_PROGRAM"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
-		main()
-	}
-	os.Exit(m.Run())
-}
-
-// machine is a cluster of one, its daemon under a keeper in processes of their own.
-type machine struct {
-	t      *testing.T
-	dir    string
-	cfg    daemon.Config
-	cmd    *exec.Cmd
-	log    bytes.Buffer
-	logged sync.Mutex
-}
-
-// Write implements io.Writer for the daemon's output.
-func (m *machine) Write(p []byte) (int, error) {
-	m.logged.Lock()
-	defer m.logged.Unlock()
-	return m.log.Write(p)
-}
-
-func newMachine(t *testing.T) *machine {
-	t.Helper()
-	return newMachineBy(t, func(*exec.Cmd) {})
-}
-
-// newMachineBy starts the service by a command that the caller may change.
-func newMachineBy(t *testing.T, change func(*exec.Cmd)) *machine {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "hf-test-survive-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &machine{t: t, dir: dir, cfg: daemon.DefaultConfig()}
-	p := ports(t, 4)
-	c := &m.cfg
-	c.Node, c.DataPort, c.NodePort, c.CSI = "n1", p[0], p[1], ""
-	c.API = []string{"unix://" + m.path("api.sock")}
-	c.StateDir, c.RunDir = m.path("state"), m.path("run")
-	c.Etcd.Embedded = &daemon.EmbeddedEtcd{ClientPort: p[2], PeerPort: p[3]}
-	c.Pools = []agent.PoolConfig{{Path: m.path("pool.img"), Format: true, ImageBytes: 2 << 30}}
-	raw, err := yaml.Marshal(m.cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(m.path("node.yaml"), raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	m.cmd = m.command(context.Background(), "node", "--config", m.path("node.yaml"))
-	m.cmd.Stdout, m.cmd.Stderr = m, m
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	change(m.cmd)
-	if err := m.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.end)
-	m.ready(0)
-	return m
-}
-
-func ports(t *testing.T, n int) []int {
-	t.Helper()
-	var all []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		all = append(all, l.Addr().(*net.TCPAddr).Port)
-	}
-	return all
-}
-
-func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
-
-func (m *machine) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), asProgram+"=1", "HOLDFAST_ENDPOINT="+m.cfg.API[0])
-	return cmd
-}
-
-// ready waits for a daemon that works and is another one than this process.
-func (m *machine) ready(not int) keeper.Status {
-	m.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; {
-		s, err := keeper.ReadStatus(m.cfg.KeeperStatus())
-		if err == nil && s.Ready && s.Daemon != not {
-			return s
-		}
-		if time.Now().After(deadline) {
-			m.fatalf("no daemon works after a minute: %+v, %v", s, err)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
-}
-
-func (m *machine) fatalf(format string, a ...any) {
-	m.t.Helper()
-	m.logged.Lock()
-	defer m.logged.Unlock()
-	m.t.Fatalf(format+"\n%s", append(a, m.log.String())...)
-}
-
-// run runs a command and returns its output.
-func (m *machine) run(cmd *exec.Cmd) string {
-	m.t.Helper()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		m.fatalf("%v: %v\n%s", cmd.Args, err, out)
-	}
-	return string(out)
-}
-
-// end stops everything and removes it, also after a failure.
-func (m *machine) end() {
-	_ = exec.Command("umount", "-l", m.path("mnt")).Run()
-	_ = m.cmd.Process.Signal(syscall.SIGTERM)
-	ended := make(chan error, 1)
-	go func() { ended <- m.cmd.Wait() }()
-	select {
-	case err := <-ended:
-		if err != nil {
-			m.t.Errorf("the service ended with %v:\n%s", err, m.log.String())
-		}
-	case <-time.After(time.Minute):
-		if s, err := keeper.ReadStatus(m.cfg.KeeperStatus()); err == nil {
-			_ = syscall.Kill(s.Daemon, syscall.SIGQUIT) // which says what it is at
-			<-time.After(3 * time.Second)
-			_ = syscall.Kill(s.Daemon, syscall.SIGKILL)
-		}
-		_ = m.cmd.Process.Kill()
-		m.logged.Lock()
-		defer m.logged.Unlock()
-		m.t.Errorf("the service does not end:\n%s", m.log.String())
-	}
-	if mounts, _ := os.ReadFile("/proc/mounts"); strings.Contains(string(mounts), m.dir) {
-		m.t.Errorf("still mounted:\n%s", mounts)
-	}
-	_ = os.RemoveAll(m.dir)
-}
-
-// attach makes a volume, attaches, formats and mounts it.
-func (m *machine) attach(fsType string) (device string) {
-	m.t.Helper()
-	ctx := m.t.Context()
-	m.run(m.command(ctx, "volume", "create", "db", "--size", "512MiB", "--replicas", "1", "--fs", fsType))
-	m.run(m.command(ctx, "volume", "attach", "db", "--node", "n1"))
-	var v struct{ Live struct{ DevicePath string } }
-	raw := m.run(m.command(ctx, "volume", "inspect", "db", "-o", "json"))
-	if err := json.Unmarshal([]byte(raw), &v); err != nil {
-		m.fatalf("%v in %s", err, raw)
-	}
-	if device = v.Live.DevicePath; device == "" {
-		m.fatalf("no device in %s", raw)
-	}
-	m.run(exec.Command("mkfs."+fsType, "-q", device))
-	if err := os.Mkdir(m.path("mnt"), 0o700); err != nil {
-		m.t.Fatal(err)
-	}
-	m.run(exec.Command("mount", device, m.path("mnt")))
-	return device
-}
+// surviveFor is how long each load of TestApplicationsDoNotNoticeThatTheDaemonIsKilled
+// goes on.
+var surviveFor = flag.Duration("survive.for", 0, "the whole test, each load for so long; 0: a part of it, 5 s each")
 
 // TestApplicationsDoNotNoticeThatTheDaemonIsKilled: a verifying load on a mounted
-// volume sees no error while the daemon, with all of the metadata in it, is killed
-// again and again, and upgraded.
+// volume sees no error while the daemon is killed again and again, also while it
+// starts, and upgraded; with all of the metadata in it, and as one of three nodes.
 func TestApplicationsDoNotNoticeThatTheDaemonIsKilled(t *testing.T) {
-	for _, fsType := range []string{"xfs", "ext4"} {
-		t.Run(fsType, func(t *testing.T) {
-			m := newMachine(t)
-			m.attach(fsType)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			fio := exec.CommandContext(ctx, "fio", "--name=verify", "--directory="+m.path("mnt"), "--size=64m", "--rw=randwrite", "--bs=4k", "--ioengine=libaio",
-				"--iodepth=16", "--direct=1", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--loops=1000", "--time_based", "--runtime=5", "--fsync=64", "--thread")
-			fio.Dir = m.dir // where it leaves its state
-			var out bytes.Buffer
-			fio.Stdout, fio.Stderr = &out, &out
-			if err := fio.Start(); err != nil {
-				t.Fatal(err)
+	for i, c := range []struct {
+		fsType   string
+		replicas int
+	}{{"xfs", 1}, {"ext4", 3}, {"ext4", 1}, {"xfs", 3}} {
+		if i >= 2 && *surviveFor == 0 {
+			break
+		}
+		t.Run(fmt.Sprintf("%s,%d", c.fsType, c.replicas), func(t *testing.T) {
+			m := newMachine
+			if c.replicas > 1 {
+				m = newMachines
 			}
-			done := make(chan error, 1)
-			go func() { done <- fio.Wait() }()
-			kills := 0
-			for ended := false; !ended; kills++ {
-				s := m.ready(0)
-				if kills%4 == 3 {
-					if got := m.run(m.command(t.Context(), "node", "upgrade", "--config", m.path("node.yaml"))); !strings.Contains(got, fmt.Sprint(s.Daemon)) {
-						t.Errorf("upgrade said %q", got)
-					}
-				} else if err := syscall.Kill(s.Daemon, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				} else {
-					m.ready(s.Daemon)
-				}
-				select {
-				case err := <-done:
-					ended = true
-					if err != nil {
-						m.fatalf("fio: %v\n%s", err, out.String())
-					}
-				case <-time.After(300 * time.Millisecond):
-				}
-			}
-			t.Logf("%d ends of the daemon\n%s", kills, grep(out.String(), "clat (", "lat (", "iops"))
-			m.run(exec.Command("umount", m.path("mnt")))
-			m.run(m.command(t.Context(), "volume", "detach", "db"))
+			survive(m(t), c.fsType, c.replicas)
 		})
 	}
 }
 
-func grep(text string, words ...string) string {
-	var out strings.Builder
-	for line := range strings.Lines(text) {
-		for _, w := range words {
-			if strings.Contains(line, w) {
-				out.WriteString(line)
-				break
+func survive(m *machine, fsType string, replicas int) {
+	t := m.t
+	m.attach(fsType, replicas)
+	load := max(*surviveFor, 5*time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	fio := exec.CommandContext(ctx, "fio", "--name=verify", "--directory="+m.path("mnt"), "--size=64m", "--rw=randwrite", "--bs=4k", "--ioengine=libaio",
+		"--iodepth=16", "--direct=1", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--loops=100000", "--time_based", fmt.Sprintf("--runtime=%dms", load.Milliseconds()), "--fsync=64", "--thread")
+	fio.Dir = m.dir // where it leaves its state
+	var out bytes.Buffer
+	fio.Stdout, fio.Stderr = &out, &out
+	if err := fio.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- fio.Wait() }()
+	kills, upgrades := 0, 0
+	for ended := false; !ended; {
+		if kills%4 == 3 && upgrades < kills/3 {
+			m.upgrade()
+			upgrades++
+		} else {
+			kills += m.kill(kills%4 == 1)
+		}
+		select {
+		case err := <-done:
+			ended = true
+			if err != nil {
+				m.fatalf("fio: %v\n%s", err, out.String())
 			}
+		case <-time.After(time.Duration(300+400*(kills%4)) * time.Millisecond): // the daemon is to have worked for a while, or not
 		}
 	}
-	return out.String()
+	t.Logf("%d kills and %d upgrades in %v\n%s", kills, upgrades, load, grep(out.String(), "clat (", "lat (", "iops"))
+	if want := int(*surviveFor / (3 * time.Second)); kills < want {
+		t.Errorf("the daemon was killed %d times only, want %d", kills, want)
+	}
+	m.verify(fsType, replicas)
+}
+
+// kill kills the daemon, and its successor as well while that starts, if twice is set.
+// It waits until one works, and says how many were killed.
+func (m *machine) kill(twice bool) (kills int) {
+	m.t.Helper()
+	s := m.ready(0)
+	if err := syscall.Kill(s.Daemon, syscall.SIGKILL); err != nil {
+		m.t.Fatal(err)
+	}
+	kills = 1
+	if twice {
+		before := s.Daemon
+		m.until("the keeper starts a successor", func() bool {
+			now, err := keeper.ReadStatus(m.cfg.KeeperStatus())
+			s = now
+			return err == nil && now.Daemon != before
+		})
+		if !s.Ready && syscall.Kill(s.Daemon, syscall.SIGKILL) == nil {
+			kills++
+		} else {
+			s.Daemon = before
+		}
+	}
+	m.ready(s.Daemon)
+	return kills
+}
+
+func (m *machine) upgrade() {
+	m.t.Helper()
+	s := m.ready(0)
+	if got := m.run(m.command(m.t.Context(), "node", "upgrade", "--config", m.path("node.yaml"))); !strings.Contains(got, fmt.Sprint(s.Daemon)) {
+		m.t.Errorf("upgrade said %q", got)
+	}
+}
+
+// verify checks that the filesystem is whole, that all replicas are the same, and that
+// what is in the file is the same wherever the volume is attached. fio has verified
+// what it wrote.
+func (m *machine) verify(fsType string, replicas int) {
+	t := m.t
+	t.Helper()
+	file := filepath.Join(m.path("mnt"), "verify.0.0")
+	want := m.run(exec.Command("sha256sum", file))
+	m.run(exec.Command("umount", m.path("mnt")))
+	m.until("all replicas are in sync", func() bool { return m.inSync() == replicas })
+	if replicas > 1 {
+		m.run(m.command(t.Context(), "volume", "scrub", "db", "--watch"))
+	}
+	for n := range replicas {
+		m.run(m.command(t.Context(), "volume", "detach", "db"))
+		device := m.deviceOn(fmt.Sprint("n", n+1))
+		check := exec.Command("e2fsck", "-fn", device)
+		if fsType == "xfs" {
+			check = exec.Command("xfs_repair", "-n", device)
+		}
+		m.run(check)
+		m.run(exec.Command("mount", device, m.path("mnt")))
+		if got := m.run(exec.Command("sha256sum", file)); got != want {
+			t.Errorf("on node %d the file has another content:\n%s%s", n+1, got, want)
+		}
+		m.run(exec.Command("umount", m.path("mnt")))
+	}
+	m.run(m.command(t.Context(), "volume", "detach", "db"))
 }
 
 // TestAKeeperDoesNotHideABadStart: the service ends as the daemon does.
