@@ -57,6 +57,7 @@ type results struct {
 	Repair  []*besideRepair `json:"repair,omitempty"`
 	Resync  *resync         `json:"resync,omitempty"`
 	Survive []*survived     `json:"survive,omitempty"`
+	Keeper  *usage          `json:"keeper,omitempty"`
 	Control control         `json:"control"`
 	Without []string        `json:"without,omitempty"` // targets that this machine lacks something for
 
@@ -195,6 +196,9 @@ func (r *results) print(w io.Writer) {
 	}
 	for _, s := range r.Survive {
 		s.print(w)
+	}
+	if k := r.Keeper; k != nil {
+		fmt.Fprintf(w, "the keeper: %.1f MiB resident, of which %.1f are not the program's file; %d threads, %d files\n", k.Resident, k.Anonymous, k.Threads, k.Files)
 	}
 	if r.Snapshots != nil {
 		r.Snapshots.print(w)

@@ -103,6 +103,9 @@ func (b *bench) surviveOn(ctx context.Context, node int, figures []*survived) er
 		if e := load.end(); e != nil {
 			return e // it explains the other one
 		}
+		if err == nil {
+			err = b.weighKeeper(node)
+		}
 		return err
 	})
 	if err != nil {
@@ -112,6 +115,17 @@ func (b *bench) surviveOn(ctx context.Context, node int, figures []*survived) er
 		return err
 	}
 	return b.cluster.restart(ctx, node, false)
+}
+
+// weighKeeper says what the keeper of a node takes, CPU time aside.
+func (b *bench) weighKeeper(node int) error {
+	s, err := keeper.ReadStatus(b.cluster.config(node).KeeperStatus())
+	if err != nil {
+		return err
+	}
+	u, err := readUsage(s.Keeper)
+	b.results.Keeper = &u
+	return err
 }
 
 // once measures one fault once.

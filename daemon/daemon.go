@@ -12,8 +12,11 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -64,6 +67,19 @@ func (o Options) keeper() fuseloop.Keeper {
 	return o.Keeper
 }
 
+// kept says whether the devices outlive this process.
+func (o Options) kept() bool {
+	if o.Keeper == nil {
+		return false
+	}
+	select {
+	case <-o.Keeper.Lost():
+		return false
+	default:
+		return true
+	}
+}
+
 // Run is the daemon's life: until ctx ends, which is no error, or until a part
 // fails that it cannot work without.
 func Run(ctx context.Context, cfg Config, o Options) error {
@@ -96,7 +112,7 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		return stoppedOr(ctx, err)
 	}
 	d := &daemon{cfg: cfg, o: o, log: log}
-	d.measure = metrics.New(metrics.Config{Node: holdfast.NodeID(cfg.Node), Release: o.Release, Measures: d.measures})
+	d.measure = metrics.New(metrics.Config{Node: holdfast.NodeID(cfg.Node), Release: o.Release, Measures: d.measures, Kept: o.kept})
 	recs.Store = d.measure.Store(recs.Store)
 	d.recs = recs
 	err = d.run(ctx)
@@ -196,9 +212,6 @@ func (d *daemon) tellReady(ctx context.Context, nd *node.Node) {
 	}
 }
 
-// keeperEvery is how often the keeper is asked whether it is there.
-const keeperEvery = 10 * time.Second
-
 // watchKeeper tells the keeper that the daemon works, and the log when the keeper
 // is gone.
 func (d *daemon) watchKeeper(ctx context.Context, ready <-chan struct{}) {
@@ -210,18 +223,12 @@ func (d *daemon) watchKeeper(ctx context.Context, ready <-chan struct{}) {
 	case <-ctx.Done():
 		return
 	}
-	every := time.NewTicker(keeperEvery)
-	defer every.Stop()
-	for {
-		if err := d.o.Keeper.Ready(); err != nil {
-			d.log.Error("the keeper is gone: if this daemon ends, the I/O of its devices fails; start the service anew when nothing is mounted", "err", err)
-			return
-		}
-		select {
-		case <-every.C:
-		case <-ctx.Done():
-			return
-		}
+	err := d.o.Keeper.Ready()
+	if err == nil {
+		err = d.o.Keeper.Wait(ctx)
+	}
+	if err != nil {
+		d.log.Error("the keeper is gone: if this daemon ends, the I/O of its devices fails; start the service anew when nothing is mounted", "pid", os.Getpid(), "err", err)
 	}
 }
 
@@ -255,8 +262,18 @@ func lockState(dir string) (unlock func(), err error) {
 		return nil, holdfast.WrapKind(op, holdfast.Invalid, err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid, _ := io.ReadAll(io.LimitReader(f, 20))
 		_ = f.Close()
-		return nil, holdfast.E(op, holdfast.InUse, "another daemon runs with it; stop that one, or choose another folder with --state-dir")
+		return nil, holdfast.E(op, holdfast.InUse, fmt.Sprintf("another daemon runs with it, process %s; stop that one (if it has lost its keeper, which its log says: when none of its volumes is mounted, with kill), or choose another folder with --state-dir",
+			cmp.Or(string(pid), "unknown")))
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = fmt.Fprint(f, os.Getpid()) // for the message above
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, holdfast.WrapKind(op, holdfast.Other, err)
 	}
 	return func() { _ = f.Close() }, nil
 }

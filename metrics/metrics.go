@@ -28,6 +28,8 @@ type Config struct {
 	Release string
 	// Measures takes stock of the node; false while it is not there yet.
 	Measures func() (agent.Measures, bool)
+	// Kept says whether the daemon has a keeper; nil: it has none.
+	Kept func() bool
 }
 
 // Exporter answers scrapes.
@@ -75,6 +77,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	s := sink{e: c.e, out: out}
 	s.gauge("holdfast_build_info", 1, string(c.e.cfg.Node), c.e.cfg.Release)
+	s.gauge("holdfast_node_kept", one(c.e.cfg.Kept != nil && c.e.cfg.Kept()))
 	m, ok := c.e.cfg.Measures()
 	if !ok {
 		return

@@ -26,6 +26,7 @@ func Metrics() []Metric {
 	return []Metric{
 		{Name: "holdfast_build_info", Kind: "gauge", Labels: []string{"node", "release"}, Help: "1; which daemon this is."},
 		{Name: "holdfast_node_lease_held", Kind: "gauge", Help: "1 while the node's lease in the metadata store is held; else others may take its volumes."},
+		{Name: "holdfast_node_kept", Kind: "gauge", Help: "1 while the daemon has a keeper, so that its devices outlive it; 0 when that was lost, or is not configured."},
 		{Name: "holdfast_node_volumes", Kind: "gauge", Labels: []string{"kind"}, Help: "Volumes served on this node: for a client, or for their maintenance."},
 
 		{Name: "holdfast_pool_size_bytes", Kind: "gauge", Labels: pool, Help: "Size of the pool."},

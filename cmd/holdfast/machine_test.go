@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -285,6 +287,41 @@ func (m *machine) inSync() (n int) {
 		}
 	}
 	return n
+}
+
+// said says whether the service's output has a text.
+func (m *machine) said(text string) bool {
+	m.logged.Lock()
+	defer m.logged.Unlock()
+	return strings.Contains(m.log.String(), text)
+}
+
+// metric reads a metric without labels of the daemon.
+func (m *machine) metric(name string) string {
+	m.t.Helper()
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", m.path("api.sock"))
+	}}
+	defer transport.CloseIdleConnections()
+	q, err := http.NewRequestWithContext(m.t.Context(), http.MethodGet, "http://localhost/metrics", nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	r, err := transport.RoundTrip(q)
+	if err != nil {
+		m.fatalf("%v", err)
+	}
+	defer r.Body.Close()
+	page, err := io.ReadAll(r.Body)
+	if err != nil {
+		m.fatalf("%v", err)
+	}
+	for line := range strings.Lines(string(page)) {
+		if v, ok := strings.CutPrefix(line, name+" "); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
 }
 
 func grep(text string, words ...string) string {

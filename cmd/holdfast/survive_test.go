@@ -161,3 +161,36 @@ func TestAKeeperDoesNotHideABadStart(t *testing.T) {
 		t.Errorf("exit %v:\n%s", err, out)
 	}
 }
+
+// TestTheLossOfTheKeeperIsReported, at once, in log and metrics; the daemon goes on,
+// and is not replaced, as nobody would start another one.
+func TestTheLossOfTheKeeperIsReported(t *testing.T) {
+	m := newMachine(t)
+	m.attach("xfs", 1)
+	s := m.ready(0)
+	if got := m.metric("holdfast_node_kept"); got != "1" {
+		t.Errorf("holdfast_node_kept is %q with a keeper", got)
+	}
+	if err := syscall.Kill(s.Keeper, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // before the others: nobody else ends the daemon
+		_ = exec.Command("umount", m.path("mnt")).Run()
+		_ = syscall.Kill(s.Daemon, syscall.SIGTERM)
+		<-m.ended // with the output, which the daemon has, too
+		m.ended <- nil
+	})
+	m.until("the daemon reports it", func() bool { return m.said("the keeper is gone") })
+	if got := m.metric("holdfast_node_kept"); got != "0" {
+		t.Errorf("holdfast_node_kept is %q without one", got)
+	}
+	m.run(exec.Command("dd", "if=/dev/urandom", "of="+filepath.Join(m.path("mnt"), "after"), "bs=1M", "count=8", "conv=fsync"))
+	out, err := m.command(t.Context(), "node", "upgrade", "--config", m.path("node.yaml")).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "is gone") {
+		t.Errorf("an upgrade says %q, %v", out, err)
+	}
+	out, err = m.command(t.Context(), "node", "--config", m.path("node.yaml")).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), fmt.Sprintf("process %d", s.Daemon)) {
+		t.Errorf("a second service says %q, %v: it is to name the process", out, err)
+	}
+}

@@ -1,7 +1,10 @@
 package keeper
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -86,9 +89,49 @@ func (c *Client) Ready() error {
 	return holdfast.Wrap("tell the keeper", err)
 }
 
-// Lost is closed when a call has found that the keeper is gone; Ready may be
-// called again and again to find out.
+// Lost is closed when a call, or Wait, has found that the keeper is gone.
 func (c *Client) Lost() <-chan struct{} { return c.lost }
+
+// Wait waits until the keeper is gone, which is Unavailable, or ctx ends, which is no
+// error. Calls go on meanwhile.
+func (c *Client) Wait(ctx context.Context) error {
+	const op = "watch the keeper"
+	// A descriptor of its own: a call that reads its answer must not wait for this.
+	var fd int
+	raw, err := c.conn.SyscallConn()
+	if err == nil {
+		dupErr := raw.Control(func(s uintptr) { fd, err = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 3) })
+		err = errors.Join(err, dupErr)
+	}
+	if err != nil {
+		return holdfast.WrapKind(op, holdfast.Other, err)
+	}
+	watch, err := connOf(fd)
+	if err != nil {
+		return holdfast.WrapKind(op, holdfast.Other, err)
+	}
+	defer watch.Close()
+	stop := context.AfterFunc(ctx, func() { _ = watch.Close() })
+	defer stop()
+	if raw, err = watch.SyscallConn(); err == nil {
+		err = raw.Read(ended)
+	}
+	if err == nil {
+		err = io.EOF
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return holdfast.Wrap(op, c.gone(err))
+}
+
+// ended says whether a socket's other end is closed. What it has sent stays there
+// for who waits for it.
+func ended(fd uintptr) bool {
+	var b [1]byte
+	n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return n == 0 && err == nil || err != nil && err != unix.EAGAIN && err != unix.EINTR
+}
 
 // call sends a packet and reads its answers.
 func (c *Client) call(p packet) ([]Held, error) {

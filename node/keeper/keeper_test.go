@@ -281,15 +281,32 @@ func TestALostKeeperIsNoticed(t *testing.T) {
 			t.Errorf("got %v, want kind invalid", bad)
 		}
 	}
-	if err := c.Ready(); err != nil {
-		t.Fatal(err)
+	told := make(chan error, 1)
+	go func() { told <- c.Wait(t.Context()) }()
+	for range 100 { // the answers are for the calls
+		if err := c.Ready(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	short, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Wait(short); err != nil {
+		t.Errorf("the end of waiting: %v", err)
+	}
+	select {
+	case <-c.Lost():
+		t.Error("the keeper is there, and counts as lost")
+	default:
 	}
 	_ = ours.Close()
 	<-served
+	if err := <-told; !errors.Is(err, holdfast.Unavailable) {
+		t.Errorf("the keeper is gone: %v", err)
+	}
+	<-c.Lost() // nobody has called anything
 	if err := c.Put("k", nil, 0); !errors.Is(err, holdfast.Unavailable) {
 		t.Errorf("without a keeper: %v", err)
 	}
-	<-c.Lost()
 	_ = conn.Close()
 }
 
