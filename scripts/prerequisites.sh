@@ -24,6 +24,7 @@ test      ip           iproute2
 test      modprobe     kmod
 test      fuser        psmisc
 test      fio          fio
+test      systemd-analyze systemd
 test      nft          nftables
 test      tc           iproute2
 demo      mkfs.xfs     xfsprogs

@@ -70,10 +70,10 @@ func newMachineBy(t *testing.T, change func(*exec.Cmd)) *machine {
 	return m
 }
 
-// newMachines starts three nodes, each with a member of the etcd, and gives the first
-// one, whose daemon has a keeper. The others have addresses of their own, since the
+// newMachines starts three nodes, each with a member of the etcd. Only the first one's
+// daemon has a keeper. The others have addresses of their own, since the
 // members' port is the same everywhere.
-func newMachines(t *testing.T) *machine {
+func newMachines(t *testing.T) []*machine {
 	t.Helper()
 	p := ports(t, 4)
 	members := map[string]string{}
@@ -101,7 +101,7 @@ func newMachines(t *testing.T) *machine {
 		out, err := all[0].command(t.Context(), "pool", "list", "-o", "json").Output()
 		return err == nil && strings.Count(string(out), `"online"`) == len(all)
 	})
-	return all[0]
+	return all
 }
 
 // prepared is a node before it is started, with an address of its own.

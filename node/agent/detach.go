@@ -158,9 +158,9 @@ func (a *Agent) dropGrant(ctx context.Context, id holdfast.VolumeID, kind holdfa
 	return holdfast.E("", holdfast.Busy, "its record keeps changing; try again")
 }
 
-// closeVolumes detaches what can be, at the end. What is mounted or open stays
-// granted and is only cut off from its device, which dies with this process. Those
-// in left are left alone.
+// closeVolumes detaches what can be, at the end. What is mounted is unmounted first
+// if nobody uses it. What was mounted or is open stays granted and is only cut off
+// from its device, which dies with this process. Those in left are left alone.
 func (a *Agent) closeVolumes(ctx context.Context, left map[holdfast.VolumeID]bool) error {
 	a.mu.Lock()
 	ids := make([]holdfast.VolumeID, 0, len(a.volumes))
@@ -193,6 +193,13 @@ func (a *Agent) closeVolume(ctx context.Context, id holdfast.VolumeID) error {
 		return nil
 	}
 	err = a.closeDevice(ctx, s, false)
+	if errors.Is(err, holdfast.InUse) && unmountIdle(ctx, s.dev.Path()) {
+		// At the node's shutdown nobody uses it any more: its filesystem is clean.
+		if err = a.closeDevice(ctx, s, false); err == nil {
+			a.note(id, "unmounted, as the daemon stops and nobody used it: the next one attaches it again")
+			return nil
+		}
+	}
 	if errors.Is(err, holdfast.InUse) {
 		a.note(id, "the daemon stops while it is mounted or open: the next one attaches it again")
 		return a.closeDevice(ctx, s, true)

@@ -33,6 +33,8 @@ type Config struct {
 	// HandOverWait bounds how long a daemon may take to hand over; then it is
 	// killed, which the next one copes with as well. Default 10 s.
 	HandOverWait time.Duration
+	// StopWait bounds how long it may take to end; then it is killed. Default 50 s.
+	StopWait time.Duration
 	// StatusFile, if set, tells others about this keeper: see Status.
 	StatusFile string
 
@@ -49,6 +51,7 @@ const (
 	lastPause    = 5 * time.Second
 	aWhile       = time.Second
 	handOverWait = 10 * time.Second
+	stopWait     = 50 * time.Second
 	tryWait      = 20 * time.Second
 	// A daemon that was killed may not be gone at once: a thread of it that waits
 	// in the kernel for one of its own devices can only be freed by its successor,
@@ -81,6 +84,9 @@ type kept struct {
 func Run(ctx context.Context, cfg Config) (status int, err error) {
 	if cfg.HandOverWait <= 0 {
 		cfg.HandOverWait = handOverWait
+	}
+	if cfg.StopWait <= 0 {
+		cfg.StopWait = stopWait
 	}
 	k := &keeper{cfg: cfg, held: map[string]kept{}, status: Status{Keeper: os.Getpid()}}
 	defer k.dropAll()
@@ -201,18 +207,20 @@ func (k *keeper) mind(ctx context.Context, signals <-chan os.Signal, cmd *exec.C
 		case <-done:
 			e.wanted, done = true, nil
 			_ = cmd.Process.Signal(syscall.SIGTERM)
+			late = time.After(k.cfg.StopWait)
 		case s := <-signals:
 			switch {
 			case s != syscall.SIGHUP:
 				e.wanted = true
 				_ = cmd.Process.Signal(s)
+				late = time.After(k.cfg.StopWait)
 			case k.mayReplace(ctx):
 				e.handedOver = true
 				_ = cmd.Process.Signal(HandOver)
 				late = time.After(k.cfg.HandOverWait)
 			}
 		case <-late:
-			k.cfg.Log.Warn("the daemon did not hand over in time and is killed; the next one copes with that", "after", k.cfg.HandOverWait)
+			k.cfg.Log.Warn("the daemon did not end in time and is killed; the next one copes with that", "handing over", e.handedOver, "stopping", e.wanted)
 			_ = cmd.Process.Kill()
 		}
 	}

@@ -104,7 +104,7 @@ func run(t *testing.T, lines ...string) *keeperRun {
 	r.write(lines...)
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		status, err := Run(ctx, Config{Path: "/proc/self/exe", Args: []string{r.script}, Try: []string{"-test.list", "NoSuchTest"}, HandOverWait: 200 * time.Millisecond,
+		status, err := Run(ctx, Config{Path: "/proc/self/exe", Args: []string{r.script}, Try: []string{"-test.list", "NoSuchTest"}, HandOverWait: 200 * time.Millisecond, StopWait: 500 * time.Millisecond,
 			StatusFile: r.script + ".status", Stdout: os.Stdout, Stderr: os.Stderr, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			status = -1
@@ -255,6 +255,22 @@ func TestTheEndIsPassedOn(t *testing.T) {
 	}
 	if _, err := ReadStatus(r.script + ".status"); !errors.Is(err, holdfast.NotFound) {
 		t.Errorf("the status of a keeper that has ended: %v", err)
+	}
+}
+
+// TestWhatDoesNotEndIsKilled: nobody else would.
+func TestWhatDoesNotEndIsKilled(t *testing.T) {
+	r := run(t, "put x "+thing(t, "alpha"), "ready", "deaf")
+	r.said("pid", 1)
+	for !r.daemon().Ready {
+		<-time.After(5 * time.Millisecond)
+	}
+	pid := r.daemon().Daemon
+	r.kill(os.Getpid(), syscall.SIGTERM)
+	s := <-r.status
+	r.status <- s
+	if s != 1 || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		t.Errorf("status %d; the daemon runs: %v", s, unix.Kill(pid, 0))
 	}
 }
 
