@@ -21,7 +21,7 @@ import (
 func main() {
 	// The daemon's helper: nothing else of this program is started.
 	if len(os.Args) > 1 && os.Args[1] == fuseloop.HelperArg {
-		os.Exit(fuseloop.RunHelper(os.Args[2:], os.Stdout))
+		os.Exit(fuseloop.RunHelper(os.Stdin, os.Stdout))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

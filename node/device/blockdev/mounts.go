@@ -42,17 +42,16 @@ func mounts() ([]Mount, error) {
 	return all, holdfast.WrapKind("read the mount table", holdfast.Other, sc.Err())
 }
 
-// Mounted says whether a filesystem of this type is mounted at dir.
-func Mounted(dir, fsType string) (bool, error) {
+// MountPoints are where filesystems of this type are mounted.
+func MountPoints(fsType string) (map[string]bool, error) {
 	all, err := mounts()
-	return slices.ContainsFunc(all, func(m Mount) bool { return m.Point == dir && m.FSType == fsType }), err
-}
-
-// MountedDev says whether the filesystem of this type and number, "major:minor",
-// is mounted at dir.
-func MountedDev(dir, fsType, dev string) (bool, error) {
-	all, err := mounts()
-	return slices.ContainsFunc(all, func(m Mount) bool { return m.Point == dir && m.FSType == fsType && m.Dev == dev }), err
+	at := map[string]bool{}
+	for _, m := range all {
+		if m.FSType == fsType {
+			at[m.Point] = true
+		}
+	}
+	return at, err
 }
 
 // parseMount reads a line as proc_pid_mountinfo(5) describes it: six fields, any

@@ -80,6 +80,10 @@ func (f *FrontEnd) Adopt(context.Context) ([]holdfast.VolumeID, error) {
 	if f.keep == nil {
 		return nil, nil
 	}
+	mounted, err := blockdev.MountPoints(fsType) // once: with many devices it takes its time
+	if err != nil {
+		return nil, holdfast.Wrap(op, err)
+	}
 	held, err := f.keep.List()
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
@@ -94,14 +98,14 @@ func (f *FrontEnd) Adopt(context.Context) ([]holdfast.VolumeID, error) {
 			_ = unix.Close(h.FD)
 			continue
 		}
-		a, err := f.adopt(holdfast.VolumeID(vol), h)
+		a, err := f.adopt(holdfast.VolumeID(vol), h, mounted)
 		if err != nil {
 			_ = unix.Close(h.FD)
 			errs = append(errs, fmt.Errorf("volume %s: %w", vol, err), f.keep.Drop(h.Key))
 			continue
 		}
 		f.mu.Lock()
-		f.adopted[a.vol] = a
+		f.adopted[a.vol], f.leftover[a.vol] = a, true
 		f.mu.Unlock()
 		vols = append(vols, a.vol)
 	}
@@ -110,16 +114,12 @@ func (f *FrontEnd) Adopt(context.Context) ([]holdfast.VolumeID, error) {
 }
 
 // adopt checks that what is held is a device that is still there.
-func (f *FrontEnd) adopt(vol holdfast.VolumeID, h keeper.Held) (*adopted, error) {
+func (f *FrontEnd) adopt(vol holdfast.VolumeID, h keeper.Held, mounted map[string]bool) (*adopted, error) {
 	a := &adopted{vol: vol, fd: h.FD}
 	if err := json.Unmarshal(h.Note, &a.note); err != nil {
 		return nil, holdfast.E("read the keeper's note", holdfast.Invalid, err.Error())
 	}
-	mounted, err := blockdev.Mounted(f.dir(vol), fsType)
-	if err != nil {
-		return nil, err
-	}
-	if !blockdev.IsVolume(string(vol)) || !mounted || !a.note.Loop.bound() {
+	if !blockdev.IsVolume(string(vol)) || !mounted[f.dir(vol)] || !a.note.Loop.bound() {
 		return nil, holdfast.E("look for "+a.note.Loop.Path, holdfast.NotFound, "the device is gone")
 	}
 	return a, nil

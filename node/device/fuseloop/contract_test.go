@@ -24,7 +24,7 @@ func newFrontEnd(dir string) (device.FrontEnd, error) {
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == fuseloop.HelperArg {
-		os.Exit(fuseloop.RunHelper(os.Args[2:], os.Stdout))
+		os.Exit(fuseloop.RunHelper(os.Stdin, os.Stdout))
 	}
 	stuckServer()
 	devicetest.Child(newFrontEnd)

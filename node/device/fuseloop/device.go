@@ -54,7 +54,7 @@ func (d *Device) file() string { return filepath.Join(d.dir, d.fe.fileName(d.opt
 
 func (d *Device) bind(ctx context.Context) error {
 	var err error
-	d.loop, err = d.fe.do(ctx, task{Do: taskBind, File: d.file(), ReadOnly: d.opts.ReadOnly, Blk: d.opts.LogicalBlk})
+	d.loop, err = d.fe.helper.do(ctx, task{Do: taskBind, File: d.file(), ReadOnly: d.opts.ReadOnly, Blk: d.opts.LogicalBlk})
 	return err
 }
 
@@ -83,7 +83,7 @@ func (d *Device) grow(sizeBytes int64) error {
 		// refused, then the file's inode, then the loop device.
 		d.srv.size.Store(sizeBytes)
 	}
-	if _, err := d.fe.do(context.Background(), task{Do: taskGrow, File: d.file(), Loop: d.loop, SizeBytes: sizeBytes}); err != nil {
+	if _, err := d.fe.helper.do(context.Background(), task{Do: taskGrow, File: d.file(), Loop: d.loop, SizeBytes: sizeBytes}); err != nil {
 		return err
 	}
 	if now, err := d.loop.SizeBytes(); err != nil || now != sizeBytes {
@@ -120,7 +120,7 @@ func (d *Device) close() error {
 	deadline := time.Now().Add(releaseWait)
 	for {
 		// O_EXCL fails while a filesystem or a stacked device holds it.
-		_, err := d.fe.do(context.Background(), task{Do: taskClear, Loop: d.loop, Flags: unix.O_EXCL})
+		_, err := d.fe.helper.do(context.Background(), task{Do: taskClear, Loop: d.loop, Flags: unix.O_EXCL})
 		if err == nil && !d.loop.bound() {
 			break
 		}
@@ -128,7 +128,7 @@ func (d *Device) close() error {
 			return holdfast.WrapKind("unbind", holdfast.Unavailable, err)
 		}
 		if d.isAborted() || time.Now().After(deadline) {
-			if _, err := d.fe.do(context.Background(), task{Do: taskKeep, Loop: d.loop}); errors.Is(err, os.ErrNotExist) {
+			if _, err := d.fe.helper.do(context.Background(), task{Do: taskKeep, Loop: d.loop}); errors.Is(err, os.ErrNotExist) {
 				break // let go just now
 			} else if err != nil {
 				d.fe.log.Warn("the device will vanish when its last user closes it", "device", d.loop.Path, "error", err)
@@ -213,6 +213,9 @@ func (d *Device) dismantle() error {
 	}
 	d.drop()
 	d.gone = true
+	if d.loop.Path != "" && !d.loop.bound() {
+		d.fe.mark(d.opts.Volume, false)
+	}
 	d.fe.forget(d.opts.Volume)
 	return nil
 }

@@ -17,6 +17,6 @@
 //
 // Goroutines: per device the readers (see readers), from Open until Close or
 // Abort; and one per call of Close, Grow or Abort that waits for the kernel,
-// until the kernel answers. None per request: a request is read and submitted
+// until the kernel answers. Two while there is a helper. None per request: a request is read and submitted
 // by a reader and answered by whoever calls its Done.
 package fuseloop

@@ -27,8 +27,8 @@ type Config struct {
 	// Keeper, if set, holds the devices' connections, so that they outlive this
 	// process. See device.Successor.
 	Keeper Keeper
-	// Helper, if set, is the command that ends up in RunHelper with the argument
-	// that is added to it, such as /proc/self/exe HelperArg. Operations that wait
+	// Helper, if set, is the command that ends up in RunHelper, such as
+	// /proc/self/exe HelperArg. Operations that wait
 	// for what this process serves are then done by processes of their own. Without,
 	// a process that is killed in one may not end before its successor starts.
 	Helper []string
@@ -52,12 +52,17 @@ const keptWait = 3 * time.Second
 type FrontEnd struct {
 	root   *blockdev.Root
 	log    *slog.Logger
-	keep   Keeper   // nil: none
-	helper []string // empty: none
+	keep   Keeper // nil: none
+	helper helpers
 
 	mu      sync.Mutex
 	devices map[holdfast.VolumeID]*Device  // nil while being opened
 	adopted map[holdfast.VolumeID]*adopted // not opened yet
+	// Nothing is left of volumes other than these, once swept: that was seen by
+	// CleanOrphans, and whatever was opened since is among them until it was seen
+	// gone. To look for what is left takes time in proportion to all devices.
+	swept    bool
+	leftover map[holdfast.VolumeID]bool
 }
 
 var (
@@ -79,11 +84,12 @@ func New(c Config) (*FrontEnd, error) {
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	f := &FrontEnd{root: root, log: c.Log, keep: c.Keeper, helper: c.Helper,
-		devices: map[holdfast.VolumeID]*Device{}, adopted: map[holdfast.VolumeID]*adopted{}}
+	f := &FrontEnd{root: root, log: c.Log, keep: c.Keeper,
+		devices: map[holdfast.VolumeID]*Device{}, adopted: map[holdfast.VolumeID]*adopted{}, leftover: map[holdfast.VolumeID]bool{}}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
+	f.helper = helpers{cmd: c.Helper, log: f.log}
 	return f, nil
 }
 
@@ -102,6 +108,7 @@ func (f *FrontEnd) Close() error {
 		_ = unix.Close(a.fd)
 		delete(f.adopted, vol)
 	}
+	f.helper.close()
 	return f.root.Close()
 }
 
@@ -147,21 +154,44 @@ func (f *FrontEnd) forget(vol holdfast.VolumeID) {
 	delete(f.devices, vol)
 }
 
+// maybeLeft says whether something of a device of the volume's may be there, though
+// this front end has none.
+func (f *FrontEnd) maybeLeft(vol holdfast.VolumeID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.swept || f.leftover[vol]
+}
+
+// mark says whether something of the volume's device may be there from now on.
+func (f *FrontEnd) mark(vol holdfast.VolumeID, left bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if left {
+		f.leftover[vol] = true
+	} else {
+		delete(f.leftover, vol)
+	}
+}
+
 func (f *FrontEnd) open(ctx context.Context, o device.Options, b device.Backend) (*Device, error) {
 	if a := f.takeAdopted(o.Volume); a != nil {
 		return f.resume(ctx, a, o, b)
 	}
-	if _, err := f.clean(func(v holdfast.VolumeID) bool { return v == o.Volume }); err != nil {
-		return nil, err
+	if f.maybeLeft(o.Volume) {
+		if _, err := f.clean(func(v holdfast.VolumeID) bool { return v == o.Volume }); err != nil {
+			return nil, err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, holdfast.WrapKind("", holdfast.Unavailable, err)
 	}
 	d := &Device{fe: f, opts: o, dir: f.dir(o.Volume), busy: make(chan struct{}, 1), aborted: make(chan struct{})}
+	f.mark(o.Volume, true)
 	if err := d.start(ctx, b); err != nil {
 		err = errors.Join(err, d.dismantle())
 		// What a helper bound that was killed before it could say so.
 		_, cleanErr := f.clean(func(v holdfast.VolumeID) bool { return v == o.Volume })
+		f.mark(o.Volume, true) // it may still be about to
 		return nil, errors.Join(err, cleanErr)
 	}
 	d.put()

@@ -1,21 +1,17 @@
 package fuseloop
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
-	"github.com/holdfast-storage/holdfast/node/device/blockdev"
 )
 
 // Opening and configuring what this process serves waits for answers of its own:
@@ -34,12 +30,16 @@ import (
 //   - clear, keep: not begun any more when the daemon is gone, which is looked at
 //     when the loop device is open: from then on it cannot become another's.
 
-// HelperArg is the argument by which a program is told to call RunHelper with the
-// arguments after it.
+// One helper does all such operations, each in a thread of its own, and is started
+// when there is something to do: to start this program takes longer than what it
+// then does. See helpers.
+
+// HelperArg is the argument by which a program is told to call RunHelper.
 const HelperArg = "fuseloop-helper"
 
 // task is one operation on a device that may wait for the device's own server.
 type task struct {
+	ID        uint64 // tells the answers apart
 	Do        string // one of the operations below
 	Parent    int    // process for which it is done; 0: this one
 	File      string // path of the volume's file
@@ -60,36 +60,53 @@ const (
 
 // answer is what a helper says.
 type answer struct {
+	ID    uint64 // of the task
 	Loop  loopDevice
 	Error string        // empty: done
 	Kind  holdfast.Kind // of the error
 	Errno unix.Errno    // of the error, 0 if it has none
 }
 
-// RunHelper does the one operation that args describe, writes how it went to out
-// and returns the exit code.
-func RunHelper(args []string, out io.Writer) int {
+// RunHelper does the operations that come in, each as soon as it comes and beside
+// the others, writes how they went to out, and returns the exit code. It ends with
+// in, which ends with the daemon, and when all that was begun is done.
+func RunHelper(in io.Reader, out io.Writer) int {
 	var (
-		t task
-		a answer
+		under sync.WaitGroup
+		mu    sync.Mutex // guards the rest
+		lost  bool
 	)
-	err := fmt.Errorf("one argument is needed, not %d", len(args))
-	if len(args) == 1 {
-		err = json.Unmarshal([]byte(args[0]), &t)
+	answers := json.NewEncoder(out)
+	tasks := json.NewDecoder(in)
+	for {
+		var t task
+		if err := tasks.Decode(&t); err != nil {
+			under.Wait()
+			if lost || !errors.Is(err, io.EOF) {
+				return 1
+			}
+			return 0
+		}
+		under.Go(func() {
+			a := t.answer()
+			mu.Lock()
+			defer mu.Unlock()
+			lost = answers.Encode(a) != nil || lost
+		})
 	}
-	if err == nil {
-		a.Loop, err = t.run()
-	}
-	if err != nil {
+}
+
+// answer does the operation and says how it went.
+func (t task) answer() answer {
+	a := answer{ID: t.ID}
+	var err error
+	if a.Loop, err = t.run(); err != nil {
 		a.Error, a.Kind = err.Error(), holdfast.KindOf(err)
 		if !errors.As(err, &a.Errno) && errors.Is(err, os.ErrNotExist) {
 			a.Errno = unix.ENOENT
 		}
 	}
-	if err := json.NewEncoder(out).Encode(a); err != nil {
-		return 1
-	}
-	return 0
+	return a
 }
 
 // errnoError is an error of a helper that callers branch on.
@@ -113,43 +130,6 @@ func (a answer) err() error {
 		err = holdfast.WrapKind("", a.Kind, err)
 	}
 	return err
-}
-
-// do has t done by a helper, or here if there is none. When ctx ends first the
-// helper is left to itself.
-func (f *FrontEnd) do(ctx context.Context, t task) (loopDevice, error) {
-	if len(f.helper) == 0 {
-		return t.run()
-	}
-	t.Parent = os.Getpid()
-	arg, err := json.Marshal(t)
-	if err != nil {
-		return loopDevice{}, holdfast.WrapKind("describe an operation", holdfast.Other, err)
-	}
-	var out, stderr bytes.Buffer
-	cmd := exec.Command(f.helper[0], append(f.helper[1:len(f.helper):len(f.helper)], string(arg))...)
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	// A terminal's signals are meant for the daemon, which then ends its devices
-	// in order.
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return loopDevice{}, holdfast.WrapKind("start a helper process", holdfast.Unavailable, err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		f.log.Warn("a helper process is left to itself", "do", t.Do, "file", t.File, "device", t.Loop.Path, "pid", cmd.Process.Pid)
-		return loopDevice{}, holdfast.WrapKind(t.Do+": the kernel did not finish in time", holdfast.Unavailable, ctx.Err())
-	}
-	if err == nil {
-		var a answer
-		if err = json.Unmarshal(out.Bytes(), &a); err == nil {
-			return a.Loop, a.err()
-		}
-	}
-	return loopDevice{}, holdfast.WrapKind(t.Do+": the helper process failed: "+strings.TrimSpace(stderr.String()), holdfast.Unavailable, err)
 }
 
 // run does the operation in this process.
@@ -221,8 +201,9 @@ func boundLate(fd int, dir string) bool {
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
 		return true
 	}
-	is, err := blockdev.MountedDev(dir, fsType, fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor))
-	return err != nil || !is
+	var at unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, 0, &at)
+	return err != nil || at.Dev_major != st.Dev_major || at.Dev_minor != st.Dev_minor
 }
 
 // grow tells the kernel the file's new size, and the loop device. Asking for the

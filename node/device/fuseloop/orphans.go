@@ -28,6 +28,11 @@ func (f *FrontEnd) CleanOrphans(ctx context.Context) ([]holdfast.VolumeID, error
 		_, ours := f.devices[v]
 		return !ours && f.adopted[v] == nil
 	})
+	if err == nil {
+		f.mu.Lock()
+		f.swept = true
+		f.mu.Unlock()
+	}
 	return cleaned, holdfast.Wrap(op, err)
 }
 
@@ -94,7 +99,9 @@ func (f *FrontEnd) cleanLoop(vol holdfast.VolumeID, l loopDevice) error {
 	if err := l.clear(0, task{}.always); err != nil {
 		return holdfast.WrapKind("unbind "+l.Path, holdfast.Other, err)
 	}
-	f.log.Warn("removed a device whose server is gone", "volume", vol, "device", l.Path, "mounts", points, "stillOpen", l.bound())
+	stillOpen := l.bound()
+	f.mark(vol, stillOpen)
+	f.log.Warn("removed a device whose server is gone", "volume", vol, "device", l.Path, "mounts", points, "stillOpen", stillOpen)
 	return nil
 }
 
