@@ -335,6 +335,26 @@ func (p *Pool) Replicas() ([]ReplicaInfo, error) {
 	return infos, nil
 }
 
+// Replica describes one of the pool's replicas; kind NotFound when there is none of
+// that id. One that cannot be read has Err set.
+func (p *Pool) Replica(rep holdfast.ReplicaID) (ReplicaInfo, error) {
+	op := "look for replica " + string(rep)
+	p.admin.Lock()
+	defer p.admin.Unlock()
+	if err := p.usable(context.Background()); err != nil {
+		return ReplicaInfo{}, holdfast.Wrap(op, err)
+	}
+	if !safeName(string(rep)) {
+		return ReplicaInfo{}, errorf(op, holdfast.NotFound, "there is no such replica on pool %s", p.id.Pool)
+	}
+	info, err := p.describe(rep)
+	if errors.Is(err, holdfast.NotFound) {
+		return ReplicaInfo{}, holdfast.Wrap(op, err)
+	}
+	info.Replica, info.Err = rep, err
+	return info, nil
+}
+
 // describe reads what a replica is; NotFound when there is no directory of it.
 func (p *Pool) describe(rep holdfast.ReplicaID) (ReplicaInfo, error) {
 	if _, err := p.fs.List(replicaPath(rep)); err != nil {

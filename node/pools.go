@@ -160,32 +160,29 @@ type handed struct {
 // whether the disk answers. It waits a bounded time for that.
 func (p *pool) Info() holdfast.Pool {
 	info, silent := p.about.Ask(p.Pool.Info)
-	info.Failed = p.failed()
+	status := p.statuses()
+	info.Failed = p.failed(status)
 	if n := len(info.Failed); n > 0 && info.State != holdfast.PoolFailed {
 		info.Message = fmt.Sprintf("%d of its replicas failed: replica %s: %s", n, info.Failed[0].ID, info.Failed[0].Why)
 	}
-	p.silence(&info, silent)
+	p.silence(&info, silent, status)
 	return info
 }
 
 // failed are the replicas of this pool that are not served, by their ids.
-func (p *pool) failed() []holdfast.FailedReplica {
-	why := map[holdfast.ReplicaID]string{}
-	for _, s := range p.plane.Replicas() {
-		why[s.Replica] = s.Failure
-	}
+func (p *pool) failed(status map[holdfast.ReplicaID]dataplane.ReplicaStatus) (out []holdfast.FailedReplica) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var out []holdfast.FailedReplica
-	for _, id := range slices.Sorted(maps.Keys(p.served)) {
-		h := p.served[id]
+	for id, h := range p.served {
+		why := status[id].Failure
 		if h.err != nil {
-			why[id] = h.err.Error()
+			why = h.err.Error()
 		}
-		if why[id] != "" {
-			out = append(out, holdfast.FailedReplica{ID: id, Volume: h.volume, Why: why[id]})
+		if why != "" {
+			out = append(out, holdfast.FailedReplica{ID: id, Volume: h.volume, Why: why})
 		}
 	}
+	slices.SortFunc(out, func(x, y holdfast.FailedReplica) int { return strings.Compare(string(x.ID), string(y.ID)) })
 	return out
 }
 
@@ -244,25 +241,68 @@ func (p *pool) usage(id holdfast.ReplicaID) []agent.SnapshotUsage {
 	return all
 }
 
-func (p *pool) Replicas() ([]agent.Stored, error) {
-	infos, err := p.Pool.Replicas()
-	if err != nil {
-		return nil, err
+// Replicas implements agent.Pool. Which replicas a volume has here is known of
+// those that were handed to the data plane, or failed to be: all that are there.
+func (p *pool) Replicas(n agent.Named) ([]agent.Stored, error) {
+	if n == (agent.Named{}) {
+		infos, err := p.Pool.Replicas()
+		if err != nil {
+			return nil, err
+		}
+		status := p.statuses()
+		stored := make([]agent.Stored, 0, len(infos))
+		for _, r := range infos {
+			stored = append(stored, p.stored(r, status[r.Replica]))
+		}
+		return stored, nil
 	}
-	promised := map[holdfast.ReplicaID]holdfast.Epoch{}
-	for _, s := range p.plane.Replicas() {
-		promised[s.Replica] = s.Promise.Epoch
-	}
-	failed := map[holdfast.ReplicaID]string{}
-	for _, f := range p.failed() {
-		failed[f.ID] = f.Why
-	}
-	stored := make([]agent.Stored, 0, len(infos))
-	for _, r := range infos {
-		stored = append(stored, agent.Stored{Volume: r.Volume, Replica: r.Replica, SizeBytes: r.SizeBytes,
-			AllocatedBytes: r.AllocatedBytes, Promised: promised[r.Replica], Failure: failed[r.Replica], Snapshots: p.usage(r.Replica)})
+	var stored []agent.Stored
+	for _, id := range p.named(n) {
+		info, err := p.Replica(id)
+		switch {
+		case errors.Is(err, holdfast.NotFound):
+		case err != nil:
+			return nil, err
+		default:
+			s, _ := p.plane.Replica(id)
+			stored = append(stored, p.stored(info, s))
+		}
 	}
 	return stored, nil
+}
+
+// named are the ids of the replicas that are named.
+func (p *pool) named(n agent.Named) (ids []holdfast.ReplicaID) {
+	if n.Replica != "" {
+		return []holdfast.ReplicaID{n.Replica}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, h := range p.served {
+		if h.volume == n.Volume {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (p *pool) statuses() map[holdfast.ReplicaID]dataplane.ReplicaStatus {
+	all := map[holdfast.ReplicaID]dataplane.ReplicaStatus{}
+	for _, s := range p.plane.Replicas() {
+		all[s.Replica] = s
+	}
+	return all
+}
+
+// stored is a replica with what the data plane says of it.
+func (p *pool) stored(r engine.ReplicaInfo, s dataplane.ReplicaStatus) agent.Stored {
+	p.mu.Lock()
+	if h := p.served[r.Replica]; h.err != nil {
+		s.Failure = h.err.Error()
+	}
+	p.mu.Unlock()
+	return agent.Stored{Volume: r.Volume, Replica: r.Replica, SizeBytes: r.SizeBytes,
+		AllocatedBytes: r.AllocatedBytes, Promised: s.Promise.Epoch, Failure: s.Failure, Snapshots: p.usage(r.Replica)}
 }
 
 // Serve implements agent.Pool. One that is open is served already: only this
@@ -280,17 +320,13 @@ func (p *pool) Serve(_ context.Context, id holdfast.ReplicaID) error {
 
 // serve gives no replica for one that is open already.
 func (p *pool) serve(id holdfast.ReplicaID) (h handed, err error) {
-	infos, err := p.Pool.Replicas()
+	info, err := p.Replica(id)
 	if err != nil {
-		return h, err
+		return h, holdfast.Wrap("serve replica "+string(id), err)
 	}
-	i := slices.IndexFunc(infos, func(r engine.ReplicaInfo) bool { return r.Replica == id })
-	if i < 0 {
-		return h, holdfast.E("serve replica "+string(id), holdfast.NotFound, fmt.Sprintf("pool %s has no such replica", p.Identity().Pool))
-	}
-	h.volume = infos[i].Volume
-	if infos[i].Err != nil {
-		return h, holdfast.Wrap("serve replica "+string(id), infos[i].Err)
+	h.volume = info.Volume
+	if info.Err != nil {
+		return h, holdfast.Wrap("serve replica "+string(id), info.Err)
 	}
 	r, err := p.Open(id)
 	if errors.Is(err, holdfast.InUse) {

@@ -35,6 +35,13 @@ func (q *Question[T]) Know(answer T) {
 	q.last = answer
 }
 
+// Last is the last answer.
+func (q *Question[T]) Last() T {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.last
+}
+
 // Ask gives f's answer; when that takes longer than Patience, the last answer and
 // since when there is no newer one.
 func (q *Question[T]) Ask(f func() T) (answer T, silent time.Time) {

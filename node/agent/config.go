@@ -140,8 +140,9 @@ type Pool interface {
 	// Create makes a replica, empty or with an origin; durable on return, and the
 	// same again is fine.
 	Create(ctx context.Context, r Stored) error
-	// Replicas lists what is stored, whether served or not.
-	Replicas() ([]Stored, error)
+	// Replicas lists what is stored, whether served or not: all of it, or what is
+	// named, if it is there.
+	Replicas(Named) ([]Stored, error)
 	// Serve opens a replica and hands it to the data plane; again is fine.
 	Serve(ctx context.Context, id holdfast.ReplicaID) error
 	// Remove deletes a replica that the data plane has let go of; one that is
@@ -163,6 +164,13 @@ type Stored struct {
 	Failure        string // why it is served no more; "" while it is
 	Origin         Origin // for Create only: what it is a clone of
 	Snapshots      []SnapshotUsage
+}
+
+// Named narrows a list of replicas to those of a volume, or to the one that is
+// named, which may be another volume's. Zero: all.
+type Named struct {
+	Volume  holdfast.VolumeID
+	Replica holdfast.ReplicaID
 }
 
 // Origin is a snapshot of a replica on the same pool; zero: none.

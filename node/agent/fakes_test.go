@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 
@@ -344,10 +343,15 @@ func (p *fakePool) Create(_ context.Context, r agent.Stored) error {
 	return nil
 }
 
-func (p *fakePool) Replicas() ([]agent.Stored, error) {
+func (p *fakePool) Replicas(n agent.Named) (of []agent.Stored, _ error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Collect(maps.Values(p.data)), nil
+	for _, s := range p.data {
+		if (n.Volume == "" || n.Volume == s.Volume) && (n.Replica == "" || n.Replica == s.Replica) {
+			of = append(of, s)
+		}
+	}
+	return of, nil
 }
 
 func (p *fakePool) Serve(_ context.Context, id holdfast.ReplicaID) error {

@@ -20,7 +20,7 @@ func (a *Agent) absent(ctx context.Context) (ts []holdfast.Tombstone) {
 		return nil
 	}
 	for _, p := range a.openedPools() {
-		stored, err := p.Replicas()
+		stored, err := p.Replicas(Named{})
 		if err != nil {
 			continue
 		}

@@ -17,7 +17,9 @@ type poolSlot struct {
 	pool    Pool // nil while it could not be opened
 	err     error
 	message string // what is wrong although it is open
+	// What the pool holds, all and of single volumes while they are asked for.
 	listing *ask.Question[listing]
+	single  map[holdfast.VolumeID]*ask.Question[listing]
 	opening bool // somebody is at it
 }
 
@@ -119,13 +121,13 @@ func (a *Agent) slotFor(c PoolConfig) *poolSlot {
 func (a *Agent) setSlot(s *poolSlot, p Pool, err error, message string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.pool, s.err, s.message, s.listing = p, err, message, nil
+	s.pool, s.err, s.message, s.listing, s.single = p, err, message, nil, nil
 }
 
 // adopt hands every replica of a pool to the data plane. What cannot be served
 // stays where it is (invariant 8) and is reported.
 func (a *Agent) adopt(ctx context.Context, p Pool) (message string) {
-	stored, err := p.Replicas()
+	stored, err := p.Replicas(Named{})
 	if err != nil {
 		a.log.Error("a pool's replicas cannot be listed", "pool", string(p.Info().ID), "err", err)
 		return "its replicas cannot be listed: " + err.Error()

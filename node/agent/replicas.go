@@ -69,7 +69,7 @@ func (a *Agent) create(ctx context.Context, p Pool, r Stored, written bool) erro
 	if info := p.Info(); !info.SilentSince.IsZero() {
 		return holdfast.E("", holdfast.Unavailable, fmt.Sprintf("pool %s: %s", info.ID, info.Message))
 	}
-	stored, err := p.Replicas()
+	stored, err := p.Replicas(Named{Replica: r.Replica})
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func (a *Agent) poolOf(t holdfast.Tombstone) (Pool, error) {
 		if info := p.Info(); info.ID != t.Pool || info.State == holdfast.PoolFailed || !info.SilentSince.IsZero() {
 			continue
 		}
-		stored, err := p.Replicas()
+		stored, err := p.Replicas(Named{Replica: t.Replica})
 		if err != nil {
 			return nil, err
 		}

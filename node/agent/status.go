@@ -29,24 +29,10 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 		}
 	}
 	for _, p := range a.openedPools() {
-		stored, err := a.listed(p)
-		if err != nil {
-			// Its disk failed, which must not hide what is on the others.
-			for _, f := range p.Info().Failed {
-				stored = append(stored, Stored{Volume: f.Volume, Replica: f.ID, Failure: f.Why})
-			}
-		}
-		for _, r := range stored {
+		pool := p.Info()
+		for _, r := range a.stored(p, pool, only) {
 			if r.Volume != "" && (only == "" || only == r.Volume) {
-				rs := &holdfastv1.ReplicaStatus{
-					ReplicaId: string(r.Replica), PoolId: string(p.Info().ID),
-					AllocatedBytes: r.AllocatedBytes, PromisedEpoch: uint64(r.Promised),
-					Failure: r.Failure,
-				}
-				for _, x := range r.Snapshots {
-					rs.Snapshots = append(rs.Snapshots, &holdfastv1.SnapshotUsage{SnapshotId: string(x.ID), HeldBytes: x.HeldBytes, AllocatedBytes: x.AllocatedBytes})
-				}
-				get(r.Volume).Replica = rs
+				get(r.Volume).Replica = replicaStatus(pool.ID, r)
 			}
 		}
 	}
@@ -70,30 +56,83 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 	return all, nil
 }
 
+// stored is what a pool holds, of a volume or of all. When its disk fails, that must
+// not hide what is on the others, nor which of its own failed.
+func (a *Agent) stored(p Pool, info holdfast.Pool, only holdfast.VolumeID) []Stored {
+	stored, err := a.listed(p, only)
+	if err != nil {
+		for _, f := range info.Failed {
+			stored = append(stored, Stored{Volume: f.Volume, Replica: f.ID, Failure: f.Why})
+		}
+	}
+	return stored
+}
+
+func replicaStatus(pool holdfast.PoolID, r Stored) *holdfastv1.ReplicaStatus {
+	s := &holdfastv1.ReplicaStatus{
+		ReplicaId: string(r.Replica), PoolId: string(pool),
+		AllocatedBytes: r.AllocatedBytes, PromisedEpoch: uint64(r.Promised),
+		Failure: r.Failure,
+	}
+	for _, x := range r.Snapshots {
+		s.Snapshots = append(s.Snapshots, &holdfastv1.SnapshotUsage{SnapshotId: string(x.ID), HeldBytes: x.HeldBytes, AllocatedBytes: x.AllocatedBytes})
+	}
+	return s
+}
+
 // listing is what a pool says of its replicas.
 type listing struct {
 	stored []Stored
 	err    error
 }
 
-// listed is what a pool holds, as it was last known when its disk does not answer.
-func (a *Agent) listed(p Pool) ([]Stored, error) {
-	a.mu.Lock()
-	q := &ask.Question[listing]{}
-	for _, s := range a.pools {
-		if s.pool == p {
-			if s.listing == nil {
-				s.listing = q
-			}
-			q = s.listing
-		}
-	}
-	a.mu.Unlock()
-	l, _ := q.Ask(func() listing {
-		stored, err := p.Replicas()
+// listed is what a pool holds, of a volume or of all, as it was last known when its
+// disk does not answer.
+func (a *Agent) listed(p Pool, only holdfast.VolumeID) ([]Stored, error) {
+	of, all := a.questions(p, only)
+	l, silent := of.Ask(func() listing {
+		stored, err := p.Replicas(Named{Volume: only})
 		return listing{stored, err}
 	})
+	if only != "" && silent.IsZero() {
+		a.mu.Lock()
+		for _, s := range a.pools {
+			if s.pool == p && s.single[only] == of {
+				delete(s.single, only)
+			}
+		}
+		a.mu.Unlock()
+	}
+	if l.stored == nil && !silent.IsZero() {
+		l = all.Last()
+	}
 	return slices.Clone(l.stored), l.err
+}
+
+// questions are those for a volume's replicas on a pool, and for all.
+func (a *Agent) questions(p Pool, only holdfast.VolumeID) (of, all *ask.Question[listing]) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	of, all = &ask.Question[listing]{}, &ask.Question[listing]{}
+	for _, s := range a.pools {
+		if s.pool != p {
+			continue
+		}
+		if s.listing == nil {
+			s.listing, s.single = all, map[holdfast.VolumeID]*ask.Question[listing]{}
+		}
+		all = s.listing
+		if only != "" && s.single[only] == nil {
+			s.single[only] = of
+		}
+		if only != "" {
+			of = s.single[only]
+		}
+	}
+	if only == "" {
+		of = all
+	}
+	return of, all
 }
 
 // served is one primary of this node.

@@ -128,6 +128,17 @@ func (p *Plane) Replicas() []ReplicaStatus {
 	return out
 }
 
+// Replica is one of the replicas served here.
+func (p *Plane) Replica(id holdfast.ReplicaID) (ReplicaStatus, bool) {
+	p.mu.Lock()
+	r := p.replicas[id]
+	p.mu.Unlock()
+	if r == nil {
+		return ReplicaStatus{}, false
+	}
+	return r.status(), true
+}
+
 func (r *localReplica) status() ReplicaStatus {
 	tasks, since := r.store.waiting()
 	r.v.lock()
