@@ -209,7 +209,7 @@ func (s *Service) storeClone(ctx context.Context, q CreateRequest, from Snapshot
 		return rec, err
 	}
 	rec.Replicas = newReplicas(choices)
-	return s.cfg.Store.CreateVolume(ctx, rec)
+	return s.store(ctx, rec)
 }
 
 // site is where a volume's first replicas can go. A clone's can only be where its

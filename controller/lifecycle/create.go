@@ -175,7 +175,7 @@ func (s *Service) begin(ctx context.Context, q CreateRequest) (holdfast.Record, 
 		return holdfast.Record{}, err
 	}
 	rec.Replicas = newReplicas(choices)
-	return s.cfg.Store.CreateVolume(ctx, rec)
+	return s.store(ctx, rec)
 }
 
 // newRecord is a record without replicas.

@@ -13,7 +13,8 @@
 // replicas of a new volume, empty and equal, in sync at epoch 1. It clears a
 // grant only when the holder's lease is gone or the volume is being deleted.
 //
-// It owns the goroutines of operations under way, which Close ends.
+// It owns the goroutines of operations under way, and one that follows the volumes'
+// records from the first creation on; Close ends them.
 package lifecycle
 
 import (
@@ -95,6 +96,8 @@ type Service struct {
 	end   context.CancelFunc
 	owner string // of what this service has under way: node/instance
 
+	promised *promised
+
 	creates  join.Group[createKey, holdfast.Record]
 	deletes  join.Group[holdfast.VolumeID, struct{}]
 	attaches join.Group[attachKey, attached]
@@ -111,7 +114,7 @@ func New(cfg Config) (*Service, error) {
 	if err := cfg.Policy.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, owner: string(cfg.Self) + "/" + rand.Text()}
+	s := &Service{cfg: cfg, owner: string(cfg.Self) + "/" + rand.Text(), promised: newPromised()}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -158,11 +161,11 @@ func (s *Service) Cluster(ctx context.Context) (placement.Cluster, error) {
 	if err != nil {
 		return placement.Cluster{}, holdfast.Wrap("list nodes", err)
 	}
-	recs, err := s.cfg.Store.Volumes(ctx)
+	provisioned, err := s.provisioned(ctx)
 	if err != nil {
 		return placement.Cluster{}, holdfast.Wrap("list volumes", err)
 	}
-	return placement.Cluster{Nodes: ns, Provisioned: placement.Provisioned(recs), Policy: s.cfg.Policy}, nil
+	return placement.Cluster{Nodes: ns, Provisioned: provisioned, Policy: s.cfg.Policy}, nil
 }
 
 // maxRaces bounds how often a change is tried again because somebody else

@@ -80,6 +80,7 @@ type Reconciler struct {
 	made     map[holdfast.ReplicaID]bool
 	verified time.Time
 	found    []Problem // by the last verification
+	seen     seen
 
 	mu       sync.Mutex
 	problems []Problem
@@ -103,6 +104,7 @@ func (r *Reconciler) forgetPast() {
 	r.nodeGone, r.poolGone, r.refused = map[holdfast.NodeID]time.Time{}, map[holdfast.PoolID]time.Time{}, map[holdfast.NodeID]time.Time{}
 	r.made = map[holdfast.ReplicaID]bool{}
 	r.verified, r.found = time.Time{}, nil
+	r.seen.forget()
 }
 
 // Problems are what the last pass could not mend; empty while another leads.
@@ -150,12 +152,14 @@ func (r *Reconciler) lead(ctx context.Context) {
 	var watcher sync.WaitGroup
 	watcher.Go(func() {
 		for ctx.Err() == nil {
-			err := r.cfg.Store.WatchVolumes(ctx, func(metadata.VolumeEvent) {
+			err := r.cfg.Store.WatchVolumes(ctx, func(e metadata.VolumeEvent) {
+				r.seen.note(e)
 				select {
 				case changed <- struct{}{}:
 				default:
 				}
 			})
+			r.seen.forget()
 			if err != nil && ctx.Err() == nil {
 				r.cfg.Log.Debug("the watch of volumes ended; it begins again", "err", err)
 			}
@@ -236,7 +240,7 @@ func (r *Reconciler) look(ctx context.Context) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := r.cfg.Store.Volumes(ctx)
+	volumes, err := r.volumes(ctx)
 	if err != nil {
 		return nil, err
 	}
