@@ -46,6 +46,7 @@ type Agent struct {
 	upkeep     map[holdfast.VolumeID]*upkeep
 	kept       map[holdfast.VolumeID]time.Time // until when its maintenance primary is kept, for a hold
 	records    map[holdfast.VolumeID]holdfast.Record
+	lacking    map[holdfast.VolumeID]bool // of the records, those that maintenance may be about
 	creations  map[holdfast.ReplicaID]*turn
 	operations map[holdfast.VolumeID][]*operation
 	adopted    map[holdfast.VolumeID]bool // devices of a predecessor, not served yet
@@ -77,7 +78,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		refreshSoon: make(chan struct{}, 1), purgeSoon: make(chan struct{}, 1), checkSoon: make(chan struct{}, 1),
 		volumes: map[holdfast.VolumeID]*slot{}, upkeep: map[holdfast.VolumeID]*upkeep{}, kept: map[holdfast.VolumeID]time.Time{},
 		records: map[holdfast.VolumeID]holdfast.Record{}, creations: map[holdfast.ReplicaID]*turn{}, adopted: map[holdfast.VolumeID]bool{},
-		operations: map[holdfast.VolumeID][]*operation{},
+		operations: map[holdfast.VolumeID][]*operation{}, lacking: map[holdfast.VolumeID]bool{},
 	}
 	a.node = holdfast.Node{ID: cfg.ID, Domain: cfg.Domain}
 	a.ops, a.endOps = context.WithCancel(context.Background())

@@ -9,6 +9,10 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
+// registerPause is the least pause between two registrations: each creation asks for
+// one, as it takes space, and all nodes and the controller read what is written.
+const registerPause = 300 * time.Millisecond
+
 // keepRegistered writes the registration at the start, and whenever something in
 // it has changed.
 func (a *Agent) keepRegistered(ctx context.Context) {
@@ -17,6 +21,7 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			a.log.Warn("this node's registration could not be written; the next attempt follows", "err", err)
 		}
+		pause(ctx, registerPause)
 	})
 }
 

@@ -62,14 +62,24 @@ func (a *Agent) needy(kept map[holdfast.VolumeID]bool) []holdfast.Record {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var recs []holdfast.Record
-	for _, rec := range a.records {
-		if rec.Phase == holdfast.PhaseReady && rec.AttachedTo() == "" {
+	for id := range a.lacking {
+		if rec := a.records[id]; maintainable(rec) && imperfect(rec) && !kept[id] {
 			recs = append(recs, rec)
 		}
 	}
-	recs = slices.DeleteFunc(recs, func(r holdfast.Record) bool { return !imperfect(r) && !kept[r.ID] })
+	for id := range kept {
+		if rec := a.records[id]; maintainable(rec) {
+			recs = append(recs, rec)
+		}
+	}
 	slices.SortFunc(recs, func(x, y holdfast.Record) int { return compareIDs(x.ID, y.ID) })
 	return recs
+}
+
+// maintainable says whether a volume is one that could be maintained: it is there,
+// and no client has it.
+func maintainable(r holdfast.Record) bool {
+	return r.Phase == holdfast.PhaseReady && r.AttachedTo() == ""
 }
 
 func compareIDs(x, y holdfast.VolumeID) int {
@@ -207,8 +217,8 @@ func (a *Agent) endUpkeep(mine map[holdfast.VolumeID]bool) {
 func (a *Agent) dropLeftovers(ctx context.Context, mine map[holdfast.VolumeID]bool) {
 	a.mu.Lock()
 	var left []holdfast.VolumeID
-	for id, rec := range a.records {
-		p := rec.Primary
+	for id := range a.lacking {
+		p := a.records[id].Primary
 		if p != nil && p.Node == a.cfg.ID && p.Kind == holdfast.MaintenancePrimary && !mine[id] && a.upkeep[id] == nil && a.volumes[id] == nil {
 			left = append(left, id)
 		}

@@ -36,15 +36,32 @@ func (a *Agent) onRecord(ctx context.Context, ev metadata.VolumeEvent) {
 	case ev.Deleted:
 		a.mu.Lock()
 		delete(a.records, ev.ID)
+		delete(a.lacking, ev.ID)
 		a.mu.Unlock()
 		a.events.forget(ev.ID)
 		wake(a.purgeSoon)
 	default:
-		a.mu.Lock()
-		a.records[ev.ID] = ev.Record
-		a.mu.Unlock()
+		if !a.keepRecord(ev.Record) {
+			return
+		}
 	}
 	wake(a.checkSoon)
+}
+
+// keepRecord says whether maintenance is to look at the change: most are about
+// volumes that need none, and to look at all takes its time.
+func (a *Agent) keepRecord(rec holdfast.Record) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.records[rec.ID] = rec
+	did := a.lacking[rec.ID] || a.upkeep[rec.ID] != nil
+	p := rec.Primary
+	if maintainable(rec) && imperfect(rec) || p != nil && p.Node == a.cfg.ID && p.Kind == holdfast.MaintenancePrimary {
+		a.lacking[rec.ID] = true
+		return true
+	}
+	delete(a.lacking, rec.ID)
+	return did
 }
 
 // attachOld attaches, in the background and once in this process's life, the
