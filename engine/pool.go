@@ -171,6 +171,9 @@ func (p *Pool) Info() holdfast.Pool {
 	if p.node != "" && p.node != p.id.Node && info.Message == "" {
 		info.Message = "it was formatted on node " + string(p.id.Node)
 	}
+	if !p.broken.Load() {
+		return info
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(p.open)) {

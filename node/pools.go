@@ -147,6 +147,10 @@ type pool struct {
 
 	mu     sync.Mutex
 	served map[holdfast.ReplicaID]handed
+
+	asking sync.Mutex // guards the rest
+	status map[holdfast.ReplicaID]dataplane.ReplicaStatus
+	until  time.Time // how long status will do
 }
 
 // handed is a replica that was to be handed to the data plane.
@@ -249,7 +253,7 @@ func (p *pool) Replicas(n agent.Named) ([]agent.Stored, error) {
 		if err != nil {
 			return nil, err
 		}
-		status := p.statuses()
+		status := p.ask()
 		stored := make([]agent.Stored, 0, len(infos))
 		for _, r := range infos {
 			stored = append(stored, p.stored(r, status[r.Replica]))
@@ -286,7 +290,30 @@ func (p *pool) named(n agent.Named) (ids []holdfast.ReplicaID) {
 	return ids
 }
 
+// statusShare is how many times longer what the data plane says of all replicas is
+// used than it took to ask: it takes the lock of each, of thousands some milliseconds,
+// and each creation asks. statusFor bounds it.
+const (
+	statusShare = 50
+	statusFor   = 500 * time.Millisecond
+)
+
+// statuses is what the data plane said of all replicas lately; not to be changed.
 func (p *pool) statuses() map[holdfast.ReplicaID]dataplane.ReplicaStatus {
+	p.asking.Lock()
+	defer p.asking.Unlock()
+	began := time.Now()
+	if began.Before(p.until) {
+		return p.status
+	}
+	p.status = p.ask()
+	now := time.Now()
+	p.until = now.Add(min(statusFor, statusShare*now.Sub(began)))
+	return p.status
+}
+
+// ask is what the data plane says of all replicas now.
+func (p *pool) ask() map[holdfast.ReplicaID]dataplane.ReplicaStatus {
 	all := map[holdfast.ReplicaID]dataplane.ReplicaStatus{}
 	for _, s := range p.plane.Replicas() {
 		all[s.Replica] = s

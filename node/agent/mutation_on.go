@@ -20,13 +20,13 @@ func (a *Agent) absent(ctx context.Context) (ts []holdfast.Tombstone) {
 		return nil
 	}
 	for _, p := range a.openedPools() {
-		stored, err := p.Replicas(Named{})
+		stored, err := p.pool.Replicas(Named{})
 		if err != nil {
 			continue
 		}
 		for _, s := range stored {
 			if rec, err := a.deps.Store.Volume(ctx, string(s.Volume)); err != nil || rec.Replica(s.Replica) == nil {
-				ts = append(ts, holdfast.Tombstone{Replica: s.Replica, Volume: s.Volume, Node: a.cfg.ID, Pool: p.Info().ID})
+				ts = append(ts, holdfast.Tombstone{Replica: s.Replica, Volume: s.Volume, Node: a.cfg.ID, Pool: p.id})
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 type poolSlot struct {
 	cfg     PoolConfig
 	pool    Pool // nil while it could not be opened
+	id      holdfast.PoolID
 	err     error
 	message string // what is wrong although it is open
 	// What the pool holds, all and of single volumes while they are asked for.
@@ -53,7 +54,7 @@ func (a *Agent) hasPoolAt(path string) bool {
 	a.mu.Lock()
 	configured := slices.ContainsFunc(a.pools, func(s *poolSlot) bool { return s.cfg.Path == path })
 	a.mu.Unlock()
-	return configured || slices.ContainsFunc(a.openedPools(), func(p Pool) bool { return p.Info().Device == path })
+	return configured || slices.ContainsFunc(a.openedPools(), func(o opened) bool { return o.pool.Info().Device == path })
 }
 
 // openSoon is openPool, but waits a bounded time for it: a disk that does not
@@ -119,8 +120,13 @@ func (a *Agent) slotFor(c PoolConfig) *poolSlot {
 }
 
 func (a *Agent) setSlot(s *poolSlot, p Pool, err error, message string) {
+	var id holdfast.PoolID
+	if p != nil {
+		id = p.Info().ID
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	s.id = id
 	s.pool, s.err, s.message, s.listing, s.single = p, err, message, nil, nil
 }
 
@@ -188,24 +194,30 @@ func (a *Agent) pool(s *poolSlot) Pool {
 }
 
 // openedPools lists the pools that are open.
-func (a *Agent) openedPools() []Pool {
+func (a *Agent) openedPools() []opened {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var ps []Pool
+	var ps []opened
 	for _, s := range a.pools {
 		if s.pool != nil {
-			ps = append(ps, s.pool)
+			ps = append(ps, opened{s.id, s.pool})
 		}
 	}
 	return ps
 }
 
+// opened is an open pool with its id: all that its Info says takes time.
+type opened struct {
+	id   holdfast.PoolID
+	pool Pool
+}
+
 // findPool is the open pool with this id. Errors: NotFound, Unavailable while it
 // could not be opened.
 func (a *Agent) findPool(id holdfast.PoolID) (Pool, error) {
-	for _, p := range a.openedPools() {
-		if p.Info().ID == id {
-			return p, nil
+	for _, o := range a.openedPools() {
+		if o.id == id {
+			return o.pool, nil
 		}
 	}
 	op := fmt.Sprintf("find pool %s on node %s", id, a.cfg.ID)
@@ -275,7 +287,7 @@ func since(p holdfast.Pool, before []holdfast.Pool) holdfast.Pool {
 func (a *Agent) closePools() error {
 	var errs []error
 	for _, p := range a.openedPools() {
-		errs = append(errs, p.Close())
+		errs = append(errs, p.pool.Close())
 	}
 	return errors.Join(errs...)
 }

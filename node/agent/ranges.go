@@ -68,10 +68,19 @@ type snapshotHolder interface {
 func (a *Agent) poolUsage() []*holdfastv1.PoolUsage {
 	var out []*holdfastv1.PoolUsage
 	for _, p := range a.openedPools() {
-		if h, able := p.(snapshotHolder); able {
-			info := p.Info()
-			out = append(out, &holdfastv1.PoolUsage{PoolId: string(info.ID), TotalBytes: info.TotalBytes, SnapshotBytes: h.SnapshotBytes()})
+		if h, able := p.pool.(snapshotHolder); able {
+			out = append(out, &holdfastv1.PoolUsage{PoolId: string(p.id), TotalBytes: a.totalBytes(p), SnapshotBytes: h.SnapshotBytes()})
 		}
 	}
 	return out
+}
+
+// totalBytes is a pool's size, as it was registered if it was.
+func (a *Agent) totalBytes(p opened) int64 {
+	for _, info := range a.Node().Pools {
+		if info.ID == p.id {
+			return info.TotalBytes
+		}
+	}
+	return p.pool.Info().TotalBytes
 }

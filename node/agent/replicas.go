@@ -66,7 +66,8 @@ func written(rec holdfast.Record, id holdfast.ReplicaID) bool {
 // pool takes new data at all. One that is there already needs none. One that is
 // not, but should hold data, is not made anew: empty, it would pass for in sync.
 func (a *Agent) create(ctx context.Context, p Pool, r Stored, written bool) error {
-	if info := p.Info(); !info.SilentSince.IsZero() {
+	info := p.Info()
+	if !info.SilentSince.IsZero() {
 		return holdfast.E("", holdfast.Unavailable, fmt.Sprintf("pool %s: %s", info.ID, info.Message))
 	}
 	stored, err := p.Replicas(Named{Replica: r.Replica})
@@ -86,7 +87,7 @@ func (a *Agent) create(ctx context.Context, p Pool, r Stored, written bool) erro
 	if !there && written {
 		return holdfast.E("", holdfast.Corrupt, "the record says that this replica holds data, but the pool does not have it; it is not made anew, empty: let another replica take its place")
 	}
-	if info := p.Info(); !there && (info.State != holdfast.PoolOnline || info.FreeBytes <= 0) {
+	if !there && (info.State != holdfast.PoolOnline || info.FreeBytes <= 0) {
 		return holdfast.E("", holdfast.NoSpace, fmt.Sprintf("pool %s is %s with %d bytes free", info.ID, info.State, info.FreeBytes))
 	}
 	if err := p.Create(ctx, r); err != nil {
@@ -167,8 +168,12 @@ func (a *Agent) purge(ctx context.Context, t holdfast.Tombstone) (bool, error) {
 // pool, wherever that one's disk turns up. Nil: it is another node's, or away, and
 // its tombstone waits.
 func (a *Agent) poolOf(t holdfast.Tombstone) (Pool, error) {
-	for _, p := range a.openedPools() {
-		if info := p.Info(); info.ID != t.Pool || info.State == holdfast.PoolFailed || !info.SilentSince.IsZero() {
+	for _, o := range a.openedPools() {
+		p := o.pool
+		if o.id != t.Pool {
+			continue
+		}
+		if info := p.Info(); info.State == holdfast.PoolFailed || !info.SilentSince.IsZero() {
 			continue
 		}
 		stored, err := p.Replicas(Named{Replica: t.Replica})

@@ -29,10 +29,9 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 		}
 	}
 	for _, p := range a.openedPools() {
-		pool := p.Info()
-		for _, r := range a.stored(p, pool, only) {
+		for _, r := range a.stored(p.pool, only) {
 			if r.Volume != "" && (only == "" || only == r.Volume) {
-				get(r.Volume).Replica = replicaStatus(pool.ID, r)
+				get(r.Volume).Replica = replicaStatus(p.id, r)
 			}
 		}
 	}
@@ -58,10 +57,10 @@ func (a *Agent) NodeVolumes(only holdfast.VolumeID) ([]*holdfastv1.NodeVolume, e
 
 // stored is what a pool holds, of a volume or of all. When its disk fails, that must
 // not hide what is on the others, nor which of its own failed.
-func (a *Agent) stored(p Pool, info holdfast.Pool, only holdfast.VolumeID) []Stored {
+func (a *Agent) stored(p Pool, only holdfast.VolumeID) []Stored {
 	stored, err := a.listed(p, only)
 	if err != nil {
-		for _, f := range info.Failed {
+		for _, f := range p.Info().Failed {
 			stored = append(stored, Stored{Volume: f.Volume, Replica: f.ID, Failure: f.Why})
 		}
 	}
