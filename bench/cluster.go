@@ -220,7 +220,12 @@ func (c *cluster) volumes(i int) (holdfastv1.VolumeServiceClient, error) {
 // create makes a volume, with its replicas on these nodes only if any are named,
 // and says how long it took.
 func (c *cluster) create(ctx context.Context, name string, replicas int32, size int64, on ...int) (time.Duration, error) {
-	cl, err := c.volumes(0)
+	return c.createVia(ctx, 0, name, replicas, size, on...)
+}
+
+// createVia is create by the API of a node, which gets the first replica.
+func (c *cluster) createVia(ctx context.Context, node int, name string, replicas int32, size int64, on ...int) (time.Duration, error) {
+	cl, err := c.volumes(node)
 	if err != nil {
 		return 0, err
 	}

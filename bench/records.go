@@ -9,17 +9,16 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/holdfast-storage/holdfast"
 	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
 // recordFigures are about many volumes that are in the metadata, each with one
-// replica on a pool, and not attached. Times are in milliseconds.
+// replica on one of the nodes by turns, and not attached. Times are in milliseconds.
 type recordFigures struct {
 	Volumes int     `json:"volumes"`
 	Create  ends    `json:"createMs"` // of each, with 16 under way
 	All     float64 `json:"createAllMs"`
-	List    float64 `json:"listMs"` // all of them, by one call
+	Look    looks   `json:"look"`
 	// Restart is from the start of a daemon that was killed to its answer that all
 	// pools are well.
 	Restart float64 `json:"restartMs"`
@@ -40,7 +39,7 @@ func (b *bench) records(ctx context.Context, n int) (err error) {
 	began := time.Now()
 	for i := range n {
 		g.Go(func() error {
-			d, err := b.cluster.create(creating, recordName(i), 1, scaleSize)
+			d, err := b.cluster.createVia(creating, i%nodes, recordName(i), 1, scaleSize)
 			mu.Lock()
 			defer mu.Unlock()
 			took = append(took, ms(d))
@@ -51,11 +50,9 @@ func (b *bench) records(ctx context.Context, n int) (err error) {
 		return err
 	}
 	f.All, f.Create = ms(time.Since(began)), endsOf(took)
-	began = time.Now()
-	if err := b.listed(ctx, n); err != nil {
+	if f.Look, err = b.look(ctx, n); err != nil {
 		return err
 	}
-	f.List = ms(time.Since(began))
 	if f.Daemons, err = b.watch(ctx, scaleIdle); err != nil {
 		return err
 	}
@@ -66,19 +63,6 @@ func (b *bench) records(ctx context.Context, n int) (err error) {
 }
 
 func recordName(i int) string { return fmt.Sprintf("record-%d", i) }
-
-// listed lists the volumes, at least n.
-func (b *bench) listed(ctx context.Context, n int) error {
-	cl, err := b.cluster.volumes(0)
-	if err != nil {
-		return err
-	}
-	l, err := cl.ListVolumes(ctx, &holdfastv1.ListVolumesRequest{})
-	if err == nil && len(l.GetVolumes()) < n {
-		err = holdfast.E("list volumes", holdfast.Other, fmt.Sprintf("%d of %d", len(l.GetVolumes()), n))
-	}
-	return err
-}
 
 // restarted kills the second daemon and starts it again.
 func (b *bench) restarted(ctx context.Context, f *recordFigures) error {
@@ -137,7 +121,7 @@ func (b *bench) status(ctx context.Context, node int) (*holdfastv1.ClusterStatus
 }
 
 func (f *recordFigures) print(w io.Writer) {
-	fmt.Fprintf(w, "\n%d volumes in the metadata, with a replica each, none attached\ncreate, %d at once: %s; all in %.1f s\nlist all: %.0f ms\n", f.Volumes, scaleAtOnce, f.Create, f.All/1e3, f.List)
+	fmt.Fprintf(w, "\n%d volumes in the metadata, with a replica each, none attached\ncreate, %d at once: %s; all in %.1f s\n%s\n", f.Volumes, scaleAtOnce, f.Create, f.All/1e3, f.Look)
 	fmt.Fprintf(w, "a daemon restarted: all pools well after %.1f s\nthe leader killed and started: a volume created after %.1f s\n", f.Restart/1e3, f.Leader/1e3)
 	for i, u := range f.Daemons {
 		fmt.Fprintf(w, "%s: %.0f MiB resident, %d threads, %d files, %.1f%% CPU\n", nodeName(i), u.Resident, u.Threads, u.Files, u.CPU)

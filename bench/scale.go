@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	holdfastv1 "github.com/holdfast-storage/holdfast/proto/holdfast/v1"
 )
 
 const (
@@ -51,6 +52,14 @@ type scaleFigures struct {
 	Failover float64 `json:"failoverMs"`
 	Lease    float64 `json:"leaseMs"`
 	TakeOver ends    `json:"takeOverMs"`
+	// TakeOverCPU is what each take-over cost the surviving daemons, in milliseconds
+	// of CPU time; Degraded is what they take afterwards, the volumes idle with two
+	// replicas of three; Returned is from the start of the killed daemon to the last
+	// volume with three in sync.
+	TakeOverCPU float64 `json:"takeOverCPUMs"`
+	Degraded    []usage `json:"degraded"`
+	Returned    float64 `json:"returnedMs"`
+	Look        looks   `json:"look"` // with all of them attached
 }
 
 // ends are times in milliseconds, and those of the first and the last tenth.
@@ -96,6 +105,9 @@ func (b *bench) scale(ctx context.Context, n int) (err error) {
 	if err != nil {
 		return err
 	}
+	if f.Look, err = b.look(ctx, n); err != nil {
+		return err
+	}
 	if err := b.scaleWrites(ctx, f, points); err != nil {
 		return err
 	}
@@ -105,7 +117,10 @@ func (b *bench) scale(ctx context.Context, n int) (err error) {
 		}
 		points[i] = ""
 	}
-	return b.scaleFailover(ctx, f)
+	if err := b.scaleFailover(ctx, f); err != nil {
+		return err
+	}
+	return b.scaleReturn(ctx, f)
 }
 
 // scaleAttach creates, attaches and mounts the volumes, one after the other.
@@ -189,6 +204,10 @@ func writeSynced(path string) error {
 
 // scaleFailover kills the node and attaches all of its volumes to the two others.
 func (b *bench) scaleFailover(ctx context.Context, f *scaleFigures) error {
+	before, err := b.survivorsUsed()
+	if err != nil {
+		return err
+	}
 	killed := time.Now()
 	b.cluster.procs[scaleNode].kill()
 	var mu sync.Mutex
@@ -213,7 +232,57 @@ func (b *bench) scaleFailover(ctx context.Context, f *scaleFigures) error {
 		return err
 	}
 	f.Failover, f.TakeOver = ms(time.Since(killed)), endsOf(took)
+	after, err := b.survivorsUsed()
+	if err != nil {
+		return err
+	}
+	f.TakeOverCPU = ms(after-before) / float64(f.Volumes)
 	return nil
+}
+
+// survivorsUsed is the CPU time of all daemons but the one that is killed.
+func (b *bench) survivorsUsed() (sum time.Duration, err error) {
+	for i, pid := range b.cluster.pids()[:scaleNode] {
+		s, err := readStat(pid)
+		if err != nil {
+			return 0, holdfast.Wrap("look at daemon "+nodeName(i), err)
+		}
+		sum += s.used
+	}
+	return sum, nil
+}
+
+// scaleReturn looks at the volumes while a replica of each is missing, and has the
+// killed node come back.
+func (b *bench) scaleReturn(ctx context.Context, f *scaleFigures) (err error) {
+	if f.Degraded, err = b.watchSome(ctx, b.cluster.pids()[:scaleNode], scaleIdle/2); err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := b.cluster.startNode(scaleNode); err != nil {
+		return err
+	}
+	err = until(ctx, 10*time.Minute, "have all replicas in sync again", func(ctx context.Context) (bool, error) {
+		select { // a listing of many volumes is not for free
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+		cl, err := b.cluster.volumes(0)
+		if err != nil {
+			return false, err
+		}
+		all, err := cl.ListVolumes(ctx, &holdfastv1.ListVolumesRequest{})
+		for _, v := range all.GetVolumes() {
+			for _, r := range v.GetReplicas() {
+				if r.GetState() != string(holdfast.InSync) {
+					return false, err
+				}
+			}
+		}
+		return err == nil, err
+	})
+	f.Returned = ms(time.Since(began))
+	return err
 }
 
 func (f *scaleFigures) print(w io.Writer) {
@@ -231,5 +300,10 @@ func (f *scaleFigures) print(w io.Writer) {
 			fmt.Fprintf(w, "%-20s %-7s %6.0f MiB %6.0f MiB %8d %8d %7.1f%% %10.0f KiB\n", name, u.when, u.Resident, u.Anonymous, u.Threads, u.Files, u.CPU, 1024*(u.Resident-f.Empty[i].Resident)/float64(f.Volumes))
 		}
 	}
-	fmt.Fprintf(w, "the node is killed: all attached elsewhere after %.1f s (lease %.0f s); each: %s\n", f.Failover/1e3, f.Lease/1e3, f.TakeOver)
+	fmt.Fprintln(w, f.Look)
+	fmt.Fprintf(w, "the node is killed: all attached elsewhere after %.1f s (lease %.0f s); each: %s, %.0f ms of CPU time\n", f.Failover/1e3, f.Lease/1e3, f.TakeOver, f.TakeOverCPU)
+	for i, u := range f.Degraded {
+		fmt.Fprintf(w, "%s, the volumes idle without a replica: %.0f MiB, %.1f%% CPU\n", nodeName(i), u.Resident, u.CPU)
+	}
+	fmt.Fprintf(w, "the node is back: all in sync after %.1f s\n", f.Returned/1e3)
 }

@@ -22,7 +22,11 @@ type usage struct {
 
 // watch looks at all daemons for some time.
 func (b *bench) watch(ctx context.Context, d time.Duration) ([]usage, error) {
-	pids := b.cluster.pids()
+	return b.watchSome(ctx, b.cluster.pids(), d)
+}
+
+// watchSome looks at these processes, which are the first daemons.
+func (b *bench) watchSome(ctx context.Context, pids []int, d time.Duration) ([]usage, error) {
 	before := make([]stat, len(pids))
 	for i, pid := range pids {
 		var err error

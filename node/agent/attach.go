@@ -141,6 +141,9 @@ func (a *Agent) attachNow(ctx context.Context, id holdfast.VolumeID, mode attach
 			return "", err
 		}
 	}
+	if err := enoughFiles(filesKeptFromDevices); err != nil {
+		return "", holdfast.WrapKind("", holdfast.Unavailable, err)
+	}
 	a.now(op, "its maintenance here to end")
 	a.stopUpkeep(id)
 	a.now(op, "the take-over")

@@ -90,6 +90,9 @@ func (a *Agent) create(ctx context.Context, p Pool, r Stored, written bool) erro
 	if !there && (info.State != holdfast.PoolOnline || info.FreeBytes <= 0) {
 		return holdfast.E("", holdfast.NoSpace, fmt.Sprintf("pool %s is %s with %d bytes free", info.ID, info.State, info.FreeBytes))
 	}
+	if err := enoughFiles(filesKeptFromReplicas); err != nil && !there {
+		return err
+	}
 	if err := p.Create(ctx, r); err != nil {
 		return err
 	}
