@@ -202,6 +202,13 @@ func (c *cluster) stopNode(i int) {
 	}
 }
 
+// ready says whether a daemon that was started has said that it answers: the cluster
+// takes one that was killed for well until its lease has run out.
+func (c *cluster) ready(i int) bool {
+	raw, err := os.ReadFile(c.path(i, "log"))
+	return err == nil && strings.Contains(string(raw), "msg=ready ")
+}
+
 func (c *cluster) lastLog(i int) string {
 	raw, _ := os.ReadFile(c.path(i, "log"))
 	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")

@@ -133,10 +133,13 @@ func run(ctx context.Context, o options) (err error) {
 		b.cluster.stop()
 		err = errors.Join(err, remove(o.dir))
 	}()
-	if err := b.measure(ctx); err != nil {
+	err = b.measure(ctx) // what was measured before it failed is shown all the same
+	if err == nil || b.results.Records != nil || b.results.Scale != nil {
+		b.results.print(os.Stdout)
+	}
+	if err != nil {
 		return err
 	}
-	b.results.print(os.Stdout)
 	return b.results.write(o.out)
 }
 

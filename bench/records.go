@@ -72,6 +72,9 @@ func (b *bench) restarted(ctx context.Context, f *recordFigures) error {
 		return err
 	}
 	err := until(ctx, 5*time.Minute, "start a daemon anew", func(ctx context.Context) (bool, error) {
+		if !b.cluster.ready(1) {
+			return false, nil
+		}
 		st, err := b.status(ctx, 1)
 		return err == nil && st.GetPools().GetWell() == nodes, nil
 	})
@@ -90,17 +93,21 @@ func (b *bench) leaderKilled(ctx context.Context, f *recordFigures) error {
 	}); err != nil {
 		return err
 	}
-	began := time.Now()
+	began, killed := time.Now(), 0
 	for i, p := range b.cluster.procs {
 		if nodeName(i) != old {
 			continue
 		}
+		killed = i
 		p.kill()
 		if err := b.cluster.startNode(i); err != nil {
 			return err
 		}
 	}
 	err := until(ctx, 5*time.Minute, "find another leader", func(ctx context.Context) (bool, error) {
+		if !b.cluster.ready(killed) {
+			return false, nil
+		}
 		st, err := b.status(ctx, 0)
 		return err == nil && st.GetLeader() != "" && st.GetPools().GetWell() == nodes, nil
 	})

@@ -288,7 +288,7 @@ func (b *bench) scaleReturn(ctx context.Context, f *scaleFigures) (err error) {
 func (f *scaleFigures) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%d volumes with three replicas, all attached to one node\ncreate: %s\nattach: %s\nmkfs.ext4 and mount: %s\nwrite and fsync, one in 10 s on each: %s\n", f.Volumes, f.Create, f.Attach, f.Mount, f.Write)
 	fmt.Fprintf(w, "%-28s %10s %10s %8s %8s %8s %14s\n", "daemon", "resident", "anonymous", "threads", "files", "CPU", "per volume")
-	for i := range f.Empty {
+	for i := range min(len(f.Empty), len(f.Idle), len(f.Busy)) {
 		name := nodeName(i)
 		if i == scaleNode {
 			name += ", with the volumes"
