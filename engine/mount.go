@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,8 +83,9 @@ func attach(ctx context.Context, path string, image bool) (blockDevice, error) {
 // very daemon is to serve once its pool is open.
 func boundTo(path string) string {
 	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	mounts := sync.OnceValue(readMounts) // there may be thousands, of devices as well
 	for _, n := range names {
-		if dev := (blockDevice{path: filepath.Join("/dev", strings.Split(n, "/")[3]), loop: true, file: path}); dev.over() {
+		if dev := (blockDevice{path: filepath.Join("/dev", strings.Split(n, "/")[3]), loop: true, file: path}); dev.over(mounts) {
 			return dev.path
 		}
 	}
@@ -93,7 +95,7 @@ func boundTo(path string) string {
 // over says whether the loop device is over our image file, by whatever name. It
 // looks at no file that is neither called like ours nor on the same filesystem: it
 // may be a volume's, and looking would wait for its server, which may be us.
-func (b blockDevice) over() bool {
+func (b blockDevice) over(mounts func() []mount) bool {
 	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(b.path), "loop/backing_file"))
 	if err != nil {
 		return false
@@ -107,7 +109,7 @@ func (b blockDevice) over() bool {
 		return false
 	}
 	behind := strings.TrimSpace(string(name))
-	if filepath.Base(behind) != filepath.Base(path) && filesystemAt(behind) != fmt.Sprintf("%d:%d", unix.Major(have.Dev), unix.Minor(have.Dev)) {
+	if filepath.Base(behind) != filepath.Base(path) && filesystemAt(behind, mounts()) != fmt.Sprintf("%d:%d", unix.Major(have.Dev), unix.Minor(have.Dev)) {
 		return false
 	}
 	var now unix.Stat_t
@@ -117,14 +119,14 @@ func (b blockDevice) over() bool {
 
 // filesystemAt is the number of the filesystem that a path is on, by the mount
 // table alone.
-func filesystemAt(path string) string {
-	longest, on := "", ""
-	_, _ = findMount(func(dev, _, at string) bool {
-		if dir := strings.TrimSuffix(at, "/") + "/"; strings.HasPrefix(path, dir) && len(dir) >= len(longest) {
-			longest, on = dir, dev // of two at one place the later covers the other
+func filesystemAt(path string, mounts []mount) string {
+	longest, on := -1, ""
+	for _, m := range mounts {
+		dir := strings.TrimSuffix(m.at, "/")
+		if len(dir) >= longest && strings.HasPrefix(path, dir) && strings.HasPrefix(path[len(dir):], "/") {
+			longest, on = len(dir), m.dev // of two at one place the later covers the other
 		}
-		return false
-	})
+	}
 	return on
 }
 
@@ -144,7 +146,7 @@ func (b blockDevice) bound() bool {
 	if _, err := os.Stat(b.file); err != nil {
 		return true // deleted or unreadable: let losetup say
 	}
-	return b.over()
+	return b.over(readMounts)
 }
 
 // mountOf finds where a block device is mounted, in this mount namespace; "" if
@@ -175,20 +177,37 @@ func findMount(match func(dev, root, at string) bool) (string, error) {
 	if err != nil {
 		return "", holdfast.WrapKind("list mounts", holdfast.Other, err)
 	}
-	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
-		f := strings.Fields(s.Text())
-		if len(f) < 6 {
-			continue
-		}
-		if at := unescapeMount(f[4]); match(f[2], unescapeMount(f[3]), at) {
-			return at, nil
+	for _, m := range parseMounts(data) {
+		if match(m.dev, m.root, m.at) {
+			return m.at, nil
 		}
 	}
 	return "", nil
 }
 
+// mount is a line of the mount table: which part of which filesystem is where.
+type mount struct{ dev, root, at string }
+
+// readMounts is the mount table; empty when it cannot be read.
+func readMounts() []mount {
+	data, _ := os.ReadFile("/proc/self/mountinfo")
+	return parseMounts(data)
+}
+
+func parseMounts(data []byte) (all []mount) {
+	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
+		if f := strings.Fields(s.Text()); len(f) >= 6 {
+			all = append(all, mount{dev: f[2], root: unescapeMount(f[3]), at: unescapeMount(f[4])})
+		}
+	}
+	return all
+}
+
 // unescapeMount undoes the octal escapes of mountinfo.
 func unescapeMount(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
