@@ -134,7 +134,7 @@ func run(ctx context.Context, o options) (err error) {
 		err = errors.Join(err, remove(o.dir))
 	}()
 	err = b.measure(ctx) // what was measured before it failed is shown all the same
-	if err == nil || b.results.Records != nil || b.results.Scale != nil {
+	if err == nil || b.results.Records != nil {
 		b.results.print(os.Stdout)
 	}
 	if err != nil {
@@ -197,6 +197,16 @@ func (b *bench) measure(ctx context.Context) error {
 func (b *bench) many(ctx context.Context) error {
 	if b.o.records > 0 {
 		if err := b.records(ctx, b.o.records); err != nil {
+			return err
+		}
+	}
+	if b.o.records > 0 && b.o.scale > 0 { // a process may not have files open for both
+		b.cluster.stop()
+		if err := remove(b.o.dir); err != nil {
+			return err
+		}
+		b.cluster = newCluster(b.o)
+		if err := b.cluster.start(ctx); err != nil {
 			return err
 		}
 	}

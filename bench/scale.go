@@ -84,7 +84,6 @@ func scaleName(i int) string { return fmt.Sprintf("scale-%d", i) }
 // scale measures n volumes on one node. It kills that node at the end.
 func (b *bench) scale(ctx context.Context, n int) (err error) {
 	f := &scaleFigures{Volumes: n, Lease: ms(leaseTTL())}
-	b.results.Scale = f
 	if f.Empty, err = b.watch(ctx, scaleIdle/2); err != nil {
 		return err
 	}
@@ -120,7 +119,11 @@ func (b *bench) scale(ctx context.Context, n int) (err error) {
 	if err := b.scaleFailover(ctx, f); err != nil {
 		return err
 	}
-	return b.scaleReturn(ctx, f)
+	if err := b.scaleReturn(ctx, f); err != nil {
+		return err
+	}
+	b.results.Scale = f
+	return nil
 }
 
 // scaleAttach creates, attaches and mounts the volumes, one after the other.
@@ -288,7 +291,7 @@ func (b *bench) scaleReturn(ctx context.Context, f *scaleFigures) (err error) {
 func (f *scaleFigures) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%d volumes with three replicas, all attached to one node\ncreate: %s\nattach: %s\nmkfs.ext4 and mount: %s\nwrite and fsync, one in 10 s on each: %s\n", f.Volumes, f.Create, f.Attach, f.Mount, f.Write)
 	fmt.Fprintf(w, "%-28s %10s %10s %8s %8s %8s %14s\n", "daemon", "resident", "anonymous", "threads", "files", "CPU", "per volume")
-	for i := range min(len(f.Empty), len(f.Idle), len(f.Busy)) {
+	for i := range f.Empty {
 		name := nodeName(i)
 		if i == scaleNode {
 			name += ", with the volumes"
