@@ -8,6 +8,7 @@
 package buf
 
 import (
+	"hash/crc32"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -36,7 +37,10 @@ type Buf struct {
 	class int
 	there bool // see Present
 	refs  atomic.Int32
+	sum   atomic.Uint64 // see Checksum; summed is set when it has one
 }
+
+const summed = 1 << 32
 
 // Get gives a buffer of n bytes (0 to Max) with one reference. Its content is
 // whatever it was.
@@ -48,6 +52,7 @@ func Get(n int) *Buf {
 	}
 	b.B = b.mem[Headroom : Headroom+n]
 	b.refs.Store(1)
+	b.sum.Store(0)
 	return b
 }
 
@@ -85,6 +90,20 @@ func (b *Buf) Present() {
 		b.mem[i] = 0
 	}
 	b.mem[len(b.mem)-1] = 0
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Checksum is the CRC-32C of B. It is computed once: what several connections
+// carry needs one. From the first call on nobody may change B, neither its bytes
+// nor its length.
+func (b *Buf) Checksum() uint32 {
+	if s := b.sum.Load(); s&summed != 0 {
+		return uint32(s)
+	}
+	s := crc32.Checksum(b.B, castagnoli)
+	b.sum.Store(uint64(s) | summed)
+	return s
 }
 
 // WithHead is the n bytes of headroom before B followed by the first m bytes of

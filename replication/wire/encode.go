@@ -25,14 +25,19 @@ func AppendHeader(dst []byte, m *replication.Message) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
-	payload := out[start+HeaderSize:]
+	length, sum := len(out)-start-HeaderSize, uint32(0)
 	if kind == bodyData {
-		payload = m.Buf.B
+		length = len(m.Buf.B)
 	}
-	if least, most := kind.bounds(); len(payload) < least || len(payload) > most {
-		return dst, invalid(m, "its payload has %d bytes; %d to %d are possible", len(payload), least, most)
+	if least, most := kind.bounds(); length < least || length > most {
+		return dst, invalid(m, "its payload has %d bytes; %d to %d are possible", length, least, most)
 	}
-	putHeader(out[start:start+HeaderSize], m, payload)
+	if kind == bodyData {
+		sum = m.Buf.Checksum() // one for all the replicas that a write goes to
+	} else {
+		sum = crc32.Checksum(out[start+HeaderSize:], castagnoli)
+	}
+	putHeader(out[start:start+HeaderSize], m, length, sum)
 	return out, nil
 }
 
@@ -45,7 +50,7 @@ func Data(m *replication.Message) []byte {
 	return nil
 }
 
-func putHeader(h []byte, m *replication.Message, payload []byte) {
+func putHeader(h []byte, m *replication.Message, length int, sum uint32) {
 	copy(h, magic[:])
 	h[3] = Version
 	h[4] = byte(m.Type)
@@ -58,8 +63,8 @@ func putHeader(h []byte, m *replication.Message, payload []byte) {
 	le.PutUint64(h[40:], uint64(m.Since))
 	le.PutUint64(h[48:], uint64(m.Offset))
 	le.PutUint64(h[56:], uint64(m.Length))
-	le.PutUint32(h[64:], uint32(len(payload)))
-	le.PutUint32(h[68:], crc32.Checksum(payload, castagnoli))
+	le.PutUint32(h[64:], uint32(length))
+	le.PutUint32(h[68:], sum)
 	le.PutUint32(h[72:], crc32.Checksum(h[:72], castagnoli))
 }
 
