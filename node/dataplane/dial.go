@@ -32,6 +32,10 @@ func (d dialer) Dial(to holdfast.Replica, attempt uint64) {
 		})
 		return
 	}
+	if err := v.plane.unreachable(to.Node); err != nil {
+		v.later(func() { h.machine.OnDialFailed(attempt, err) })
+		return
+	}
 	if !v.plane.spawn(func() { d.dial(to, attempt) }) {
 		v.later(func() { h.machine.OnDialFailed(attempt, v.plane.stopping("connect to replica "+string(to.ID))) })
 	}
@@ -42,13 +46,7 @@ func (d dialer) dial(to holdfast.Replica, attempt uint64) {
 	h := d.h
 	nc, err := h.v.plane.connect(to.Node)
 	if err != nil {
-		kind := holdfast.Unavailable
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			kind = holdfast.NotFound // its kernel says that nobody listens
-		}
-		h.v.step(func() {
-			h.machine.OnDialFailed(attempt, holdfast.WrapKind("connect to node "+string(to.Node), kind, err))
-		})
+		h.v.step(func() { h.machine.OnDialFailed(attempt, notReached(to.Node, err)) })
 		return
 	}
 	defer h.v.plane.drop(nc)
@@ -57,8 +55,61 @@ func (d dialer) dial(to holdfast.Replica, attempt uint64) {
 	c.run(h.v.plane.buffers.get(nc))
 }
 
+// unreachableFor is how long a node that could not be reached is not tried again, by
+// whichever volume: with a thousand volumes that miss a replica there it would be
+// tried a thousand times a second.
+const unreachableFor = 200 * time.Millisecond
+
+// lost is a node that could not be reached.
+type lost struct {
+	err    error
+	until  time.Time // not tried again before
+	trying bool      // somebody does
+}
+
+// unreachable is why a node is not tried now; nil if it is to be. Who is told nil
+// tells the outcome, see reached.
+func (p *Plane) unreachable(node holdfast.NodeID) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	x := p.lost[node]
+	if x == nil {
+		return nil
+	}
+	if x.trying || time.Now().Before(x.until) {
+		return notReached(node, x.err)
+	}
+	x.trying = true
+	return nil
+}
+
+func notReached(node holdfast.NodeID, err error) error {
+	kind := holdfast.Unavailable
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		kind = holdfast.NotFound // its kernel says that nobody listens
+	}
+	return holdfast.WrapKind("connect to node "+string(node), kind, err)
+}
+
+// reached notes how an attempt to reach a node went.
+func (p *Plane) reached(node holdfast.NodeID, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err == nil {
+		delete(p.lost, node)
+	} else {
+		p.lost[node] = &lost{err: err, until: time.Now().Add(unreachableFor)}
+	}
+}
+
 // connect makes a connection to a node, within DialTimeout, and keeps it.
 func (p *Plane) connect(node holdfast.NodeID) (net.Conn, error) {
+	nc, err := p.connectOnce(node)
+	p.reached(node, err)
+	return nc, err
+}
+
+func (p *Plane) connectOnce(node holdfast.NodeID) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(p.life, p.cfg.DialTimeout)
 	defer cancel()
 	addr, err := p.addr(ctx, node)

@@ -37,6 +37,7 @@ type Plane struct {
 	listeners map[net.Listener]struct{}
 	conns     map[net.Conn]struct{}
 	addrs     map[holdfast.NodeID]knownAddr
+	lost      map[holdfast.NodeID]*lost
 }
 
 // New makes a plane and starts its ticks and its watch. Close it. The error is
@@ -49,7 +50,7 @@ func New(cfg Config) (*Plane, error) {
 		cfg: cfg.withDefaults(), log: cfg.Log, clock: sinceStart{time.Now()},
 		volumes: map[holdfast.VolumeID]*volume{}, replicas: map[holdfast.ReplicaID]*localReplica{},
 		primaries: map[*Volume]struct{}{}, ticks: newTicks(), opening: map[holdfast.VolumeID]*opening{},
-		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, addrs: map[holdfast.NodeID]knownAddr{},
+		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, addrs: map[holdfast.NodeID]knownAddr{}, lost: map[holdfast.NodeID]*lost{},
 	}
 	p.repairs = newRepairs(p)
 	p.life, p.end = context.WithCancel(context.Background())

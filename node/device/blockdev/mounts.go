@@ -92,14 +92,17 @@ func (n Node) Mounts() ([]Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	var on []Mount
+	return n.among(all), nil
+}
+
+func (n Node) among(all []Mount) (on []Mount) {
 	for _, e := range all {
 		node := (e.FSType == "devtmpfs" || e.FSType == "tmpfs") && filepath.Base(e.Root) == filepath.Base(n.Path)
 		if e.Dev == n.Dev || node {
 			on = append(on, e)
 		}
 	}
-	return on, nil
+	return on
 }
 
 // DetachMounts takes every mount that lives on the device away lazily, newest
@@ -110,9 +113,9 @@ func (n Node) DetachMounts() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	on, err := n.Mounts()
-	if err != nil {
-		return nil, err
+	on := n.among(all)
+	if len(on) == 0 {
+		return nil, nil
 	}
 	top := map[string]Mount{}
 	for _, e := range all {

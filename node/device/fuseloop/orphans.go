@@ -3,10 +3,14 @@ package fuseloop
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/node/device/blockdev"
@@ -52,8 +56,7 @@ func CleanRoot(ctx context.Context, c Config) ([]holdfast.VolumeID, error) {
 // says which there were. The lock on the root directory proves that no other
 // process serves them.
 func (f *FrontEnd) clean(orphan func(holdfast.VolumeID) bool) ([]holdfast.VolumeID, error) {
-	found := map[holdfast.VolumeID]bool{}
-	var errs []error
+	var left leftovers
 	dirs, err := os.ReadDir(f.root.Dir())
 	if err != nil {
 		return nil, holdfast.WrapKind("list the mount points", holdfast.Other, err)
@@ -62,23 +65,48 @@ func (f *FrontEnd) clean(orphan func(holdfast.VolumeID) bool) ([]holdfast.Volume
 	// wait for an answer.
 	for _, e := range dirs {
 		if vol := holdfast.VolumeID(e.Name()); blockdev.IsVolume(e.Name()) && orphan(vol) {
-			found[vol] = true
-			errs = append(errs, f.cleanMount(vol))
+			left.remove(vol, func() error { return f.cleanMount(vol) })
 		}
 	}
+	left.wait()
 	for _, l := range loopsOnFiles() {
 		if vol, ours := f.root.VolumeOf(l.File); ours && orphan(vol) {
-			found[vol] = true
-			errs = append(errs, f.cleanLoop(vol, l))
+			left.remove(vol, func() error { return f.cleanLoop(vol, l) })
 		}
 	}
-	cleaned := make([]holdfast.VolumeID, 0, len(found))
-	for vol := range found {
-		cleaned = append(cleaned, vol)
-	}
-	slices.Sort(cleaned)
-	return cleaned, errors.Join(errs...)
+	left.wait()
+	return slices.Sorted(maps.Keys(left.found)), errors.Join(left.errs...)
 }
+
+// leftovers are being removed, some at a time: the kernel lets each of them wait for
+// all its CPUs, some ten milliseconds, and there may be a thousand.
+type leftovers struct {
+	found map[holdfast.VolumeID]bool
+	work  errgroup.Group
+	mu    sync.Mutex
+	errs  []error
+}
+
+// removedAtOnce bounds how many are being removed.
+const removedAtOnce = 16
+
+func (x *leftovers) remove(vol holdfast.VolumeID, f func() error) {
+	if x.found == nil {
+		x.found = map[holdfast.VolumeID]bool{}
+		x.work.SetLimit(removedAtOnce)
+	}
+	x.found[vol] = true
+	x.work.Go(func() error {
+		err := f()
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.errs = append(x.errs, err)
+		return nil
+	})
+}
+
+// wait returns when all has been removed, or not.
+func (x *leftovers) wait() { _ = x.work.Wait() }
 
 func (f *FrontEnd) cleanMount(vol holdfast.VolumeID) error {
 	if err := abortMount(f.dir(vol)); err != nil {
