@@ -13,7 +13,7 @@ import (
 )
 
 // looks are how long one takes to see everything, in milliseconds, from the first
-// node.
+// node but for the metrics.
 type looks struct {
 	List     float64 `json:"listMs"`
 	Status   float64 `json:"statusMs"`
@@ -26,8 +26,8 @@ func (l looks) String() string {
 	return fmt.Sprintf("list all: %.0f ms; status: %.0f ms, %d problems; metrics of a node: %.0f ms, %d KiB", l.List, l.Status, l.Problems, l.Metrics, l.Bytes>>10)
 }
 
-// look lists at least n volumes, asks for the status, and scrapes the metrics.
-func (b *bench) look(ctx context.Context, n int) (l looks, err error) {
+// look lists at least n volumes, asks for the status, and scrapes a node's metrics.
+func (b *bench) look(ctx context.Context, n, node int) (l looks, err error) {
 	cl, err := b.cluster.volumes(0)
 	if err != nil {
 		return l, err
@@ -46,7 +46,7 @@ func (b *bench) look(ctx context.Context, n int) (l looks, err error) {
 		return l, holdfast.Wrap("status", err)
 	}
 	l.Status, l.Problems, began = ms(time.Since(began)), len(st.GetProblems()), time.Now()
-	l.Bytes, err = b.cluster.scrape(ctx, 0)
+	l.Bytes, err = b.cluster.scrape(ctx, node)
 	l.Metrics = ms(time.Since(began))
 	return l, err
 }

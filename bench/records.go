@@ -50,7 +50,7 @@ func (b *bench) records(ctx context.Context, n int) (err error) {
 		return err
 	}
 	f.All, f.Create = ms(time.Since(began)), endsOf(took)
-	if f.Look, err = b.look(ctx, n); err != nil {
+	if f.Look, err = b.look(ctx, n, 0); err != nil {
 		return err
 	}
 	if f.Daemons, err = b.watch(ctx, scaleIdle); err != nil {

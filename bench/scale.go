@@ -104,7 +104,7 @@ func (b *bench) scale(ctx context.Context, n int) (err error) {
 	if err != nil {
 		return err
 	}
-	if f.Look, err = b.look(ctx, n); err != nil {
+	if f.Look, err = b.look(ctx, n, scaleNode); err != nil {
 		return err
 	}
 	if err := b.scaleWrites(ctx, f, points); err != nil {
