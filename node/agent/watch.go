@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -83,7 +84,34 @@ func (a *Agent) attachOld(ctx context.Context) {
 	a.discardUnwanted()
 	for _, id := range old {
 		a.note(id, "attached here before this daemon started; attaching it again")
-		a.spawn(func() { a.attachUntilTaken(ctx, id) })
+	}
+	a.spawn(func() { a.attachSome(ctx, old) })
+}
+
+// Volumes are attached again some at a time, so that with a thousand the first ones
+// serve soon. One that takes long, as a replica is missing, does not count any more.
+const (
+	againAtOnce = 32
+	againLong   = time.Second
+)
+
+// attachSome attaches all these volumes until they are taken; it returns when the last
+// one has begun.
+func (a *Agent) attachSome(ctx context.Context, ids []holdfast.VolumeID) {
+	begun := make(chan struct{}, againAtOnce)
+	for _, id := range ids {
+		select {
+		case begun <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		next := sync.OnceFunc(func() { <-begun })
+		long := time.AfterFunc(againLong, next)
+		a.spawn(func() {
+			a.attachUntilTaken(ctx, id)
+			long.Stop()
+			next()
+		})
 	}
 }
 
