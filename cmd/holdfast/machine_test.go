@@ -165,13 +165,13 @@ func (m *machine) command(ctx context.Context, args ...string) *exec.Cmd {
 // ready waits for a daemon that works and is another one than this process.
 func (m *machine) ready(not int) keeper.Status {
 	m.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(5 * time.Minute); ; {
 		s, err := keeper.ReadStatus(m.cfg.KeeperStatus())
 		if err == nil && s.Ready && s.Daemon != not {
 			return s
 		}
 		if time.Now().After(deadline) {
-			m.fatalf("no daemon works after a minute: %+v, %v", s, err)
+			m.fatalf("no daemon works after five minutes: %+v, %v", s, err)
 		}
 		<-time.After(5 * time.Millisecond)
 	}
@@ -197,9 +197,9 @@ func (m *machine) run(cmd *exec.Cmd) string {
 // until waits for what takes seconds at most.
 func (m *machine) until(what string, f func() bool) {
 	m.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !f(); {
+	for deadline := time.Now().Add(5 * time.Minute); !f(); {
 		if time.Now().After(deadline) {
-			m.fatalf("not after a minute: %s", what)
+			m.fatalf("not after five minutes: %s", what)
 		}
 		<-time.After(20 * time.Millisecond)
 	}
@@ -220,7 +220,7 @@ func (m *machine) end() {
 		if err != nil {
 			m.t.Errorf("the service ended with %v:\n%s", err, m.log.String())
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		if s, err := keeper.ReadStatus(m.cfg.KeeperStatus()); err == nil {
 			_ = syscall.Kill(s.Daemon, syscall.SIGQUIT) // which says what it is at
 			<-time.After(3 * time.Second)
