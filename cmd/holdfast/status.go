@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 
 	"github.com/spf13/cobra"
 
@@ -47,8 +48,12 @@ func (c *cli) statusTable(w io.Writer, st *holdfastv1.ClusterStatus) {
 	field(w, "answered by", "%s (%s)", st.GetAnsweredBy(), st.GetRelease())
 	if len(st.GetRepairs()) > 0 {
 		fmt.Fprintln(w, "\nRepairs")
-		for _, r := range st.GetRepairs() {
+		rs := st.GetRepairs()
+		for _, r := range rs[:min(len(rs), shownRepairs)] {
 			fmt.Fprintf(w, "  volume %s on node %s: %s\n", r.GetVolume(), r.GetNode(), repairText(r.GetCopiedBytes(), r.GetLeftBytes(), r.GetTotalBytes()))
+		}
+		if more := len(rs) - shownRepairs; more > 0 {
+			fmt.Fprintf(w, "  and %d more; all of them: holdfast status -o yaml\n", more)
 		}
 	}
 	scrubsView(w, st.GetScrubs())
@@ -56,14 +61,36 @@ func (c *cli) statusTable(w io.Writer, st *holdfastv1.ClusterStatus) {
 	c.problems(w, st.GetProblems())
 }
 
+// When a node with a thousand volumes is away, a thousand problems are the same one:
+// of more than alikeShown alike, examplesShown are. Of the repairs, shownRepairs.
+const (
+	alikeShown    = 5
+	examplesShown = 3
+	shownRepairs  = 20
+)
+
 // problems lists what is wrong, each with what to do.
 func (c *cli) problems(w io.Writer, ps []*holdfastv1.Problem) {
 	if len(ps) == 0 {
 		return
 	}
+	type kind struct{ severity, what string }
+	left := map[kind]int{}
+	for _, p := range ps {
+		left[kind{p.GetSeverity(), p.GetWhat()}]++
+	}
+	count := maps.Clone(left)
 	fmt.Fprintln(w, "\nProblems")
 	for _, p := range ps {
+		k := kind{p.GetSeverity(), p.GetWhat()}
+		left[k]--
+		if n := count[k]; n > alikeShown && n-left[k] > examplesShown {
+			continue
+		}
 		fmt.Fprintf(w, "  %s: %s: %s\n      do: %s\n", c.colour(p.GetSeverity()), p.GetSubject(), p.GetWhat(), p.GetRemedy())
+		if n := count[k]; n > alikeShown && n-left[k] == examplesShown {
+			fmt.Fprintf(w, "      the same of %d more; all of them: holdfast status -o yaml\n", n-examplesShown)
+		}
 	}
 }
 
