@@ -25,8 +25,8 @@ type Guest struct {
 	Script string
 }
 
-// initScript is the guest's first process. It says how the script ended by
-// endMark, and switches the machine off.
+// initScript is the guest's first process. It says that the script begins
+// by beginMark and how it ended by endMark, and switches the machine off.
 const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin 2>/dev/null
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp
@@ -40,11 +40,15 @@ mount -t debugfs debug /sys/kernel/debug
 ip link set lo up
 for m in $(cat /modules); do insmod "/$m" || echo "insmod $m failed"; done
 stty -F /dev/ttyS1 raw -echo
+echo "` + beginMark + `" >/dev/ttyS1
 sh /script </dev/null >/dev/ttyS1 2>&1
 echo "` + endMark + `$?" >/dev/ttyS1
 sync
 poweroff -f
 `
+
+// beginMark is the first line of a machine's output: its kernel works.
+const beginMark = "vmtest: the script begins"
 
 // endMark begins the last line of a machine's output.
 const endMark = "vmtest: the script ended with status "

@@ -33,12 +33,45 @@ type Machine struct {
 	console string // what the kernel wrote
 	qemu    string // what qemu complained of
 	lines   chan string
+	began   chan struct{} // the script has
 	ended   chan struct{}
 	status  int // of the script; -1 if it did not end
 }
 
-// Boot starts a machine. It is killed when ctx ends.
+// boots is how often a machine is started whose kernel dies before the script
+// begins. Emulated, one does now and then while it patches its own code; nothing
+// of what is tested has run by then, and nothing was written to a disk.
+const boots = 3
+
+// Boot starts a machine, and returns when its script begins, or when it has ended
+// without. It is killed when ctx ends.
 func Boot(ctx context.Context, c Config) (*Machine, error) {
+	for n := 1; ; n++ {
+		m, err := start(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-m.began:
+			return m, nil
+		case <-m.ended:
+		}
+		if n == boots || ctx.Err() != nil || m.hasBegun() {
+			return m, nil
+		}
+	}
+}
+
+func (m *Machine) hasBegun() bool {
+	select {
+	case <-m.began:
+		return true
+	default:
+		return false
+	}
+}
+
+func start(ctx context.Context, c Config) (*Machine, error) {
 	const op = "boot a virtual machine"
 	root := filepath.Join(c.Dir, "root.cpio")
 	f, err := os.Create(root)
@@ -49,7 +82,7 @@ func Boot(ctx context.Context, c Config) (*Machine, error) {
 		return nil, holdfast.Wrap(op, err)
 	}
 	m := &Machine{console: filepath.Join(c.Dir, "console.log"), qemu: filepath.Join(c.Dir, "qemu.log"),
-		lines: make(chan string, 1024), ended: make(chan struct{}), status: -1}
+		lines: make(chan string, 1024), began: make(chan struct{}), ended: make(chan struct{}), status: -1}
 	m.cmd = exec.CommandContext(ctx, "qemu-system-x86_64", c.arguments(root, m.console)...)
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	errs, err := os.Create(m.qemu)
@@ -98,6 +131,10 @@ func (m *Machine) run(out io.Reader) {
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
 		line := strings.TrimRight(sc.Text(), "\r")
+		if line == beginMark {
+			close(m.began)
+			continue
+		}
 		if status, ok := strings.CutPrefix(line, endMark); ok {
 			m.status, _ = strconv.Atoi(status)
 			continue
