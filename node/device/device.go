@@ -61,9 +61,9 @@ type FrontEnd interface {
 }
 
 // Successor is a front end whose devices outlive the process: with the help of a
-// keeper (fuseloop) or of the kernel alone (nbd, ublk), the next process takes
-// them over. Their I/O waits meanwhile, and what
-// was in flight is done again.
+// keeper (fuseloop; nbd, to be fast) or of the kernel alone (nbd, ublk), the next
+// process takes them over. Their I/O waits meanwhile, and what was in flight is
+// done again.
 type Successor interface {
 	// Adopt takes over the devices that a predecessor left, and names their
 	// volumes. Each waits, with its I/O, until Open is called for its volume,

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -149,27 +150,43 @@ func (s suite) testAdoptAfterKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var rounds atomic.Int64
+	var ios [workers]atomic.Int64
 	quit := make(chan struct{})
 	var all sync.WaitGroup
 	for w := range workers {
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			verifying(t, f, int64(w)*size/workers, size/workers, quit, &rounds)
+			verifying(t, f, int64(w)*size/workers, size/workers, quit, &ios[w])
 		}()
 	}
+	goOn := func(n int64) {
+		var before [workers]int64
+		for w := range ios {
+			before[w] = ios[w].Load()
+		}
+		eventually(t, "all writers go on", func() bool {
+			for w := range ios {
+				if ios[w].Load() < before[w]+n {
+					return false
+				}
+			}
+			return true
+		})
+	}
 	for range kills {
-		before := rounds.Load()
-		eventually(t, "the writers go on", func() bool { return rounds.Load() > before+2*workers })
+		goOn(4)
+		began := time.Now()
 		c.kill()
 		c = startServer(t, dir, vol, size, file)
+		there := time.Now()
 		if c.path != path {
 			t.Errorf("the successor has it as %s, it was %s", c.path, path)
 		}
+		goOn(1)
+		t.Logf("the successor was there %v after the kill; everything in flight was done %v later", there.Sub(began).Round(time.Millisecond), time.Since(there).Round(time.Millisecond))
 	}
-	before := rounds.Load()
-	eventually(t, "the writers go on after the last kill", func() bool { return rounds.Load() > before+2*workers })
+	goOn(4)
 	close(quit)
 	all.Wait()
 	f.Close()
@@ -179,7 +196,7 @@ func (s suite) testAdoptAfterKills(t *testing.T) {
 
 // verifying writes at random places of a range and reads back, until quit. Only
 // it writes there.
-func verifying(t *testing.T, f *os.File, from, size int64, quit chan struct{}, rounds *atomic.Int64) {
+func verifying(t *testing.T, f *os.File, from, size int64, quit chan struct{}, ios *atomic.Int64) {
 	rnd := rand.New(rand.NewPCG(uint64(from), 1))
 	model := make([]byte, size)
 	for i := uint64(0); ; i++ {
@@ -195,6 +212,7 @@ func verifying(t *testing.T, f *os.File, from, size int64, quit chan struct{}, r
 			t.Errorf("write at %d: %v", from+at, err)
 			return
 		}
+		ios.Add(1)
 		copy(model[at:], p)
 		got := aligned(n, 0)
 		at = block * rnd.Int64N((size-int64(n))/block+1)
@@ -206,7 +224,7 @@ func verifying(t *testing.T, f *os.File, from, size int64, quit chan struct{}, r
 			t.Errorf("the %d bytes at %d are not as written", n, from+at)
 			return
 		}
-		rounds.Add(1)
+		ios.Add(1)
 	}
 }
 

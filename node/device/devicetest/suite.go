@@ -46,6 +46,14 @@ func RunSuccessor(t *testing.T, newFrontEnd NewFrontEnd) {
 	s.runSuccessor(t)
 }
 
+// RunTakeOver runs the part of it in which servers are killed under I/O, and says
+// how long that waits.
+func RunTakeOver(t *testing.T, newFrontEnd NewFrontEnd) {
+	s := suite{newFrontEnd: newFrontEnd, outlives: true}
+	t.Run("AdoptAfterKills", s.testAdoptAfterKills)
+	t.Run("AdoptMountedXFS", func(t *testing.T) { s.testAdoptMounted(t, "xfs") })
+}
+
 func (s suite) run(t *testing.T) {
 	if growsExt4(t) {
 		t.Run("GrowMountedExt4", func(t *testing.T) {

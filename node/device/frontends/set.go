@@ -123,7 +123,7 @@ func (c Config) make(name string) (frontEnd, error) {
 	case FuseLoop:
 		return made(fuseloop.New(fuseloop.Config{Root: root, Keeper: c.Keeper, Helper: c.Helper, Log: c.Log}))
 	case NBD:
-		return made(nbd.New(nbd.Config{Root: root, Log: c.Log}))
+		return made(nbd.New(nbd.Config{Root: root, Keeper: c.Keeper, Log: c.Log}))
 	case UBLK:
 		return made(ublk.New(ublk.Config{Root: root, Log: c.Log}))
 	}

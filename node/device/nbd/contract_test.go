@@ -1,25 +1,19 @@
 //go:build vm
 
-package nbd_test
+package nbd
 
 import (
-	"log/slog"
-	"os"
 	"testing"
 
-	"github.com/holdfast-storage/holdfast/node/device"
 	"github.com/holdfast-storage/holdfast/node/device/devicetest"
-	"github.com/holdfast-storage/holdfast/node/device/nbd"
 )
 
-func newFrontEnd(dir string) (device.FrontEnd, error) {
-	return nbd.New(nbd.Config{Root: dir, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))})
-}
-
-func TestMain(m *testing.M) {
-	devicetest.Child(newFrontEnd)
-	os.Exit(m.Run())
-}
-
-// TestContract needs a kernel with the nbd module: make test-vm has one.
+// TestContract needs a kernel with the nbd module: make test-vm has one. The
+// devices' connections are with a keeper.
 func TestContract(t *testing.T) { devicetest.RunSuccessor(t, newFrontEnd) }
+
+// TestTakeOver: without a keeper, the kernel alone holds the devices.
+func TestTakeOver(t *testing.T) {
+	t.Setenv(withoutKeeper, "1")
+	devicetest.RunTakeOver(t, newFrontEnd)
+}

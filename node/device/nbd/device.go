@@ -80,31 +80,61 @@ func (d *Device) tune() error {
 	return nil
 }
 
-// takeOver gives the kernel a new socket in place of the dead one. While the
-// predecessor's is not noticed to be dead the kernel drops ours silently.
-func (d *Device) takeOver(ctx context.Context, b device.Backend) error {
-	for {
-		conn, fd, err := socketPair()
-		if err != nil {
-			return holdfast.WrapKind("", holdfast.Unavailable, err)
-		}
-		size, err := d.SizeBytes()
-		if err == nil && size > d.opts.SizeBytes {
-			err = holdfast.E("", holdfast.Invalid, fmt.Sprintf("the device has %d bytes already; a device never shrinks", size))
-		}
-		if err == nil {
-			d.srv = serve(conn, d.opts, b, d.fe.log.With("volume", d.opts.Volume))
-			err = d.fe.kernel.reconfigure(d.index, connection{mark: d.mark, socket: fd})
-		}
+// serveNew starts a server on a new connection, and gives the descriptor for the
+// kernel, which is the caller's to close.
+func (d *Device) serveNew(b device.Backend) (int, error) {
+	conn, fd, err := socketPair()
+	if err != nil {
+		return -1, holdfast.WrapKind("", holdfast.Unavailable, err)
+	}
+	p, file, err := newPage()
+	if err != nil {
 		unix.Close(fd)
+		return -1, errors.Join(holdfast.WrapKind("", holdfast.Unavailable, err), conn.Close())
+	}
+	defer file.Close()
+	d.put(conn, p, file)
+	if d.srv, err = serve(conn, p, d.opts, b, d.fe.log.With("volume", d.opts.Volume)); err != nil {
+		unix.Close(fd)
+		d.fe.drop(d.opts.Volume)
+		return -1, holdfast.WrapKind("", holdfast.Unavailable, err)
+	}
+	return fd, nil
+}
+
+// takeOver goes on with a device that a predecessor left: over its connection if
+// the keeper has it, else over a new one.
+func (d *Device) takeOver(ctx context.Context, b device.Backend) error {
+	size, err := d.SizeBytes()
+	if err == nil && size > d.opts.SizeBytes {
+		err = holdfast.E("", holdfast.Invalid, fmt.Sprintf("the device has %d bytes already; a device never shrinks", size))
+	}
+	if err == nil && !d.goOn(b) {
+		err = d.reconnect(ctx, b)
+	}
+	if err != nil {
+		return holdfast.WrapKind("go on with "+d.Node.Path, holdfast.Unavailable, err)
+	}
+	return d.grow(d.opts.SizeBytes)
+}
+
+// reconnect gives the kernel a new socket in place of the dead one. While the
+// predecessor's is not noticed to be dead the kernel drops ours silently.
+func (d *Device) reconnect(ctx context.Context, b device.Backend) error {
+	for {
+		fd, err := d.serveNew(b)
 		if err != nil {
-			conn.Close()
-			return holdfast.WrapKind("reconnect "+d.Node.Path, holdfast.Unavailable, err)
+			return err
 		}
-		if !d.srv.hungUp() {
-			return d.grow(d.opts.SizeBytes)
+		err = d.fe.kernel.reconfigure(d.index, connection{mark: d.mark, socket: fd})
+		unix.Close(fd)
+		if err == nil && !d.srv.hungUp() {
+			return nil
 		}
 		d.srv.stop()
+		if err != nil {
+			return holdfast.WrapKind("reconnect", holdfast.Unavailable, err)
+		}
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
@@ -256,6 +286,7 @@ func (d *Device) dismantle() error {
 		}
 	}
 	d.srv.stop()
+	d.fe.drop(d.opts.Volume)
 	d.gone = true
 	d.fe.open.Leave(d.opts.Volume)
 	return nil

@@ -4,10 +4,13 @@
 //
 // It promises what device.FrontEnd does, and that a device outlives its server:
 // when the process dies, requests wait, those in flight too, until a successor
-// with the same root directory adopts the device or removes it. What was in
-// flight is sent again up to two retryAfter after the adoption (the kernel looks
-// at it only so often). Flushes, FUA writes, trims and growth pass through;
-// write-zeroes where the kernel has it (6.12 and later), else it writes zeros.
+// with the same root directory adopts the device or removes it. With a keeper the
+// successor goes on with the same connection, in which the kernel notices nothing,
+// and finds there what was in flight (stream.go). Without one it gives the kernel a
+// new connection, and what was in flight is sent again up to 2 s after that: the
+// kernel looks at it only so often. Flushes, FUA writes, trims and growth pass
+// through; write-zeroes where the kernel has it (6.12 and later), else it writes
+// zeros.
 //
 // It does not keep a device removable in one case: from about 6.12 on the kernel
 // freezes the device to change its size, and a process that is killed while a

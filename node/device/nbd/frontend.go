@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,10 @@ type Config struct {
 	// owner mark by which a successor knows its predecessor's devices, and a
 	// lock: two daemons cannot share it.
 	Root string
+	// Keeper, if set, holds the devices' connections, so that the kernel notices
+	// nothing when this process is replaced by another. Nil: the devices outlive
+	// it as well, but their requests in flight wait for up to 2 s more.
+	Keeper Keeper
 	// Log receives what happens off the data path. Nil drops it.
 	Log *slog.Logger
 }
@@ -34,6 +39,10 @@ type FrontEnd struct {
 	log    *slog.Logger
 	kernel kernel
 	open   blockdev.Registry
+	keep   Keeper // nil: none
+
+	keptMu sync.Mutex
+	kept   map[holdfast.VolumeID]kept // of a predecessor, not in use yet
 }
 
 var (
@@ -62,10 +71,11 @@ func New(c Config) (*FrontEnd, error) {
 	if err != nil {
 		return nil, holdfast.Wrap(op, err)
 	}
-	f := &FrontEnd{root: root, log: c.Log, kernel: kernel{family}}
+	f := &FrontEnd{root: root, log: c.Log, kernel: kernel{family}, keep: c.Keeper}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
+	f.load()
 	return f, nil
 }
 
@@ -77,6 +87,11 @@ func (f *FrontEnd) Name() string { return "nbd" }
 func (f *FrontEnd) Close() error {
 	if n := f.open.Len(); n > 0 {
 		return holdfast.E("stop the nbd front end", holdfast.InUse, fmt.Sprintf("%d devices are open; close them first", n))
+	}
+	for _, vol := range f.keptVolumes() {
+		if k, ok := f.takeKept(vol); ok {
+			k.close() // the keeper has its own
+		}
 	}
 	return f.root.Close()
 }
@@ -116,16 +131,17 @@ func (f *FrontEnd) connect(o device.Options, b device.Backend) (device.Device, e
 	if _, err := f.clean(func(v holdfast.VolumeID) bool { return v == o.Volume }); err != nil {
 		return nil, err
 	}
+	f.letGo(o.Volume) // of a device that is gone
 	d := f.newDevice(o)
-	conn, fd, err := socketPair()
+	fd, err := d.serveNew(b)
 	if err != nil {
-		return nil, holdfast.WrapKind("", holdfast.Unavailable, err)
+		return nil, err
 	}
-	d.srv = serve(conn, o, b, f.log.With("volume", o.Volume))
 	index, err := f.kernel.connect(connection{mark: d.mark, sizeBytes: o.SizeBytes, blockBytes: o.LogicalBlk, serverFlags: flagsOf(o), socket: fd})
 	unix.Close(fd)
 	if err != nil {
 		d.srv.stop()
+		f.drop(o.Volume)
 		return nil, holdfast.WrapKind("connect", holdfast.Unavailable, err)
 	}
 	d.setIndex(index)
@@ -191,6 +207,11 @@ func marked() []markedDevice {
 func (f *FrontEnd) Adopt(context.Context) ([]holdfast.VolumeID, error) {
 	vols := f.left()
 	f.open.Adopt(vols)
+	for _, vol := range f.keptVolumes() {
+		if !slices.Contains(vols, vol) {
+			f.letGo(vol) // of a device that is gone
+		}
+	}
 	return vols, nil
 }
 
@@ -216,6 +237,11 @@ func (f *FrontEnd) Leave() []holdfast.VolumeID {
 	devices, vols := f.open.Empty()
 	for _, d := range devices {
 		d.(*Device).srv.stop()
+	}
+	for _, vol := range f.keptVolumes() {
+		if k, ok := f.takeKept(vol); ok {
+			k.close() // the keeper has its own
+		}
 	}
 	return vols
 }
@@ -284,7 +310,10 @@ func (f *FrontEnd) cleanDevice(vol holdfast.VolumeID, index int) error {
 	if err := n.Ensure(); err != nil {
 		return holdfast.WrapKind("look at "+n.Path, holdfast.Other, err)
 	}
-	// First the device: unmounting would wait for I/O that nobody answers.
+	// First the connection: the kernel may wait for room in it, and then could not
+	// be told anything. Next the device: unmounting would wait for I/O that nobody
+	// answers.
+	f.letGo(vol)
 	if err := f.kernel.disconnect(index); err != nil {
 		return holdfast.WrapKind("disconnect "+n.Path, holdfast.Other, err)
 	}

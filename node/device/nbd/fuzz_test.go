@@ -59,7 +59,15 @@ func FuzzServe(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer kernel.Close()
-		s := serve(conn, device.Options{SizeBytes: fuzzSize, ReadOnly: readOnly}, mem, slog.New(slog.DiscardHandler))
+		p, answers, err := newPage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers.Close()
+		s, err := serve(conn, p, device.Options{SizeBytes: fuzzSize, ReadOnly: readOnly}, mem, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
 		defer s.stop()
 		if _, err := kernel.Write(sent); err != nil && !errors.Is(err, unix.EPIPE) {
 			t.Fatal(err)

@@ -2,7 +2,9 @@ package nbd
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -18,18 +20,24 @@ import (
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
-// socketBuffer is asked for on both ends, in bytes: the kernel sends a request's
-// data page by page and waits where there is no room.
-const socketBuffer = 4 << 20
+// socketBuffer is how much waits in the socket for the server, in bytes of payload
+// about: requests that are not answered stay there. A request that does not fit as
+// a whole would never be answered.
+const socketBuffer = 32 << 20
+
+// answersBuffer is the same for answers.
+const answersBuffer = 4 << 20
 
 // server answers the requests that come over one socket.
 type server struct {
 	conn     *net.UnixConn
+	stream   *stream
 	inflight *blockdev.Inflight
 	readOnly bool
 	size     atomic.Int64
 	log      *slog.Logger
 	done     sync.WaitGroup // reader and writer
+	closing  sync.Once
 
 	mu    sync.Mutex
 	soon  sync.Cond // out or ended changed
@@ -44,6 +52,9 @@ type reply struct {
 	n    int64 // bytes of data
 }
 
+// cookie is that of the request.
+func (r *reply) cookie() uint64 { return binary.BigEndian.Uint64(r.head[8:]) }
+
 // socketPair gives a server's end and the descriptor for the kernel, which is
 // the caller's to close.
 func socketPair() (*net.UnixConn, int, error) {
@@ -51,32 +62,51 @@ func socketPair() (*net.UnixConn, int, error) {
 	if err != nil {
 		return nil, -1, os.NewSyscallError("socketpair", err)
 	}
-	for _, fd := range fds {
-		for _, opt := range []int{unix.SO_SNDBUFFORCE, unix.SO_RCVBUFFORCE} {
-			// Without the right to do so it is only slower.
-			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt, socketBuffer)
-		}
+	err = errors.Join(unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer),
+		unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, answersBuffer))
+	if err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, -1, fmt.Errorf("make room in a socket (needs CAP_NET_ADMIN): %w", err)
 	}
-	f := os.NewFile(uintptr(fds[0]), "nbd")
+	c, err := connOf(fds[0])
+	if err != nil {
+		unix.Close(fds[1])
+	}
+	return c, fds[1], err
+}
+
+// connOf makes a connection of a socket's descriptor, which it takes over.
+func connOf(fd int) (*net.UnixConn, error) {
+	f := os.NewFile(uintptr(fd), "nbd")
 	defer f.Close()
 	c, err := net.FileConn(f)
 	if err != nil {
-		unix.Close(fds[1])
-		return nil, -1, err
+		return nil, err
 	}
-	return c.(*net.UnixConn), fds[1], nil
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(errors.ErrUnsupported, c.Close())
+	}
+	return u, nil
 }
 
-// serve begins to answer what comes over conn.
-func serve(conn *net.UnixConn, o device.Options, b device.Backend, log *slog.Logger) *server {
-	s := &server{conn: conn, readOnly: o.ReadOnly, log: log}
+// serve begins to answer what comes over conn, and to keep the page, which both
+// are its own from here on, also when it fails.
+func serve(conn *net.UnixConn, p *page, o device.Options, b device.Backend, log *slog.Logger) (*server, error) {
+	st, err := newStream(conn, p)
+	if err != nil {
+		p.close()
+		return nil, errors.Join(err, conn.Close())
+	}
+	s := &server{conn: conn, stream: st, readOnly: o.ReadOnly, log: log}
 	s.soon.L = &s.mu
 	s.inflight = blockdev.NewInflight(b, s.answer)
 	s.size.Store(o.SizeBytes)
 	s.done.Add(2)
 	go s.read()
 	go s.write()
-	return s
+	return s, nil
 }
 
 // stop ends reader and writer. Requests that the backend still has are dropped
@@ -84,6 +114,7 @@ func serve(conn *net.UnixConn, o device.Options, b device.Backend, log *slog.Log
 func (s *server) stop() {
 	s.end()
 	s.done.Wait()
+	s.closing.Do(s.stream.close)
 }
 
 func (s *server) end() {
@@ -91,6 +122,7 @@ func (s *server) end() {
 	s.ended = true
 	s.mu.Unlock()
 	s.soon.Broadcast()
+	s.stream.end()
 	s.conn.Close()
 }
 
@@ -98,7 +130,7 @@ func (s *server) end() {
 func (s *server) read() {
 	defer s.done.Done()
 	defer s.end()
-	in := bufio.NewReaderSize(s.conn, 128<<10)
+	in := bufio.NewReaderSize(s.stream, 128<<10)
 	head := make([]byte, requestSize)
 	for {
 		if _, err := io.ReadFull(in, head); err != nil {
@@ -127,32 +159,40 @@ var operations = map[uint16]replication.Op{
 	opTrim: replication.OpTrim, opWriteZeroes: replication.OpTrim,
 }
 
-// take checks and submits one request. Its data is read in any case.
+// take checks and submits one request. Its data is read in any case. What a
+// predecessor has answered only passes.
 func (s *server) take(h header, in *bufio.Reader) error {
 	op, known := operations[h.op]
-	if !known {
-		s.inflight.Refuse(h.cookie, unix.EOPNOTSUPP)
-		return nil
+	refused := unix.EOPNOTSUPP
+	if known {
+		refused = blockdev.Limits{SizeBytes: s.size.Load(), ReadOnly: s.readOnly}.Check(op, h.offset, h.length)
 	}
-	if e := (blockdev.Limits{SizeBytes: s.size.Load(), ReadOnly: s.readOnly}).Check(op, h.offset, h.length); e != 0 {
-		s.inflight.Refuse(h.cookie, e)
-		if op != replication.OpWrite {
-			return nil
-		}
-		_, err := io.CopyN(io.Discard, in, h.length)
-		return err
-	}
+	bytes := requestSize
 	r := replication.Request{Op: op, Offset: h.offset, Length: h.length, FUA: h.flags&flagFUA != 0 && op != replication.OpRead}
-	switch op {
-	case replication.OpRead:
-		r.Buf = buf.Get(int(h.length))
-	case replication.OpWrite:
-		r.Buf = buf.Get(int(h.length))
-		if _, err := io.ReadFull(in, r.Buf.B); err != nil {
+	if known && op == replication.OpWrite {
+		bytes += int(h.length)
+		var err error
+		if refused != 0 {
+			_, err = io.CopyN(io.Discard, in, h.length)
+		} else {
+			r.Buf = buf.Get(int(h.length))
+			_, err = io.ReadFull(in, r.Buf.B)
+		}
+		if err != nil {
 			r.Buf.Release()
 			return err
 		}
-	case replication.OpFlush:
+	}
+	switch answered := s.stream.arrived(h.cookie, bytes); {
+	case answered:
+		r.Buf.Release()
+		return nil
+	case refused != 0:
+		s.inflight.Refuse(h.cookie, refused)
+		return nil
+	case op == replication.OpRead:
+		r.Buf = buf.Get(int(h.length))
+	case op == replication.OpFlush:
 		r.Offset, r.Length, r.FUA = 0, 0, false
 	}
 	s.inflight.Submit(h.cookie, r)
@@ -177,7 +217,7 @@ func (s *server) answer(a blockdev.Answer) {
 func (s *server) write() {
 	defer s.done.Done()
 	var batch []reply
-	var vec net.Buffers
+	var vec [][]byte
 	for {
 		s.mu.Lock()
 		for len(s.out) == 0 && !s.ended {
@@ -188,19 +228,13 @@ func (s *server) write() {
 		s.mu.Unlock()
 		vec = vec[:0]
 		for i := range batch {
-			r := &batch[i]
-			if r.data == nil {
-				vec = append(vec, r.head[:])
-				continue
-			}
-			p := r.data.WithHead(replySize, int(r.n))
-			copy(p, r.head[:])
-			vec = append(vec, p)
+			vec = append(vec, batch[i].bytes())
 		}
-		if !ended {
-			send := vec // WriteTo eats it
-			if _, err := send.WriteTo(s.conn); err != nil {
+		for from := 0; from < len(batch) && !ended; from += tags {
+			to := min(from+tags, len(batch))
+			if err := s.stream.send(batch[from:to], vec[from:to]); err != nil {
 				s.end()
+				break
 			}
 		}
 		for i := range batch {
@@ -213,6 +247,16 @@ func (s *server) write() {
 	}
 }
 
+// bytes are what is sent.
+func (r *reply) bytes() []byte {
+	if r.data == nil {
+		return r.head[:]
+	}
+	p := r.data.WithHead(replySize, int(r.n))
+	copy(p, r.head[:])
+	return p
+}
+
 // hungUp says whether nobody has the other end any more.
 func (s *server) hungUp() bool {
 	raw, err := s.conn.SyscallConn()
@@ -220,10 +264,6 @@ func (s *server) hungUp() bool {
 		return true
 	}
 	var gone bool
-	err = raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd)}}
-		n, _ := unix.Poll(p, 0)
-		gone = n > 0 && p[0].Revents&unix.POLLHUP != 0
-	})
+	err = raw.Control(func(fd uintptr) { gone = dead(int(fd)) })
 	return gone || err != nil // the reader has seen the end and closed it
 }
