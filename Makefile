@@ -45,10 +45,10 @@ race: ## Run all tests under the race detector (root)
 	CGO_ENABLED=1 $(GO_TEST) -timeout 50m -race ./...
 
 .PHONY: test-vm
-test-vm: ## Device front ends and power cuts on Debian's kernels, in emulated machines (root, about half an hour)
+test-vm: ## Device front ends and power cuts on Debian's kernels, in emulated machines (root, half an hour to an hour)
 	scripts/prerequisites.sh test vm
 	scripts/vm-kernels.sh
-	go test -tags vm -count=1 -v -timeout 90m $(ARGS) ./test-vm
+	go test -tags vm -count=1 -v -timeout 4h $(ARGS) ./test-vm
 
 .PHONY: sim
 sim: ## Simulate clusters with faults: make sim SEED=1 RUNS=1000 FAULTS=crash,power

@@ -16,10 +16,10 @@ import (
 
 // inner chooses tests of the suite inside the machine:
 // make test-vm ARGS='-run TestContract/bookworm/nbd -vm.run TestContract/Grow'.
-var inner = flag.String("vm.run", "^TestContract$", "the tests to run inside the machines")
+var inner = flag.String("vm.run", "^(TestContract|TestTakeOver)$", "the tests to run inside the machines")
 
 // contractLimit bounds one machine's life.
-const contractLimit = 25 * time.Minute
+const contractLimit = 50 * time.Minute
 
 // programs are what the contract suite runs.
 func programs() []string {
@@ -66,7 +66,7 @@ func (s suite) test(t *testing.T) {
 	m, err := vmtest.Boot(ctx, vmtest.Config{Dir: t.TempDir(), MemoryMB: 3072, Guest: vmtest.Guest{
 		Kernel: k, Modules: s.modules, Programs: programs(),
 		Files:  map[string]string{"/suite.test": build(t, s.pkg), "/etc/mke2fs.conf": "/etc/mke2fs.conf"},
-		Script: "cd /tmp && HOLDFAST_DEVICETEST_SLOW=20 exec /suite.test -test.v=test2json -test.timeout 20m -test.run '" + s.run + "'\n",
+		Script: "cd /tmp && HOLDFAST_DEVICETEST_SLOW=20 exec /suite.test -test.v=test2json -test.timeout 45m -test.run '" + s.run + "'\n",
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -6,9 +6,10 @@
 //
 //	litmus write DIR NAME       goes on where it was until the machine ends
 //	litmus check DIR DB LOG     DB and LOG are the last numbers said, 0 for none
+//	litmus waits DIR            writes without a pause, and says which writes took long
 //
 // It promises that a number is said only after the file system has said that it is
-// durable. It owns no goroutine.
+// durable. It owns no goroutine, except that waits has a few that write.
 package main
 
 import (
@@ -47,7 +48,10 @@ func run(args []string) error {
 		}
 		return errors.Join(checkDB(args[1], db), checkLog(args[1], log))
 	}
-	return errors.New("usage: litmus write DIR NAME, or litmus check DIR DB LOG")
+	if len(args) == 2 && args[0] == "waits" {
+		return waits(args[1])
+	}
+	return errors.New("usage: litmus write DIR NAME, litmus check DIR DB LOG, or litmus waits DIR")
 }
 
 // recordSize is that of a record in the log: no multiple of a block, so that most
