@@ -84,6 +84,8 @@ func Order(wanted string, v Version) ([]string, error) {
 	switch {
 	case wanted != Auto:
 		order = []string{wanted}
+	case v.Before(6, 9): // without FUSE_NOTIFY_RESEND fuseloop's devices end with the daemon
+		order = []string{NBD, FuseLoop}
 	default:
 		order = []string{FuseLoop}
 	}

@@ -19,7 +19,8 @@ func TestOrder(t *testing.T) {
 		want         []string // nil: refused
 	}{
 		{"auto", 5, 10, []string{"fuseloop"}},
-		{"auto", 6, 1, []string{"fuseloop"}},
+		{"auto", 6, 1, []string{"nbd", "fuseloop"}},
+		{"auto", 6, 8, []string{"nbd", "fuseloop"}},
 		{"auto", 6, 9, []string{"fuseloop"}},
 		{"auto", 7, 3, []string{"fuseloop"}},
 		{"fuseloop", 5, 4, []string{"fuseloop"}},
