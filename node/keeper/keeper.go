@@ -110,7 +110,7 @@ func Run(ctx context.Context, cfg Config) (status int, err error) {
 			return end.status, nil
 		}
 		pause = pauseAfter(end.worked, pause)
-		k.cfg.Log.Error("the daemon ended by itself and is started again", "status", end.status, "cause", end.cause, "err", err, "pause", pause, "devices", len(k.held))
+		k.cfg.Log.Error("the daemon ended by itself and is started again", "status", end.status, "cause", end.cause, "err", err, "pause", pause, "held", len(k.held))
 		if !wait(ctx, signals, pause) {
 			return 0, nil
 		}
