@@ -255,7 +255,7 @@ func serversAreKilled(t *testing.T, old bool) {
 	}
 	h := heldConnection{socket: socket, page: answers, volume: volume, name: p.name()}
 	rnd := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
-	for range 25 {
+	for range 12 {
 		c := h.serve(t)
 		before := k.done.Load()
 		progress(t, k, before+int64(rnd.IntN(4000)))
