@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -152,13 +153,24 @@ func (g *group) set(file, value string) error {
 	return os.WriteFile(filepath.Join(g.dir, file), []byte(value), 0o644)
 }
 
-// remove gives the daemons back to the group above, and removes this one.
+// remove gives the daemons, and what they have started meanwhile, back to the group
+// above, and removes this one.
 func (g *group) remove() error {
+	const op = "end the throttling"
 	up := filepath.Join(filepath.Dir(g.dir), "cgroup.procs")
-	for _, pid := range g.pids {
-		if err := os.WriteFile(up, []byte(strconv.Itoa(pid)), 0o644); err != nil && !errors.Is(err, unix.ESRCH) {
-			return holdfast.Wrap("end the throttling", err)
+	for try := 0; ; try++ {
+		pids, err := os.ReadFile(filepath.Join(g.dir, "cgroup.procs"))
+		if err != nil {
+			return holdfast.Wrap(op, err)
 		}
+		for pid := range strings.FieldsSeq(string(pids)) {
+			if err := os.WriteFile(up, []byte(pid), 0o644); err != nil && !errors.Is(err, unix.ESRCH) {
+				return holdfast.Wrap(op, err)
+			}
+		}
+		if err = os.Remove(g.dir); err == nil || !errors.Is(err, unix.EBUSY) || try == 10 {
+			return holdfast.Wrap(op, err)
+		}
+		time.Sleep(100 * time.Millisecond) // one may just have been started, or be ending
 	}
-	return holdfast.Wrap("end the throttling", os.Remove(g.dir))
 }
