@@ -2,11 +2,8 @@ package dataplane
 
 import (
 	"bufio"
-	"errors"
-	"net"
+	"io"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast/replication/wire"
 )
@@ -15,12 +12,12 @@ import (
 // idle volumes would hold half a gigabyte otherwise.
 type readBuffers struct{ pool sync.Pool }
 
-func (b *readBuffers) get(nc net.Conn) *bufio.Reader {
+func (b *readBuffers) get(from io.Reader) *bufio.Reader {
 	if r, _ := b.pool.Get().(*bufio.Reader); r != nil {
-		r.Reset(nc)
+		r.Reset(from)
 		return r
 	}
-	return bufio.NewReaderSize(nc, wire.ReaderSize)
+	return bufio.NewReaderSize(from, wire.ReaderSize)
 }
 
 func (b *readBuffers) put(r *bufio.Reader) {
@@ -30,35 +27,16 @@ func (b *readBuffers) put(r *bufio.Reader) {
 
 // await waits until r has something to decode, or the connection has ended. A
 // buffer is not held while waiting, so the reader may be another one on return.
-// Connections that do not show their socket, as TLS, keep theirs.
-func (b *readBuffers) await(nc net.Conn, r *bufio.Reader) *bufio.Reader {
-	tcp, ok := nc.(*net.TCPConn)
-	if !ok || r.Buffered() > 0 {
+// Connections that do not show their socket keep theirs: s is nil.
+func (b *readBuffers) await(s *socketReader, r *bufio.Reader) *bufio.Reader {
+	if s == nil || r.Buffered() > 0 {
 		return r
 	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return r // the read to come says why
-	}
-	waited := false
-	_ = raw.Read(func(fd uintptr) bool {
-		if waited {
-			return true // there is something: spare the look
-		}
-		var one [1]byte
-		_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		for errors.Is(err, unix.EINTR) {
-			_, _, err = unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		}
-		if !errors.Is(err, unix.EAGAIN) {
-			return true // data, the end, or an error: the read to come finds it
-		}
-		waited = true
-		b.put(r)
-		return false
-	})
-	if waited {
-		r = b.get(nc)
+	r.Reset(s)
+	s.lender, s.lent = b, r
+	_ = s.raw.Read(s.look) // why it failed the read to come says
+	if r, s.lent = s.lent, nil; r == nil {
+		r = b.get(s)
 	}
 	return r
 }

@@ -1,11 +1,7 @@
 package dataplane
 
 import (
-	"errors"
 	"net"
-	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast/replication"
 	"github.com/holdfast-storage/holdfast/replication/wire"
@@ -21,37 +17,18 @@ const sendNowBytes = 64 << 10
 // with many the writer is better, as it gathers. It is nil where there is no
 // socket, as with TLS.
 type sender struct {
-	raw   syscall.RawConn
-	try   func(fd uintptr) bool // attempt, bound once
+	to    *socketWriter
 	batch []*replication.Message
 	heads []byte
 	iov   [][]byte
-	n     int // what attempt has written
-	err   error
 }
 
 func newSender(nc net.Conn) *sender {
-	tcp, ok := nc.(*net.TCPConn)
-	if !ok {
+	to := newSocketWriter(nc)
+	if to == nil {
 		return nil
 	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return nil // closed already: the writer notices
-	}
-	s := &sender{raw: raw}
-	s.try = s.attempt
-	return s
-}
-
-// attempt is one writev; it never asks to be called again.
-func (s *sender) attempt(fd uintptr) bool {
-	for {
-		s.n, s.err = unix.Writev(int(fd), s.iov)
-		if !errors.Is(s.err, unix.EINTR) {
-			return true
-		}
-	}
+	return &sender{to: to}
 }
 
 // write sends what fits into the socket's buffer of the batch, and gives the
@@ -60,19 +37,13 @@ func (s *sender) write() (rest []byte, err error) {
 	if s.heads, s.iov, err = frames(s.heads, s.iov, s.batch); err != nil {
 		return nil, err
 	}
-	s.n, s.err = 0, nil
-	if err := s.raw.Write(s.try); err != nil {
+	n, err := s.to.write(s.iov, false)
+	if err != nil {
 		return nil, err
 	}
-	if errors.Is(s.err, unix.EAGAIN) {
-		s.n, s.err = 0, nil
-	}
-	if s.err != nil {
-		return nil, s.err
-	}
 	for _, b := range s.iov {
-		k := min(s.n, len(b))
-		s.n -= k
+		k := min(n, len(b))
+		n -= k
 		rest = append(rest, b[k:]...)
 	}
 	return rest, nil

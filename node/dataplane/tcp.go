@@ -171,8 +171,9 @@ func (c *tcpConn) read(r *bufio.Reader) error {
 	batch := make([]*replication.Message, 0, readBatch)
 	buffers := &c.v.plane.buffers
 	defer func() { buffers.put(r) }()
+	s := newSocketReader(c.nc)
 	for {
-		r = buffers.await(c.nc, r)
+		r = buffers.await(s, r)
 		m, err := wire.Decode(r)
 		if err != nil {
 			return err
@@ -288,6 +289,7 @@ func (c *tcpConn) discard() {
 // gather writes many messages with one system call.
 type gather struct {
 	nc    net.Conn
+	to    *socketWriter // nil where there is no socket
 	heads []byte
 	iov   [][]byte
 	// joined takes the place of writev where there is none: TLS would make a
@@ -296,8 +298,8 @@ type gather struct {
 }
 
 func newGather(nc net.Conn) *gather {
-	g := &gather{nc: nc}
-	if _, ok := nc.(*net.TCPConn); !ok {
+	g := &gather{nc: nc, to: newSocketWriter(nc)}
+	if g.to == nil {
 		g.joined = bufio.NewWriterSize(nc, 32<<10)
 	}
 	return g
@@ -319,8 +321,7 @@ func (g *gather) write(rest []byte, batch []*replication.Message) error {
 
 func (g *gather) send() error {
 	if g.joined == nil {
-		iov := net.Buffers(g.iov)
-		_, err := iov.WriteTo(g.nc)
+		_, err := g.to.write(g.iov, true)
 		return err
 	}
 	for _, b := range g.iov {
