@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ type Dir struct {
 	// copies says that the filesystem cannot share blocks: found out by trying.
 	copies atomic.Bool
 	rings  rings
+	pace   pace
 }
 
 // OpenDir gives the directory at root, which must be there.
@@ -182,6 +184,16 @@ func (f *dirFile) ReadAt(p []byte, off int64) (int, error) {
 		copy(p, q[:n])
 		return n, err
 	}
+	if len(p) > aloneMost {
+		return f.read(p, off)
+	}
+	began := time.Now()
+	n, err := f.read(p, off)
+	f.fs.pace.took(since(began))
+	return n, err
+}
+
+func (f *dirFile) read(p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) {
 		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
@@ -206,6 +218,19 @@ func (f *dirFile) WriteAt(p []byte, off int64, dsync bool) (int, error) {
 		copy(q, p)
 		p = q
 	}
+	if dsync || len(p) > aloneMost {
+		return f.write(p, off, dsync)
+	}
+	if f.alone(p, off) {
+		return len(p), nil
+	}
+	began := time.Now()
+	n, err := f.write(p, off, false)
+	f.fs.pace.took(since(began))
+	return n, err
+}
+
+func (f *dirFile) write(p []byte, off int64, dsync bool) (int, error) {
 	done := 0
 	for done < len(p) {
 		var n int
@@ -229,6 +254,7 @@ func (f *dirFile) WriteAt(p []byte, off int64, dsync bool) (int, error) {
 }
 
 func (f *dirFile) Sync() error {
+	defer since(time.Now())
 	return sysErr("sync", f.name, retry(func() error { return unix.Fdatasync(f.fd) }))
 }
 

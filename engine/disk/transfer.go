@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/holdfast-storage/holdfast/engine/disk/uring"
 )
@@ -83,6 +84,71 @@ func (r *rings) put(used *ring) {
 	r.pool.Put(used)
 }
 
+const (
+	// holdMost is for how long a goroutine keeps its processor while it waits for
+	// short reads and writes, if those of late took less than holdBelow on average.
+	// Measured: docs/design/processors.md.
+	holdMost  = 400 * time.Microsecond
+	holdBelow = 300 * time.Microsecond
+	// aloneMost is the size of a write that is done by a ring although it is the only
+	// one, as then its goroutine can keep the processor. Reads gained nothing.
+	aloneMost = 64 << 10
+	// paceOver is over how many batches the average goes.
+	paceOver = 16
+)
+
+// pace is how long the short reads and writes of a directory's files took of late,
+// each batch as one. A slow disk's goroutines give up their processor at once.
+type pace struct{ average atomic.Int64 } // ns
+
+func (p *pace) fast() bool { return p.average.Load() < int64(holdBelow) }
+
+func (p *pace) took(d time.Duration) {
+	was := p.average.Load()
+	p.average.Store(was + (min(int64(d), paceOver*int64(holdMost))-was)/paceOver) // what others add meanwhile may be lost
+}
+
+func (p *pace) do(r *ring, ops []uring.Op) {
+	hold := time.Duration(0)
+	if p.fast() {
+		hold = holdMost
+	}
+	began := time.Now()
+	waited.Add(int64(r.Do(ops, hold)))
+	p.took(time.Since(began))
+}
+
+// waited is what Waited says, in ns.
+var waited atomic.Int64
+
+// Waited is for how long calls have waited for disks since the process began, all
+// together: short reads and writes, and syncs. Each may have kept one of Go's
+// processors meanwhile.
+func Waited() time.Duration { return time.Duration(waited.Load()) }
+
+// since counts what began then as waiting, and says how long that was.
+func since(began time.Time) time.Duration {
+	d := time.Since(began)
+	waited.Add(int64(d))
+	return d
+}
+
+// alone does one short write by a ring, and says whether it did all of it.
+func (f *dirFile) alone(p []byte, off int64) bool {
+	if len(p) == 0 || len(p) > aloneMost || !f.fs.pace.fast() {
+		return false
+	}
+	r := f.fs.rings.get()
+	if r == nil {
+		return false
+	}
+	r.ops[0] = uring.Op{FD: f.fd, Write: true, P: p, Off: off}
+	f.fs.pace.do(r, r.ops[:1])
+	done := r.ops[0].Errno == 0 && r.ops[0].N == len(p)
+	f.fs.rings.put(r)
+	return done
+}
+
 // TransferAll implements Batcher by io_uring; false when there is none.
 func (f *dirFile) TransferAll(ts []Transfer) bool {
 	r := f.fs.rings.get()
@@ -110,7 +176,7 @@ func (f *dirFile) transfer(r *ring, ts []Transfer) {
 		}
 		ops = append(ops, o)
 	}
-	r.Do(ops)
+	f.fs.pace.do(r, ops)
 	for i := range ts {
 		t, o := &ts[i], &ops[i]
 		switch o.Errno {

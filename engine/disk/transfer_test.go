@@ -6,6 +6,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestTransferAll: batches of all sizes, aligned or not, do what single reads and
@@ -60,6 +61,55 @@ func transferRandomly(t *testing.T, fs FS) {
 	if !bytes.Equal(got, want) {
 		t.Error("the file is not what was written")
 	}
+}
+
+// TestPace: goroutines keep their processors while they wait for a fast disk only; one
+// that is slow once is fast, and one that has become fast is soon seen to be.
+func TestPace(t *testing.T) {
+	var p pace
+	took := func(n int, d time.Duration) {
+		for range n {
+			p.took(d)
+		}
+	}
+	const fast, slow = holdBelow / 3, 20 * time.Millisecond
+	if !p.fast() {
+		t.Fatal("a disk of which nothing is known is slow")
+	}
+	took(100, fast)
+	if took(1, holdMost); !p.fast() {
+		t.Error("one that took longer once is slow")
+	}
+	if took(10, slow); p.fast() {
+		t.Error("a slow disk is fast")
+	}
+	took(100, fast)
+	if !p.fast() {
+		t.Error("a disk that is fast again is slow")
+	}
+}
+
+// TestWaited: short reads and writes and syncs count as waiting for disks, alone or
+// together.
+func TestWaited(t *testing.T) {
+	f := open(t, mustDir(t), "f", Create)
+	for what, do := range map[string]func(){
+		"write": func() { _, _ = f.WriteAt(pageOf(1), 0, false) },
+		"read":  func() { _, _ = f.ReadAt(make([]byte, PageSize), 0) },
+		"sync":  func() { must(t, f.Sync()) },
+		"together": func() {
+			TransferAll(f, []Transfer{{P: pageOf(1), Write: true}, {P: pageOf(2), Off: PageSize, Write: true}})
+		},
+	} {
+		before := Waited()
+		for range 100 {
+			do()
+		}
+		if Waited() == before {
+			t.Errorf("%s is not counted", what)
+		}
+	}
+	must(t, f.Close())
 }
 
 // TestTransferAllFails: each transfer has its own answer, and a read beyond the

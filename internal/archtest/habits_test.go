@@ -11,9 +11,11 @@ import (
 
 // packageState may be variables of a package that change, or inits, and why.
 var packageState = map[string]string{
-	"node/agent.Mutant":    "it exists under a build tag alone, where the simulation breaks one rule at a time on purpose",
-	"replication.Mutant":   "it exists under a build tag alone, where the simulation breaks one rule at a time on purpose",
-	"engine/disk.zeroPage": "zeros to compare with and to copy from; an array has no other way to be written down",
+	"node/agent.Mutant":         "it exists under a build tag alone, where the simulation breaks one rule at a time on purpose",
+	"replication.Mutant":        "it exists under a build tag alone, where the simulation breaks one rule at a time on purpose",
+	"engine/disk.waited":        "Go's processors, which those who wait may keep, are the process's",
+	"engine/disk/uring.holding": "the same: one goroutine of the process may keep its processor",
+	"engine/disk.zeroPage":      "zeros to compare with and to copy from; an array has no other way to be written down",
 }
 
 // inTests are calls that make tests slow, flaky or blind.

@@ -15,6 +15,7 @@ package uring
 import (
 	"runtime"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +28,9 @@ const (
 	setupCoopTaskrun = 1 << 8 // since 5.19: completions do not interrupt the waiting thread
 	featSingleMmap   = 1 << 0
 	featNoDrop       = 1 << 1
+	featExtArg       = 1 << 8 // since 5.11: waiting may have an end
 	enterGetEvents   = 1 << 0
+	enterExtArg      = 1 << 3
 	offSubmissions   = 0
 	offEntries       = 0x10000000
 	opRead           = 22
@@ -69,6 +72,13 @@ type completion struct {
 	flags uint32
 }
 
+// getEvents is struct io_uring_getevents_arg.
+type getEvents struct {
+	mask           uint64
+	maskSize, wait uint32
+	until          uint64 // address of a struct timespec
+}
+
 // Op is one read or write. P must not be empty.
 type Op struct {
 	FD    int
@@ -93,6 +103,9 @@ type Ring struct {
 	cqTail        *atomic.Uint32
 	cqMask        uint32
 	completions   []completion
+	bounded       bool          // the kernel knows featExtArg
+	until         unix.Timespec // of the wait under way, as the kernel reads it
+	events        getEvents
 }
 
 // New makes a ring for up to entries operations at once, a power of two. The
@@ -113,6 +126,7 @@ func New(entries int) (*Ring, error) {
 		_ = r.Close()
 		return nil, holdfast.E(op, holdfast.Unsupported, "the kernel's io_uring is too old")
 	}
+	r.bounded = p.features&featExtArg != 0
 	if err := r.mmap(&p); err != nil {
 		_ = r.Close()
 		return nil, holdfast.WrapKind(op, holdfast.Unsupported, err)
@@ -158,8 +172,13 @@ func (r *Ring) Close() error {
 }
 
 // Do does all operations, at most as many as the ring has entries, and returns
-// when they are over, in whatever order they end.
-func (r *Ring) Do(ops []Op) {
+// when they are over, in whatever order they end. Before it tells Go's scheduler that
+// it waits it does so for up to hold, with the processor (P) it runs on: handing
+// that to another goroutine and taking it back costs several switches of threads,
+// which is more than a fast disk takes. Only one goroutine of the process does so at
+// a time; it is interrupted when the scheduler wants the processor. Do says how long
+// it has waited: where it kept its processor without what the thread computed.
+func (r *Ring) Do(ops []Op, hold time.Duration) (waited time.Duration) {
 	tail := r.sqTail.Load()
 	for i := range ops {
 		o := &ops[i]
@@ -173,10 +192,12 @@ func (r *Ring) Do(ops []Op) {
 	r.sqTail.Store(tail)
 	for left := len(ops); left > 0; {
 		waiting := r.sqTail.Load() - r.sqHead.Load() // not yet taken by the kernel
-		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(waiting), uintptr(left), enterGetEvents, 0, 0)
+		took, errno := r.enter(waiting, left, hold)
+		waited += took
+		hold = 0
 		left -= r.reap(ops)
 		switch {
-		case errno == 0 || errno == unix.EINTR:
+		case errno == 0 || errno == unix.EINTR || errno == unix.ETIME:
 		case waiting > 0:
 			// It takes no more: the rest is taken back.
 			left -= r.withdraw(ops)
@@ -187,6 +208,36 @@ func (r *Ring) Do(ops []Op) {
 		}
 	}
 	runtime.KeepAlive(ops) // the kernel had addresses only
+	return waited
+}
+
+// holding says that a goroutine waits and keeps its processor.
+var holding atomic.Bool
+
+// enter gives the kernel what is waiting in the ring and waits until left
+// operations are over, or for as long as hold where that is allowed. Errors: EINTR,
+// ETIME, and those of io_uring_enter(2).
+func (r *Ring) enter(waiting uint32, left int, hold time.Duration) (time.Duration, unix.Errno) {
+	began := time.Now()
+	if hold <= 0 || !r.bounded || !holding.CompareAndSwap(false, true) {
+		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(waiting), uintptr(left), enterGetEvents, 0, 0)
+		return time.Since(began), errno
+	}
+	r.until = unix.NsecToTimespec(int64(hold))
+	r.events = getEvents{until: uint64(uintptr(unsafe.Pointer(&r.until)))} // r is on the heap, where nothing moves
+	computed := threadTime()
+	_, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(waiting), uintptr(left), enterGetEvents|enterExtArg,
+		uintptr(unsafe.Pointer(&r.events)), unsafe.Sizeof(r.events))
+	computed = threadTime() - computed
+	holding.Store(false)
+	return max(time.Since(began)-computed, 0), errno
+}
+
+// threadTime is how long this thread has computed.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_THREAD_CPUTIME_ID, uintptr(unsafe.Pointer(&t)), 0)
+	return time.Duration(t.Nano())
 }
 
 // reap takes completions, and says how many.

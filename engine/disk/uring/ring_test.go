@@ -5,8 +5,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,7 +60,7 @@ func TestWritesAndReads(t *testing.T) {
 			}
 			ops = append(ops, o)
 		}
-		r.Do(ops)
+		r.Do(ops, time.Duration(round%2)*time.Second)
 		for i, o := range ops {
 			if o.Errno != 0 || o.N != blk {
 				t.Fatalf("round %d, operation %d: %d bytes, %v", round, i, o.N, o.Errno)
@@ -85,7 +87,7 @@ func TestEachHasItsOwnAnswer(t *testing.T) {
 		{FD: -1, P: p, Off: 0},
 		{FD: int(f.Fd()), P: p, Off: 8192},
 	}
-	r.Do(ops)
+	r.Do(ops, 0)
 	for i, want := range []struct {
 		n     int
 		errno unix.Errno
@@ -93,6 +95,31 @@ func TestEachHasItsOwnAnswer(t *testing.T) {
 		if ops[i].N != want.n || ops[i].Errno != want.errno {
 			t.Errorf("operation %d: %d bytes, %v; want %d, %v", i, ops[i].N, ops[i].Errno, want.n, want.errno)
 		}
+	}
+}
+
+// TestHoldEnds: who waits with a processor gives it up after hold, and at once when
+// the only one is wanted by others.
+func TestHoldEnds(t *testing.T) {
+	for name, hold := range map[string]time.Duration{"after hold": 20 * time.Millisecond, "wanted": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			if name == "wanted" {
+				runtime.GOMAXPROCS(1)
+				defer runtime.SetDefaultGOMAXPROCS()
+			}
+			from, to, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _, _ = from.Close(), to.Close() }()
+			fd := int(from.Fd()) // blocking from now on
+			const after = 100 * time.Millisecond
+			time.AfterFunc(after, func() { _, _ = to.Write([]byte("x")) })
+			ops := []uring.Op{{FD: fd, P: make([]byte, 1)}}
+			if waited := newRing(t, 4).Do(ops, hold); ops[0].N != 1 || waited < after/2 {
+				t.Errorf("%d bytes, %v after %v", ops[0].N, ops[0].Errno, waited)
+			}
+		})
 	}
 }
 
@@ -108,7 +135,7 @@ func TestManyRings(t *testing.T) {
 				for i := range 4 {
 					ops = append(ops, uring.Op{FD: int(f.Fd()), Write: true, P: bytes.Repeat([]byte{byte(round)}, 512), Off: int64(g*4+i) * 512})
 				}
-				r.Do(ops)
+				r.Do(ops, time.Duration(g%2)*time.Second)
 				for _, o := range ops {
 					if o.N != 512 {
 						t.Errorf("%d bytes, %v", o.N, o.Errno)
