@@ -103,6 +103,7 @@ func (c *cluster) config(i int) daemon.Config {
 	cfg.API, cfg.CSI = []string{"unix://" + c.path(i, "api.sock")}, ""
 	cfg.StateDir, cfg.RunDir = c.path(i, "state"), c.path(i, "run")
 	cfg.Keeper = c.kept[i] // without one, who kills the process means the daemon
+	cfg.Processors = "one" // as where the daemon has CAP_SYS_RESOURCE
 	cfg.Domain = holdfast.Domain{Rack: rackName(i)}
 	cfg.Placement.Overcommit = 100 // of 100 GiB little is written
 	cfg.Pools = []agent.PoolConfig{{Path: c.path(i, "pool.img"), Format: true, ImageBytes: poolBytes}}

@@ -151,6 +151,7 @@ func (f *fleet) config(m *machine) daemon.Config {
 	cfg.API, cfg.CSI = []string{"unix://" + f.apiSocket(id)}, "unix://"+f.csiSocket(id)
 	cfg.StateDir, cfg.RunDir = filepath.Join(base, "state"), filepath.Join(base, "run")
 	cfg.Keeper = f.keepers
+	cfg.Processors = []string{"one", "all"}[m.number%2]
 	cfg.Domain = holdfast.Domain{Rack: "rack-" + m.place()}
 	cfg.Times.ReplaceAfter, cfg.Times.RetryPools = daemon.Duration(replaceAfter), daemon.Duration(retryPools)
 	cfg.Pools = []agent.PoolConfig{{Path: filepath.Join(base, "pool.img"), Format: true, ImageBytes: poolBytes}}

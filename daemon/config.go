@@ -59,6 +59,10 @@ type Config struct {
 	// FrontEnd is how volumes become block devices: auto (default), fuseloop, nbd
 	// or ublk.
 	FrontEnd string `json:"frontEnd,omitempty"`
+	// Processors says how many of Go's processors the daemon uses while it has little
+	// to do: one, or all. auto (default): one where the daemon is an I/O flusher
+	// (package reclaim). docs/design/processors.md.
+	Processors string `json:"processors,omitempty"`
 	// Keeper has the daemon run under a keeper, which holds its devices while it is
 	// killed or replaced. Default true.
 	Keeper bool  `json:"keeper"`
@@ -133,7 +137,7 @@ func DefaultConfig() Config {
 	host, _ := os.Hostname()
 	return Config{
 		Node: host, Address: "127.0.0.1", DataPort: DefaultDataPort, NodePort: DefaultNodePort,
-		API: []string{api.DefaultTCP, api.DefaultUnix}, CSI: DefaultCSI, StateDir: DefaultStateDir, RunDir: DefaultRunDir, FrontEnd: "auto", Keeper: true,
+		API: []string{api.DefaultTCP, api.DefaultUnix}, CSI: DefaultCSI, StateDir: DefaultStateDir, RunDir: DefaultRunDir, FrontEnd: "auto", Processors: "auto", Keeper: true,
 		Times: Times{Lease: Duration(defaultLeaseTTL), ReplaceAfter: Duration(10 * time.Minute), RetryPools: Duration(30 * time.Second)},
 		Log:   Log{Level: "info", Format: "text"},
 	}
@@ -192,6 +196,9 @@ func (c Config) Validate() error {
 	}
 	if names := frontends.Names(); c.FrontEnd != "" && !slices.Contains(names, c.FrontEnd) {
 		return bad("frontEnd is %q; choose one of %s", c.FrontEnd, strings.Join(names, ", "))
+	}
+	if names := []string{"auto", "one", "all"}; c.Processors != "" && !slices.Contains(names, c.Processors) {
+		return bad("processors is %q; choose one of %s", c.Processors, strings.Join(names, ", "))
 	}
 	for name, dir := range map[string]string{"stateDir": c.StateDir, "runDir": c.RunDir} {
 		if !filepath.IsAbs(dir) {

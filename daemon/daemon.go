@@ -35,6 +35,7 @@ import (
 	"github.com/holdfast-storage/holdfast/controller/lifecycle"
 	"github.com/holdfast-storage/holdfast/controller/reconcile"
 	"github.com/holdfast-storage/holdfast/controller/schedule"
+	"github.com/holdfast-storage/holdfast/internal/processors"
 	"github.com/holdfast-storage/holdfast/internal/rpc"
 	"github.com/holdfast-storage/holdfast/metrics"
 	"github.com/holdfast-storage/holdfast/node"
@@ -54,6 +55,8 @@ type Options struct {
 	Keeper *keeper.Client
 	// DeviceHelper is the command for fuseloop.RunHelper: see fuseloop.Config.
 	DeviceHelper []string
+	// Processors, if set, chooses how many processors this process uses.
+	Processors *processors.Governor
 	// HandOver, when it is readable, has the daemon end and leave its devices to
 	// the one that the keeper starts next.
 	HandOver <-chan os.Signal
@@ -331,6 +334,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.DataListen, nc.APIListen, nc.Advertise = cfg.hostPort(cfg.DataPort), cfg.hostPort(cfg.NodePort), cfg.Address
 	nc.Primary, nc.RegisterAPI = cfg.Replication.primary(), d.found.register
 	nc.RepairRate, nc.Repairs = cfg.Replication.nodeRate(), cfg.Replication.Repairs
+	nc.Stepped = d.o.Processors.Look
 	if cfg.CSI == "" {
 		return nc, nil
 	}

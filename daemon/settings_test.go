@@ -126,6 +126,7 @@ times: {replaceAfter: 1h}
 func TestMistakesInSettingsAreNamed(t *testing.T) {
 	for text, says := range map[string]string{
 		"placement: {snapshotPercent: 101}":                               "placement.snapshotPercent",
+		"processors: two":                                                 "one of auto, one, all",
 		"placement: {overcommit: 0.5}":                                    "placement.overcommit",
 		"placement: {minFree: lots}":                                      "lots",
 		"placement: {minFre: 1}":                                          "minFre",

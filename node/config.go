@@ -60,6 +60,8 @@ type Config struct {
 
 	RPC     rpc.Config
 	Primary replication.Config // times and rates of primaries; zero values are defaults
+	// Stepped, if set, is called after each step of a volume. It must not block.
+	Stepped func()
 	// RepairRate bounds repairs and scrubs of the volumes served here, and repairs by
 	// others to and from replicas here, together, in bytes a second (0: not bounded);
 	// Repairs how many large repairs go on at once: see dataplane.Config.

@@ -50,7 +50,7 @@ func (n *Node) newPlane(cluster holdfast.ClusterID) (*dataplane.Plane, error) {
 		},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return c.RPC.DialData(ctx, addr) },
 		Log:  c.Log, Primary: c.Primary, RepairRate: c.RepairRate, Repairs: c.Repairs,
-		Changed: n.changes.put, Quiet: quiet,
+		Changed: n.changes.put, Quiet: quiet, Stepped: c.Stepped,
 	})
 }
 

@@ -42,6 +42,7 @@ What else can be set, all with good defaults:
   times             lease (a silent node is dead), replaceAfter (its replicas are made elsewhere)
   api, dataPort, nodePort, autoPools, stateDir, runDir, log
   frontEnd          how volumes become block devices: auto, fuseloop, nbd, ublk
+  processors        how many are used while one would be enough: auto, one, all
   keeper            false: the daemon runs alone, and its devices end with it
 
 The process that is started is the keeper: it starts the daemon, holds its devices

@@ -16,6 +16,8 @@ import (
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/daemon"
+	"github.com/holdfast-storage/holdfast/engine/disk"
+	"github.com/holdfast-storage/holdfast/internal/processors"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
 	"github.com/holdfast-storage/holdfast/node/keeper"
 	"github.com/holdfast-storage/holdfast/node/reclaim"
@@ -40,14 +42,26 @@ func (c *cli) runDaemon(ctx context.Context, cfg daemon.Config) error {
 	if k == nil && cfg.Keeper {
 		return runKeeper(ctx, cfg, log.With("node", cfg.Node, "part", "keeper"))
 	}
-	reclaim.Avoid().Tell(log.With("node", cfg.Node), "daemon")
+	avoided := reclaim.Avoid()
+	avoided.Tell(log.With("node", cfg.Node), "daemon")
 	handOver := make(chan os.Signal, 1)
 	if k != nil {
 		signal.Notify(handOver, keeper.HandOver)
 		defer signal.Stop(handOver)
 	}
 	return daemon.Run(ctx, cfg, daemon.Options{Release: releaseName(), Log: log, Keeper: k, HandOver: handOver,
+		Processors:   governor(cfg.Processors, avoided.IOFlusher == nil),
 		DeviceHelper: []string{"/proc/self/exe", fuseloop.HelperArg}})
+}
+
+// governor is what chooses how many processors the daemon uses. Where the daemon may
+// wait for its own devices when memory is short, a thread must not do so with the only
+// processor.
+func governor(choice string, flusher bool) *processors.Governor {
+	if choice == "all" || choice != "one" && !flusher {
+		return nil
+	}
+	return processors.New(processors.Config{Waited: disk.Waited})
 }
 
 func runKeeper(ctx context.Context, cfg daemon.Config, log *slog.Logger) error {

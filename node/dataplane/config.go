@@ -40,6 +40,9 @@ type Config struct {
 	// filled in for each volume.
 	Primary replication.Config
 
+	// Stepped, if set, is called after each step of a volume. It must not block.
+	Stepped func()
+
 	// RepairRate bounds what repairs copy and scrubs compare, in bytes a second,
 	// together: of the volumes served here, and repairs by primaries elsewhere to and
 	// from replicas here. 0 does not bound it. Repairs is how many large repairs go on

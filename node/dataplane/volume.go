@@ -78,6 +78,9 @@ func (v *volume) unlock() {
 	for _, c := range few[:n] {
 		c.sendNow()
 	}
+	if f := v.plane.cfg.Stepped; f != nil {
+		f()
+	}
 }
 
 // step runs f as one event.
