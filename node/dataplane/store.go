@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"runtime"
 	"sync"
 	"time"
 
@@ -165,6 +166,11 @@ func (s *store) worker() {
 	defer timer.Stop()
 	var batch []*replication.Task
 	for called := true; ; {
+		if called {
+			// First what the step that called sends to other nodes, so that their
+			// disks are at work meanwhile: with one processor this one is waited for.
+			runtime.Gosched()
+		}
 		batch = s.next(batch[:0], called)
 		called = false
 		if len(batch) > 0 {
