@@ -89,7 +89,7 @@ func openChain(p *Pool, id holdfast.ReplicaID, m *meta) (*chain, error) {
 			return nil, err
 		}
 	}
-	if c.data, err = p.fs.Open(path.Join(c.dir, dataFile), disk.Direct); err != nil {
+	if c.data, err = p.fs.Open(path.Join(c.dir, dataFile), disk.Direct|disk.Late); err != nil {
 		return nil, mustBeSound(err)
 	}
 	if err = waitForWrites(c.data); err == nil {

@@ -28,13 +28,18 @@ const (
 	latePart = 64 << 10 // written at each MiB, with one request to the disk
 )
 
-// writeWhenTold writes the file in a batch when a line comes on standard input.
+// writeWhenTold writes the file when a line comes on standard input: "batch" is two
+// writes at once, "late" and "plain" are one each, of which late may outlive us.
 func writeWhenTold(dir string) error {
 	d, err := disk.OpenDir(dir)
 	if err != nil {
 		return err
 	}
-	f, err := d.Open(lateFile, disk.Direct)
+	f, err := d.Open(lateFile, disk.Direct|disk.Late)
+	if err != nil {
+		return err
+	}
+	plain, err := d.Open(lateFile, disk.Direct)
 	if err != nil {
 		return err
 	}
@@ -43,10 +48,17 @@ func writeWhenTold(dir string) error {
 		ts = append(ts, disk.Transfer{Write: true, P: fill(buf.Get(latePart).B, 9), Off: off})
 	}
 	fmt.Println("ready")
-	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+	how, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	switch {
+	case err != nil:
 		return err
+	case how == "batch\n":
+		disk.TransferAll(f, ts)
+	case how == "late\n":
+		_, _ = f.WriteAt(ts[0].P, 0, false)
+	default:
+		_, _ = plain.WriteAt(ts[0].P, 0, false)
 	}
-	disk.TransferAll(f, ts)
 	return io.ErrUnexpectedEOF // it was to be killed
 }
 
@@ -71,7 +83,7 @@ func TestWritesOfAKilledProcessAreWaitedFor(t *testing.T) {
 		_, err := f.WriteAt(fill(block.B, 1), off, true)
 		must(t, err)
 	}
-	p.killWhileItWrites(x.m.dir)
+	p.killWhileItWrites(x.m.dir, "batch", 2)()
 	done := make(chan error, 1)
 	go func() { done <- waitForWrites(f) }()
 	select {
@@ -90,9 +102,47 @@ func TestWritesOfAKilledProcessAreWaitedFor(t *testing.T) {
 	}
 }
 
-// killWhileItWrites leaves the disk stopped, with the writes of a process that is
-// gone under way.
-func (p *replay) killWhileItWrites(dir string) {
+// TestOtherWritesEndWithTheirProcess: a single write of a file that nobody waits for
+// when it is opened has ended when its process has; a late one need not have.
+func TestOtherWritesEndWithTheirProcess(t *testing.T) {
+	img, root, _ := formatted(t)
+	p := &replay{t: t, log: filepath.Join(t.TempDir(), "log")}
+	x := &xfsDisk{t: t, image: p.serve(img), root: root}
+	x.mount()
+	t.Cleanup(func() {
+		must(t, p.recorder.Signal(unix.SIGCONT))
+		x.d.closeAll()
+		must(t, x.m.release())
+	})
+	f, err := x.d.Open(lateFile, disk.Create|disk.Direct)
+	must(t, err)
+	block := buf.Get(latePart)
+	defer block.Release()
+	_, err = f.WriteAt(fill(block.B, 1), 0, true)
+	must(t, err)
+	for how, ends := range map[string]bool{"plain": false, "late": true} {
+		gone := make(chan struct{})
+		wait := p.killWhileItWrites(x.m.dir, how, 1)
+		go func() { wait(); close(gone) }()
+		select {
+		case <-gone:
+			if !ends {
+				t.Errorf("%s: the process is gone, and its write is not", how)
+			}
+		case <-time.After(2 * time.Second):
+			if ends {
+				t.Errorf("%s: it was not done by a ring: this test shows nothing", how)
+			}
+		}
+		must(t, p.recorder.Signal(unix.SIGCONT))
+		<-gone
+		must(t, waitForWrites(f))
+	}
+}
+
+// killWhileItWrites leaves the disk stopped, with so many writes of a process that was
+// killed under way. The function it gives returns when that is gone.
+func (p *replay) killWhileItWrites(dir, how string, writes int) (gone func()) {
 	t := p.t
 	var st unix.Stat_t
 	must(t, unix.Stat(dir, &st))
@@ -107,13 +157,13 @@ func (p *replay) killWhileItWrites(dir string) {
 	_, err = bufio.NewReader(out).ReadString('\n')
 	must(t, err)
 	must(t, p.recorder.Signal(unix.SIGSTOP))
-	_, err = io.WriteString(in, "\n")
+	_, err = io.WriteString(in, how+"\n")
 	must(t, err)
 	inflight := fmt.Sprintf("/sys/dev/block/%d:%d/inflight", unix.Major(st.Dev), unix.Minor(st.Dev))
 	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(time.Millisecond) {
 		raw, err := os.ReadFile(inflight)
 		must(t, err)
-		if fs := strings.Fields(string(raw)); len(fs) == 2 && fs[1] == "2" {
+		if fs := strings.Fields(string(raw)); len(fs) == 2 && fs[1] == fmt.Sprint(writes) {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -121,7 +171,7 @@ func (p *replay) killWhileItWrites(dir string) {
 		}
 	}
 	must(t, cmd.Process.Kill())
-	_ = cmd.Wait()
+	return func() { _ = cmd.Wait() }
 }
 
 // TestOpeningWaitsFirst: before a replica's data is looked at, what a process that

@@ -91,7 +91,7 @@ func (d *Dir) Open(name string, flags Flag) (File, error) {
 			return nil, sysErr("lock", d.at(name), err)
 		}
 	}
-	return &dirFile{fs: d, fd: fd, name: d.at(name), direct: flags&Direct != 0}, nil
+	return &dirFile{fs: d, fd: fd, name: d.at(name), direct: flags&Direct != 0, late: flags&Late != 0}, nil
 }
 
 // Mkdir implements FS.
@@ -155,6 +155,7 @@ type dirFile struct {
 	fd     int
 	name   string
 	direct bool
+	late   bool
 }
 
 // bounce lends an aligned copy when direct I/O is asked for on memory that is
@@ -221,8 +222,10 @@ func (f *dirFile) WriteAt(p []byte, off int64, dsync bool) (int, error) {
 	if dsync || len(p) > aloneMost {
 		return f.write(p, off, dsync)
 	}
-	if f.alone(p, off) {
-		return len(p), nil
+	if done, err := f.alone(p, off); done {
+		return len(p), err
+	} else if err != nil {
+		return 0, err
 	}
 	began := time.Now()
 	n, err := f.write(p, off, false)

@@ -38,6 +38,9 @@ const (
 	Exclusive                  // with Create: fail with kind Exists when it is there
 	Direct                     // O_DIRECT: offsets and lengths in whole blocks of the device
 	Lock                       // hold an exclusive lock until Close; kind InUse when somebody else does
+	// Late allows that a write is under way when its process has ended already, and
+	// even the process's lock is gone: who opens the file next waits for it.
+	Late
 )
 
 // FS is a filesystem, or a directory of one.

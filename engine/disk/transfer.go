@@ -133,24 +133,45 @@ func since(began time.Time) time.Duration {
 	return d
 }
 
-// alone does one short write by a ring, and says whether it did all of it.
-func (f *dirFile) alone(p []byte, off int64) bool {
-	if len(p) == 0 || len(p) > aloneMost || !f.fs.pace.fast() {
-		return false
+// alone does one short write by a ring, where that may outlive the process, and says
+// whether it did all of it. Without an error the rest is to be done by pwrite.
+func (f *dirFile) alone(p []byte, off int64) (done bool, err error) {
+	if !f.late || len(p) == 0 || len(p) > aloneMost || !f.fs.pace.fast() {
+		return false, nil
 	}
 	r := f.fs.rings.get()
 	if r == nil {
-		return false
+		return false, nil
 	}
-	r.ops[0] = uring.Op{FD: f.fd, Write: true, P: p, Off: off}
+	defer f.fs.rings.put(r)
+	o := &r.ops[0]
+	*o = uring.Op{FD: f.fd, Write: true, P: p, Off: off}
 	f.fs.pace.do(r, r.ops[:1])
-	done := r.ops[0].Errno == 0 && r.ops[0].N == len(p)
-	f.fs.rings.put(r)
-	return done
+	if otherwise(o.Errno) {
+		return false, nil
+	}
+	if o.Errno != 0 {
+		return false, sysErr("write", f.name, o.Errno)
+	}
+	return o.N == len(p), nil
 }
 
-// TransferAll implements Batcher by io_uring; false when there is none.
+// otherwise says whether the kernel may do by ordinary calls what it did not do by
+// io_uring.
+func otherwise(e syscall.Errno) bool {
+	switch e {
+	case syscall.EAGAIN, syscall.EINTR, syscall.EBADF, syscall.EINVAL, syscall.EOPNOTSUPP:
+		return true
+	}
+	return false
+}
+
+// TransferAll implements Batcher by io_uring; false when there is none, or writes
+// must not outlive the process.
 func (f *dirFile) TransferAll(ts []Transfer) bool {
+	if !f.late {
+		return false
+	}
 	r := f.fs.rings.get()
 	if r == nil {
 		return false
@@ -179,13 +200,12 @@ func (f *dirFile) transfer(r *ring, ts []Transfer) {
 	f.fs.pace.do(r, ops)
 	for i := range ts {
 		t, o := &ts[i], &ops[i]
-		switch o.Errno {
-		case 0, syscall.EAGAIN, syscall.EINTR, syscall.EBADF, syscall.EINVAL, syscall.EOPNOTSUPP:
-			if t.N, t.Err = o.N, nil; t.N < len(t.P) {
-				t.do(f, o.N)
-			}
-		default:
+		if o.Errno != 0 && !otherwise(o.Errno) {
 			t.N, t.Err = 0, f.transferErr(t, o.Errno)
+			continue
+		}
+		if t.N, t.Err = o.N, nil; t.N < len(t.P) {
+			t.do(f, o.N)
 		}
 	}
 }

@@ -23,7 +23,7 @@ func TestTransferAll(t *testing.T) {
 
 func transferRandomly(t *testing.T, fs FS) {
 	const pages = 64
-	f := open(t, fs, "f", Create)
+	f := open(t, fs, "f", Create|Late)
 	defer func() { must(t, f.Close()) }()
 	want := make([]byte, pages*PageSize)
 	_, err := f.WriteAt(want, 0, false)
@@ -92,7 +92,7 @@ func TestPace(t *testing.T) {
 // TestWaited: short reads and writes and syncs count as waiting for disks, alone or
 // together.
 func TestWaited(t *testing.T) {
-	f := open(t, mustDir(t), "f", Create)
+	f := open(t, mustDir(t), "f", Create|Late)
 	for what, do := range map[string]func(){
 		"write": func() { _, _ = f.WriteAt(pageOf(1), 0, false) },
 		"read":  func() { _, _ = f.ReadAt(make([]byte, PageSize), 0) },
@@ -119,7 +119,7 @@ func TestTransferAllFails(t *testing.T) {
 	inner := NewMem(64 << 20)
 	for name, fs := range map[string]FS{"faulty": NewFaulty(inner, rules.Hook), "dir": mustDir(t)} {
 		t.Run(name, func(t *testing.T) {
-			f := open(t, fs, "f", Create)
+			f := open(t, fs, "f", Create|Late)
 			_, err := f.WriteAt(pageOf(1), 0, false)
 			must(t, err)
 			ts := []Transfer{{P: make([]byte, PageSize)}, {P: make([]byte, PageSize), Off: PageSize}, {P: make([]byte, PageSize)}}
