@@ -171,6 +171,8 @@ func (g *group) remove() error {
 		if err = os.Remove(g.dir); err == nil || !errors.Is(err, unix.EBUSY) || try == 10 {
 			return holdfast.Wrap(op, err)
 		}
-		time.Sleep(100 * time.Millisecond) // one may just have been started, or be ending
+		// One may just have been started, or be ending; a group of version 1 does not say
+		// when it is empty.
+		time.Sleep(100 * time.Millisecond)
 	}
 }

@@ -182,19 +182,7 @@ func tcpPair(t *testing.T, rec *recorder, maxQueue int) (*tcpConn, *net.TCPConn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	far, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	near, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	near, far := loopback(t)
 	v, err := p.acquire("v")
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +199,7 @@ func tcpPair(t *testing.T, rec *recorder, maxQueue int) (*tcpConn, *net.TCPConn)
 			t.Error(err)
 		}
 	})
-	return c, far.(*net.TCPConn)
+	return c, far
 }
 
 func TestManyMessagesArriveInOrder(t *testing.T) {

@@ -13,23 +13,29 @@ import (
 	"github.com/holdfast-storage/holdfast/replication/wire"
 )
 
-// socketPair is a connection over loopback with small buffers.
-func socketPair(t *testing.T) (near, far *net.TCPConn) {
+// loopback is a connection.
+func loopback(t *testing.T) (near, far *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	a, err := net.Dial("tcp", l.Addr().String())
+	b, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := l.Accept()
+	a, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	near, far = a.(*net.TCPConn), b.(*net.TCPConn)
+	return a.(*net.TCPConn), b.(*net.TCPConn)
+}
+
+// socketPair is one with small buffers.
+func socketPair(t *testing.T) (near, far *net.TCPConn) {
+	t.Helper()
+	near, far = loopback(t)
 	t.Cleanup(func() { _, _ = near.Close(), far.Close() })
 	for _, err := range []error{near.SetWriteBuffer(64 << 10), far.SetReadBuffer(64 << 10)} {
 		if err != nil {
