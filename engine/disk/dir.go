@@ -85,6 +85,9 @@ func (d *Dir) Open(name string, flags Flag) (File, error) {
 	if err != nil {
 		return nil, sysErr("open", d.at(name), err)
 	}
+	if flags&Direct != 0 {
+		fd = d.untimed(fd, unix.O_RDWR|unix.O_DIRECT)
+	}
 	if flags&Lock != 0 {
 		if err := retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
 			_ = unix.Close(fd)

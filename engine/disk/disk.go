@@ -36,7 +36,7 @@ type Flag uint8
 const (
 	Create    Flag = 1 << iota // make the file when it is not there
 	Exclusive                  // with Create: fail with kind Exists when it is there
-	Direct                     // O_DIRECT: offsets and lengths in whole blocks of the device
+	Direct                     // O_DIRECT: offsets and lengths in whole blocks of the device; on XFS writes leave the file's times alone
 	Lock                       // hold an exclusive lock until Close; kind InUse when somebody else does
 	// Late allows that a write is under way when its process has ended already, and
 	// even the process's lock is gone: who opens the file next waits for it.
