@@ -328,6 +328,7 @@ func (d *daemon) nodeConfig() (node.Config, error) {
 	nc.Agent.LeaseTTL, nc.Agent.RetryPools = time.Duration(cfg.Times.Lease), time.Duration(cfg.Times.RetryPools)
 	nc.Agent.ScrubEvery = time.Duration(cfg.Replication.ScrubEvery)
 	nc.Store, nc.Log, nc.RPC = d.recs, d.o.Log, d.o.RPC // the agent adds the node itself
+	nc.RPC.Congestion = cfg.Replication.Congestion
 	nc.StateDir, nc.RunDir, nc.FrontEnd = cfg.StateDir, cfg.RunDir, cfg.FrontEnd
 	nc.Keeper = d.o.keeper()
 	nc.DeviceHelper = d.o.DeviceHelper

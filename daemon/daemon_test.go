@@ -207,6 +207,13 @@ func TestADaemonThatCannotStartSaysWhy(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprint(c.Etcd.Embedded.ClientPort)) {
 		t.Errorf("a port in use: got %v, want its number", err)
 	}
+	_ = taken.Close()
+	c.Replication.Congestion = "wishful"
+	err = daemon.Run(t.Context(), c, daemon.Options{Log: slog.New(slog.DiscardHandler)})
+	if err == nil || !strings.Contains(err.Error(), "wishful") {
+		t.Errorf("a congestion control that the kernel does not have: got %v, want its name", err)
+	}
+	c.Replication.Congestion = ""
 	c.Etcd = daemon.Etcd{Endpoints: []string{"http://127.0.0.1:1"}}
 	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 	defer cancel()

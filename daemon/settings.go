@@ -70,6 +70,9 @@ type Replication struct {
 	// ReconnectFor is how long a replica whose connection broke has to be back.
 	// Default 500ms.
 	ReconnectFor Duration `json:"reconnectFor,omitzero"`
+	// Congestion is TCP's congestion control between nodes: the name of one that the
+	// kernel has. Default: the machine's, and CUBIC where that is BBR.
+	Congestion string `json:"congestion,omitempty"`
 	// RepairRate bounds the repair of one volume, in bytes a second. Default
 	// 200MiB; 0 does not bound it.
 	RepairRate *Size `json:"repairRate,omitempty"`

@@ -38,7 +38,7 @@ What else can be set, all with good defaults:
   csi, csiOptions   the CSI socket, and what it announces to Mesos, Kubernetes and Nomad
   placement         how far pools are filled: overcommit, minFree
   reconcile         how many lost replicas are rebuilt at once: rebuilds, rebuildsPerNode
-  replication       silentAfter, reconnectFor, repairRate
+  replication       silentAfter, reconnectFor, repairRate, congestion
   times             lease (a silent node is dead), replaceAfter (its replicas are made elsewhere)
   api, dataPort, nodePort, autoPools, stateDir, runDir, log
   frontEnd          how volumes become block devices: auto, fuseloop, nbd, ublk

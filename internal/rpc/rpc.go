@@ -50,6 +50,9 @@ type Config struct {
 	// SilentAfter is how long sent data may stay unacknowledged before the
 	// connection is given up (TCP_USER_TIMEOUT). Default 5 s.
 	SilentAfter time.Duration
+	// Congestion is TCP's congestion control of data plane connections: the name of
+	// one that the kernel has. Default: the machine's, and CUBIC where that is BBR.
+	Congestion string
 }
 
 func (c Config) withDefaults() Config {
@@ -85,7 +88,7 @@ func (c Config) Dial(target string) (*grpc.ClientConn, error) {
 	}
 	cc, err := grpc.NewClient("passthrough:///"+addr, append(opts,
 		grpc.WithTransportCredentials(creds),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx, network, addr) }),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx, network, addr, c.control) }),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: c.ConnectTimeout,
@@ -148,7 +151,7 @@ func (c Config) DialData(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
 	defer cancel()
-	conn, err := c.dial(ctx, "tcp", addr)
+	conn, err := c.dial(ctx, "tcp", addr, c.dataControl)
 	if err != nil {
 		return nil, holdfast.WrapKind(op, holdfast.Unavailable, err)
 	}
@@ -171,7 +174,8 @@ func (c Config) DialData(ctx context.Context, addr string) (net.Conn, error) {
 // connections are TLS if TLS is set; the handshake happens with the first read
 // or write, which the caller bounds by a deadline.
 func (c Config) ListenData(ctx context.Context, addr string) (net.Listener, error) {
-	l, err := c.Listen(ctx, addr)
+	c = c.withDefaults()
+	l, err := c.listen(ctx, addr, c.dataControl)
 	if err != nil || c.TLS == nil {
 		return l, err
 	}
@@ -183,6 +187,13 @@ func (c Config) ListenData(ctx context.Context, addr string) (net.Listener, erro
 // is served is an InUse error. Its mode is 0660.
 func (c Config) Listen(ctx context.Context, target string) (net.Listener, error) {
 	c = c.withDefaults()
+	return c.listen(ctx, target, c.control)
+}
+
+// prepare is done to a socket before it listens or connects.
+type prepare func(network, address string, rc syscall.RawConn) error
+
+func (c Config) listen(ctx context.Context, target string, prepare prepare) (net.Listener, error) {
 	op := "listen on " + target
 	network, addr, err := SplitTarget(target)
 	if err != nil {
@@ -191,7 +202,7 @@ func (c Config) Listen(ctx context.Context, target string) (net.Listener, error)
 	if network == "unix" {
 		return listenUnix(ctx, op, addr)
 	}
-	lc := net.ListenConfig{Control: c.control, KeepAliveConfig: c.keepAlive()}
+	lc := net.ListenConfig{Control: prepare, KeepAliveConfig: c.keepAlive()}
 	l, err := lc.Listen(ctx, network, addr)
 	return l, holdfast.WrapKind(op, listenKind(err), err)
 }
@@ -242,10 +253,10 @@ func SplitTarget(target string) (network, addr string, err error) {
 	return "tcp", addr, nil
 }
 
-func (c Config) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+func (c Config) dial(ctx context.Context, network, addr string, prepare prepare) (net.Conn, error) {
 	d := net.Dialer{Timeout: c.ConnectTimeout, KeepAliveConfig: c.keepAlive()}
 	if network == "tcp" {
-		d.Control = c.control
+		d.Control = prepare
 	}
 	return d.DialContext(ctx, network, addr) // TCP_NODELAY is Go's default
 }
