@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,7 +21,15 @@ const cloneBytes = int64(100 << 30)
 // clones of a snapshot of it.
 func (b *bench) clones(ctx context.Context) error {
 	const source, snap = "large", "large-s"
-	if _, err := b.cluster.create(ctx, source, nodes, cloneBytes); err != nil {
+	// What was deleted before is given back to the pools, and told, within seconds.
+	err := until(ctx, time.Minute, "wait for room", func(ctx context.Context) (bool, error) {
+		_, err := b.cluster.create(ctx, source, nodes, cloneBytes)
+		if errors.Is(err, holdfast.NoSpace) {
+			return false, nil
+		}
+		return true, err
+	})
+	if err != nil {
 		return err
 	}
 	dev, _, err := b.cluster.attach(ctx, source, 0)

@@ -133,14 +133,15 @@ func run(ctx context.Context, o options) (err error) {
 		b.cluster.stop()
 		err = errors.Join(err, remove(o.dir))
 	}()
-	err = b.measure(ctx) // what was measured before it failed is shown all the same
-	if err == nil || b.results.Records != nil {
-		b.results.print(os.Stdout)
-	}
-	if err != nil {
+	err = b.measure(ctx)
+	if ctx.Err() != nil {
 		return err
 	}
-	return b.results.write(o.out)
+	if err != nil { // what was measured before is half an hour's work
+		b.results.Failed = err.Error()
+	}
+	b.results.print(os.Stdout)
+	return errors.Join(err, b.results.write(o.out))
 }
 
 // bench is one run.

@@ -49,7 +49,8 @@ type results struct {
 	When    time.Time       `json:"when"`
 	Kernel  string          `json:"kernel"`
 	CPUs    int             `json:"cpus"`
-	Runtime string          `json:"runtime"` // of each measurement
+	Runtime string          `json:"runtime"`          // of each measurement
+	Failed  string          `json:"failed,omitempty"` // why there is no more
 	Series  []*series       `json:"series"`
 	Added   []step          `json:"added,omitempty"` // to a write at depth 1
 	Slow    []*series       `json:"throttled,omitempty"`
@@ -202,6 +203,9 @@ func (r *results) print(w io.Writer) {
 	}
 	if r.Snapshots != nil {
 		r.Snapshots.print(w)
+	}
+	if r.Failed != "" {
+		fmt.Fprintf(w, "\nnot all was measured: %s\n", r.Failed)
 	}
 	if c := r.Control; len(c.Create) > 0 {
 		fmt.Fprintf(w, "\ncreate a volume with 3 replicas: %s ms\nattach it: %s ms\n", spread(c.Create), spread(c.Attach))
