@@ -1,6 +1,8 @@
 package blockdev
 
 import (
+	"maps"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +36,14 @@ type Inflight struct {
 
 	mu      sync.Mutex
 	open    map[*io]bool
+	settles []*settle
 	failing unix.Errno // not 0: what everything is answered with
+}
+
+// settle waits for some requests to be answered.
+type settle struct {
+	open map[*io]bool
+	done chan struct{}
 }
 
 // NewInflight is one without requests. answer must not block and not call back.
@@ -117,6 +126,32 @@ func (f *Inflight) Fail(e unix.Errno) {
 		f.answer(Answer{Cookie: q.cookie, Errno: e})
 	}
 	clear(f.open)
+	for _, w := range f.settles {
+		close(w.done)
+	}
+	f.settles = nil
+}
+
+// Settled gives a channel that is closed once all requests that are open now are
+// answered, whatever comes meanwhile.
+func (f *Inflight) Settled() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := &settle{open: maps.Clone(f.open), done: make(chan struct{})}
+	f.settles = append(f.settles, w)
+	f.settle(nil)
+	return w.done
+}
+
+// settle notes that a request is answered; called under mu.
+func (f *Inflight) settle(q *io) {
+	f.settles = slices.DeleteFunc(f.settles, func(w *settle) bool {
+		if delete(w.open, q); len(w.open) == 0 {
+			close(w.done)
+			return true
+		}
+		return false
+	})
 }
 
 // finish takes the backend's answer. It is called under the volume's lock.
@@ -139,6 +174,7 @@ func (q *io) finish(_ *replication.Request, err error) {
 	if f.open[whole] { // else it was answered by Fail
 		delete(f.open, whole)
 		f.answer(whole.result(err))
+		f.settle(whole)
 	}
 	f.mu.Unlock()
 	if whole != q {

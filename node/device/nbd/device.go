@@ -143,8 +143,8 @@ func (d *Device) reconnect(ctx context.Context, b device.Backend) error {
 	}
 }
 
-// Grow makes the device sizeBytes long. When ctx ends first, it goes on in the
-// background. Newer kernels wait for the requests in flight meanwhile.
+// Grow makes the device sizeBytes long, once what is in flight is answered. When ctx
+// ends first, it goes on in the background.
 func (d *Device) Grow(ctx context.Context, sizeBytes int64) error {
 	op := fmt.Sprintf("grow %s to %d bytes", d.Node.Path, sizeBytes)
 	if sizeBytes > holdfast.MaxVolumeBytes || sizeBytes%int64(d.opts.LogicalBlk) != 0 {
@@ -166,6 +166,10 @@ func (d *Device) grow(sizeBytes int64) error {
 	if err == nil && now == sizeBytes {
 		return nil
 	}
+	// Newer kernels wait for the requests in flight, and let no process use generic
+	// netlink meanwhile; if this one is killed then, and the connection with it, that
+	// never ends. So the kernel is not asked while the volume hangs.
+	<-d.srv.inflight.Settled()
 	if err := d.fe.kernel.reconfigure(d.index, connection{mark: d.mark, sizeBytes: sizeBytes, blockBytes: d.opts.LogicalBlk, socket: -1}); err != nil {
 		return holdfast.WrapKind("resize", holdfast.Unavailable, err)
 	}

@@ -12,9 +12,10 @@
 // through; write-zeroes where the kernel has it (6.12 and later), else it writes
 // zeros.
 //
-// It does not keep a device removable in one case: from about 6.12 on the kernel
-// freezes the device to change its size, and a process that is killed while a
-// hanging volume grows cannot end, see docs/design/front-ends.md.
+// A volume that hangs does not grow: from about 6.12 on the kernel freezes the device
+// to change its size, and a process that is killed meanwhile could not end, nor could
+// the device be removed. So what is in flight is waited for before the kernel is
+// asked, see docs/design/front-ends.md.
 //
 // Goroutines: per device a reader and a writer of its socket, from Open until
 // Close or Abort; and one per call of Close or Grow that waits for the kernel,
