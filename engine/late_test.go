@@ -140,6 +140,25 @@ func TestOtherWritesEndWithTheirProcess(t *testing.T) {
 	}
 }
 
+// stop stops the disk, and returns when all of its threads have stopped.
+func (p *replay) stop() {
+	must(p.t, p.recorder.Signal(unix.SIGSTOP))
+	running := func() bool {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.recorder.Pid))
+		must(p.t, err)
+		return slices.ContainsFunc(stats, func(path string) bool {
+			raw, err := os.ReadFile(path)
+			_, state, _ := strings.Cut(string(raw), ") ")
+			return err != nil || !strings.HasPrefix(state, "T")
+		})
+	}
+	for deadline := time.Now().Add(30 * time.Second); running(); <-time.After(time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatal("the disk does not stop")
+		}
+	}
+}
+
 // killWhileItWrites leaves the disk stopped, with so many writes of a process that was
 // killed under way. The function it gives returns when that is gone.
 func (p *replay) killWhileItWrites(dir, how string, writes int) (gone func()) {
@@ -156,7 +175,7 @@ func (p *replay) killWhileItWrites(dir, how string, writes int) (gone func()) {
 	must(t, cmd.Start())
 	_, err = bufio.NewReader(out).ReadString('\n')
 	must(t, err)
-	must(t, p.recorder.Signal(unix.SIGSTOP))
+	p.stop()
 	_, err = io.WriteString(in, how+"\n")
 	must(t, err)
 	inflight := fmt.Sprintf("/sys/dev/block/%d:%d/inflight", unix.Major(st.Dev), unix.Minor(st.Dev))
