@@ -62,10 +62,8 @@ func writeWhenTold(dir string) error {
 	return io.ErrUnexpectedEOF // it was to be killed
 }
 
-// TestWritesOfAKilledProcessAreWaitedFor: with a real disk, which answers nothing
-// for a while, and a real process, killed while it writes. Setting the file's
-// size, as a replica's opening does first, returns when the writes have ended.
-func TestWritesOfAKilledProcessAreWaitedFor(t *testing.T) {
+// onStoppableDisk is an open file on a disk whose process may be stopped.
+func onStoppableDisk(t *testing.T) (*replay, *xfsDisk, disk.File) {
 	img, root, _ := formatted(t)
 	p := &replay{t: t, log: filepath.Join(t.TempDir(), "log")}
 	x := &xfsDisk{t: t, image: p.serve(img), root: root}
@@ -77,6 +75,14 @@ func TestWritesOfAKilledProcessAreWaitedFor(t *testing.T) {
 	})
 	f, err := x.d.Open(lateFile, disk.Create|disk.Direct)
 	must(t, err)
+	return p, x, f
+}
+
+// TestWritesOfAKilledProcessAreWaitedFor: with a real disk, which answers nothing
+// for a while, and a real process, killed while it writes. Setting the file's
+// size, as a replica's opening does first, returns when the writes have ended.
+func TestWritesOfAKilledProcessAreWaitedFor(t *testing.T) {
+	p, x, f := onStoppableDisk(t)
 	block := buf.Get(1 << 20)
 	defer block.Release()
 	for off := int64(0); off < lateSize; off += 1 << 20 {
@@ -105,20 +111,10 @@ func TestWritesOfAKilledProcessAreWaitedFor(t *testing.T) {
 // TestOtherWritesEndWithTheirProcess: a single write of a file that nobody waits for
 // when it is opened has ended when its process has; a late one need not have.
 func TestOtherWritesEndWithTheirProcess(t *testing.T) {
-	img, root, _ := formatted(t)
-	p := &replay{t: t, log: filepath.Join(t.TempDir(), "log")}
-	x := &xfsDisk{t: t, image: p.serve(img), root: root}
-	x.mount()
-	t.Cleanup(func() {
-		must(t, p.recorder.Signal(unix.SIGCONT))
-		x.d.closeAll()
-		must(t, x.m.release())
-	})
-	f, err := x.d.Open(lateFile, disk.Create|disk.Direct)
-	must(t, err)
+	p, x, f := onStoppableDisk(t)
 	block := buf.Get(latePart)
 	defer block.Release()
-	_, err = f.WriteAt(fill(block.B, 1), 0, true)
+	_, err := f.WriteAt(fill(block.B, 1), 0, true)
 	must(t, err)
 	for how, ends := range map[string]bool{"plain": false, "late": true} {
 		gone := make(chan struct{})

@@ -115,7 +115,7 @@ func (d *Device) takeOver(ctx context.Context, b device.Backend) error {
 	if err != nil {
 		return holdfast.WrapKind("go on with "+d.Node.Path, holdfast.Unavailable, err)
 	}
-	return d.grow(d.opts.SizeBytes)
+	return d.resize(d.opts.SizeBytes)
 }
 
 // reconnect gives the kernel a new socket in place of the dead one. While the
@@ -160,16 +160,24 @@ func (d *Device) grow(sizeBytes int64) error {
 	if now := d.srv.size.Load(); sizeBytes < now {
 		return holdfast.E("", holdfast.Invalid, fmt.Sprintf("it has %d bytes; a device never shrinks", now))
 	}
-	// First the server knows the size, so that no I/O to the new part is refused.
+	// Newer kernels wait for the requests in flight, and let no process use generic
+	// netlink meanwhile; if this one is killed then, and the connection with it, that
+	// never ends. So the kernel is not asked while the volume hangs.
+	if now, err := d.SizeBytes(); err != nil || now != sizeBytes {
+		<-d.srv.inflight.Settled()
+	}
+	return d.resize(sizeBytes)
+}
+
+// resize has server and kernel know the size. Taking a device over does not wait for
+// its requests: they may hang for long, and an attach would with them.
+func (d *Device) resize(sizeBytes int64) error {
+	// First the server, so that no I/O to the new part is refused.
 	d.srv.size.Store(sizeBytes)
 	now, err := d.SizeBytes()
 	if err == nil && now == sizeBytes {
 		return nil
 	}
-	// Newer kernels wait for the requests in flight, and let no process use generic
-	// netlink meanwhile; if this one is killed then, and the connection with it, that
-	// never ends. So the kernel is not asked while the volume hangs.
-	<-d.srv.inflight.Settled()
 	if err := d.fe.kernel.reconfigure(d.index, connection{mark: d.mark, sizeBytes: sizeBytes, blockBytes: d.opts.LogicalBlk, socket: -1}); err != nil {
 		return holdfast.WrapKind("resize", holdfast.Unavailable, err)
 	}
