@@ -14,15 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine/disk/aio"
 )
 
 // Dir is a directory of a real filesystem as an FS.
 type Dir struct {
 	root string
 	// copies says that the filesystem cannot share blocks: found out by trying.
-	copies atomic.Bool
-	rings  rings
-	pace   pace
+	copies   atomic.Bool
+	rings    lender // of *ring
+	contexts lender // of *aio.Context
+	pace     pace
 }
 
 // OpenDir gives the directory at root, which must be there.
@@ -188,17 +190,22 @@ func (f *dirFile) ReadAt(p []byte, off int64) (int, error) {
 		copy(p, q[:n])
 		return n, err
 	}
-	if len(p) > aloneMost {
-		return f.read(p, off)
+	done := 0
+	if len(p) > 0 {
+		o := aio.Op{P: p, Off: off}
+		if f.async(&o); o.Errno != 0 && !o.Refused {
+			return 0, Errno("read", f.name, o.Errno)
+		}
+		done = o.N
 	}
-	began := time.Now()
-	n, err := f.read(p, off)
-	f.fs.pace.took(since(began))
-	return n, err
+	return f.read(p, done, off)
 }
 
-func (f *dirFile) read(p []byte, off int64) (int, error) {
-	done := 0
+// read goes on after the first done bytes.
+func (f *dirFile) read(p []byte, done int, off int64) (int, error) {
+	if done < len(p) {
+		defer since(time.Now())
+	}
 	for done < len(p) {
 		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
 		switch {
@@ -260,6 +267,10 @@ func (f *dirFile) write(p []byte, off int64, dsync bool) (int, error) {
 }
 
 func (f *dirFile) Sync() error {
+	o := aio.Op{Sync: true}
+	if f.async(&o); !o.Refused {
+		return Errno("sync", f.name, o.Errno)
+	}
 	defer since(time.Now())
 	return sysErr("sync", f.name, retry(func() error { return unix.Fdatasync(f.fd) }))
 }

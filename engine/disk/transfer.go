@@ -1,12 +1,15 @@
 package disk
 
 import (
+	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/engine/disk/aio"
 	"github.com/holdfast-storage/holdfast/engine/disk/uring"
 )
 
@@ -49,11 +52,33 @@ func (t *Transfer) do(f File, done int) {
 // ringEntries bounds what is given to the kernel at once.
 const ringEntries = 32
 
-// rings lends io_urings to who does a batch. Those that nobody needs any more are
-// closed by the garbage collector.
-type rings struct {
+// lender lends what the kernel does I/O with, to one caller at a time. What nobody
+// needs any more is closed by the garbage collector.
+type lender struct {
 	pool sync.Pool
-	none atomic.Bool // the kernel has no io_uring, or does not allow it
+	none atomic.Bool // the kernel has none, or does not allow it
+}
+
+// borrow gives nil where there is none.
+func borrow[T any, P interface {
+	*T
+	Close() error
+}](l *lender, make func() (P, error)) P {
+	if l.none.Load() {
+		return nil
+	}
+	if got, _ := l.pool.Get().(P); got != nil {
+		return got
+	}
+	made, err := make()
+	if err != nil {
+		if errors.Is(err, holdfast.Unsupported) {
+			l.none.Store(true)
+		}
+		return nil // by ordinary calls it goes as well
+	}
+	runtime.SetFinalizer(made, func(x P) { _ = x.Close() })
+	return made
 }
 
 // ring is an io_uring with the operations of its batch.
@@ -62,42 +87,51 @@ type ring struct {
 	ops [ringEntries]uring.Op
 }
 
-func (r *rings) get() *ring {
-	if got, _ := r.pool.Get().(*ring); got != nil {
-		return got
-	}
-	if r.none.Load() {
-		return nil
-	}
+func newRing() (*ring, error) {
 	made, err := uring.New(ringEntries)
-	if err != nil {
-		r.none.Store(true) // one after the other it goes as well
-		return nil
-	}
-	got := &ring{Ring: made}
-	runtime.SetFinalizer(got, func(r *ring) { _ = r.Close() })
-	return got
+	return &ring{Ring: made}, err
 }
 
-func (r *rings) put(used *ring) {
+func (d *Dir) ring() *ring { return borrow(&d.rings, newRing) }
+
+func (d *Dir) putRing(used *ring) {
 	clear(used.ops[:]) // holds no memory of callers
-	r.pool.Put(used)
+	d.rings.pool.Put(used)
+}
+
+// async reads or syncs so that no thread waits. Only direct reads are, and none where
+// the kernel has no asynchronous I/O: the others are refused.
+func (f *dirFile) async(o *aio.Op) {
+	var c *aio.Context
+	if f.direct || o.Sync {
+		c = borrow(&f.fs.contexts, aio.New)
+	}
+	if c == nil {
+		o.Refused = true
+		return
+	}
+	o.FD = f.fd
+	c.Do(o)
+	f.fs.contexts.pool.Put(c)
 }
 
 const (
-	// holdMost is for how long a goroutine keeps its processor while it waits for
-	// short reads and writes, if those of late took less than holdBelow on average.
-	// Measured: docs/design/processors.md.
-	holdMost  = 400 * time.Microsecond
+	// holdMost is for how long a goroutine keeps its processor while it waits for a
+	// batch or a short write, if those of late took less than holdBelow on average. It
+	// is later than the kernel's next tick: a timer that is the machine's next one is
+	// expensive to set (docs/design/processors.md).
+	holdMost  = 5 * time.Millisecond
 	holdBelow = 300 * time.Microsecond
 	// aloneMost is the size of a write that is done by a ring although it is the only
-	// one, as then its goroutine can keep the processor. Reads gained nothing.
+	// one, as then its goroutine can keep the processor.
 	aloneMost = 64 << 10
-	// paceOver is over how many batches the average goes.
+	// paceOver is over how many batches the average goes, of which none counts for more
+	// than paceMost.
 	paceOver = 16
+	paceMost = 6400 * time.Microsecond
 )
 
-// pace is how long the short reads and writes of a directory's files took of late,
+// pace is how long the batches and the short writes of a directory's files took of late,
 // each batch as one. A slow disk's goroutines give up their processor at once.
 type pace struct{ average atomic.Int64 } // ns
 
@@ -105,7 +139,7 @@ func (p *pace) fast() bool { return p.average.Load() < int64(holdBelow) }
 
 func (p *pace) took(d time.Duration) {
 	was := p.average.Load()
-	p.average.Store(was + (min(int64(d), paceOver*int64(holdMost))-was)/paceOver) // what others add meanwhile may be lost
+	p.average.Store(was + (min(int64(d), int64(paceMost))-was)/paceOver) // what others add meanwhile may be lost
 }
 
 func (p *pace) do(r *ring, ops []uring.Op) {
@@ -121,9 +155,9 @@ func (p *pace) do(r *ring, ops []uring.Op) {
 // waited is what Waited says, in ns.
 var waited atomic.Int64
 
-// Waited is for how long calls have waited for disks since the process began, all
-// together: short reads and writes, and syncs. Each may have kept one of Go's
-// processors meanwhile.
+// Waited is for how long threads have waited for disks since the process began, all
+// together: in batches and short writes, and in reads and syncs that were not
+// asynchronous. Each may have kept one of Go's processors meanwhile.
 func Waited() time.Duration { return time.Duration(waited.Load()) }
 
 // since counts what began then as waiting, and says how long that was.
@@ -139,11 +173,11 @@ func (f *dirFile) alone(p []byte, off int64) (done bool, err error) {
 	if !f.late || len(p) == 0 || len(p) > aloneMost || !f.fs.pace.fast() {
 		return false, nil
 	}
-	r := f.fs.rings.get()
+	r := f.fs.ring()
 	if r == nil {
 		return false, nil
 	}
-	defer f.fs.rings.put(r)
+	defer f.fs.putRing(r)
 	o := &r.ops[0]
 	*o = uring.Op{FD: f.fd, Write: true, P: p, Off: off}
 	f.fs.pace.do(r, r.ops[:1])
@@ -172,11 +206,11 @@ func (f *dirFile) TransferAll(ts []Transfer) bool {
 	if !f.late {
 		return false
 	}
-	r := f.fs.rings.get()
+	r := f.fs.ring()
 	if r == nil {
 		return false
 	}
-	defer f.fs.rings.put(r)
+	defer f.fs.putRing(r)
 	for len(ts) > 0 {
 		n := min(len(ts), ringEntries)
 		f.transfer(r, ts[:n])
