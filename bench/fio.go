@@ -91,7 +91,8 @@ func (b *bench) prepare(ctx context.Context) ([]target, error) {
 		{"x1", "volume, 1 replica, attached where it is", b.volume("x1", 1)},
 		{"far1", "volume, 1 replica, on another node", b.volume("far1", 1, 1)},
 		{"x3", "volume, 3 replicas, one of them local", b.volume("x3", 3)},
-		{"qemu", "qemu-storage-daemon, quorum over 3 NBD exports on the same disks", b.qemu},
+		{"qemu", "qemu-storage-daemon, quorum over 3 NBD exports on the same disks, its fastest I/O (aio=native)", b.qemu("qemu", "native")},
+		{"qemu-threads", "the same with the I/O that it does unless told otherwise (aio=threads)", b.qemu("qemu-threads", "threads")},
 	} {
 		if !chosen(b.o.targets, t.name) {
 			continue

@@ -3,9 +3,10 @@
 // device, as the product makes them), volumes of one and three replicas through
 // FUSE and loop devices, and beside them what the same memory does without
 // Holdfast: a file in a pool's XFS, a plain loop device, the front end alone, and
-// qemu's quorum of three network block devices on files in the same pools, where
-// that is installed. Then the same with pools throttled like a cloud's disks. With
-// -scale and -records it measures many volumes instead, and nothing else.
+// qemu's quorum of three network block devices on files in the same pools, with its
+// fastest I/O and with its default, where that is installed. Then the same with pools
+// throttled like a cloud's disks. With -scale and -records it measures many volumes
+// instead, and nothing else.
 //
 // Runs of the targets are interleaved and repeated; it prints medians with their
 // range and writes all of it as JSON. Everything shares one machine's CPUs, so
@@ -69,7 +70,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.parts, "snapshot-parts", "", "only these parts of that, by commas: first touch,with 200 snapshots,stall,clone,drop,replicas raised,group")
 	fs.IntVar(&o.repeat, "repeat", 5, "repetitions")
 	fs.DurationVar(&o.runtime, "runtime", 2*time.Second, "of each measurement")
-	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,front,x1,far1,x3,qemu")
+	fs.StringVar(&o.targets, "targets", "", "only these targets, by commas: raw,loop,front,x1,far1,x3,qemu,qemu-threads")
 	fs.StringVar(&o.loads, "loads", "", "only these loads, by commas: "+strings.Join(names(), ","))
 	fs.IntVar(&o.scale, "scale", 0, "measure this many volumes attached to one node, and nothing but that and -records")
 	fs.IntVar(&o.records, "records", 0, "measure this many volumes in the metadata, and nothing but that and -scale")

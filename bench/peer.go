@@ -17,8 +17,13 @@ const qemuProgram = "qemu-storage-daemon"
 // qemu is the peer that anyone can install: a quorum of three files, one in each
 // node's pool, each served by a process of its own, as each node would. What
 // connects them are UNIX sockets, which is kind to it: over TCP it waits for
-// delayed acknowledgements. Reads are from the first file, as ours are local.
-func (b *bench) qemu(ctx context.Context) (target, error) {
+// delayed acknowledgements. Reads are from the first file, as ours are local. aio is
+// how it does its disks' I/O: threads by default, native is the fastest.
+func (b *bench) qemu(name, aio string) func(context.Context) (target, error) {
+	return func(ctx context.Context) (target, error) { return b.quorum(ctx, name, aio) }
+}
+
+func (b *bench) quorum(ctx context.Context, name, aio string) (target, error) {
 	if _, err := exec.LookPath(qemuProgram); err != nil {
 		return target{}, holdfast.E("run qemu's quorum", holdfast.Unsupported, qemuProgram+" is not installed; on Debian: apt-get install qemu-system-common")
 	}
@@ -26,20 +31,20 @@ func (b *bench) qemu(ctx context.Context) (target, error) {
 	b.ends = append(b.ends, q.remove)
 	var children, nodes []string
 	for i := range 3 {
-		file, err := b.rawFile(i, "bench-qemu")
+		file, err := b.rawFile(i, "bench-"+name)
 		if err != nil {
 			return target{}, err
 		}
 		q.files = append(q.files, file)
 		node := fmt.Sprintf("n%d", i)
-		socket := b.cluster.path(i, "qemu.sock")
-		if err := q.serve(ctx, socket, node, "--blockdev", "driver=file,cache.direct=on,aio=native,node-name="+node+",filename="+file); err != nil {
+		socket := b.cluster.path(i, name+".sock")
+		if err := q.serve(ctx, socket, node, "--blockdev", "driver=file,cache.direct=on,aio="+aio+",node-name="+node+",filename="+file); err != nil {
 			return target{}, err
 		}
 		children = append(children, "--blockdev", fmt.Sprintf("driver=nbd,node-name=%s,export=%s,server.type=unix,server.path=%s", node, node, socket))
 		nodes = append(nodes, fmt.Sprintf("children.%d=%s", i, node))
 	}
-	socket := filepath.Join(b.o.dir, "qemu.sock")
+	socket := filepath.Join(b.o.dir, name+".sock")
 	quorum := "driver=quorum,node-name=q,vote-threshold=2,read-pattern=fifo"
 	for _, n := range nodes {
 		quorum += "," + n

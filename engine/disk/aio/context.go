@@ -37,16 +37,16 @@ const (
 
 // control is struct iocb of linux/aio_abi.h, on machines that are little-endian.
 type control struct {
-	user         uint64
-	key, rwFlags uint32
-	command      uint16
-	prio         int16
-	fd           uint32
-	mem, length  uint64
-	off          int64
-	_            uint64
-	flags        uint32
-	notify       uint32
+	_           uint64 // for the caller
+	_, rwFlags  uint32
+	command     uint16
+	_           int16
+	fd          uint32
+	mem, length uint64
+	off         int64
+	_           uint64
+	flags       uint32
+	notify      uint32
 }
 
 // event is struct io_event.
