@@ -21,10 +21,10 @@ import (
 type Dir struct {
 	root string
 	// copies says that the filesystem cannot share blocks: found out by trying.
-	copies   atomic.Bool
-	rings    lender // of *ring
-	contexts lender // of *aio.Context
-	pace     pace
+	copies  atomic.Bool
+	rings   lender // of *ring
+	singles lender // of *single
+	pace    pace
 }
 
 // OpenDir gives the directory at root, which must be there.

@@ -53,7 +53,8 @@ func (t *Transfer) do(f File, done int) {
 const ringEntries = 32
 
 // lender lends what the kernel does I/O with, to one caller at a time. What nobody
-// needs any more is closed by the garbage collector.
+// needs any more is closed by the garbage collector, so what it lends must not be
+// pointed to by what it points to.
 type lender struct {
 	pool sync.Pool
 	none atomic.Bool // the kernel has none, or does not allow it
@@ -99,20 +100,28 @@ func (d *Dir) putRing(used *ring) {
 	d.rings.pool.Put(used)
 }
 
+// single is an aio.Context.
+type single struct{ *aio.Context }
+
+func newSingle() (*single, error) {
+	made, err := aio.New()
+	return &single{Context: made}, err
+}
+
 // async reads or syncs so that no thread waits. Only direct reads are, and none where
 // the kernel has no asynchronous I/O: the others are refused.
 func (f *dirFile) async(o *aio.Op) {
-	var c *aio.Context
+	var s *single
 	if f.direct || o.Sync {
-		c = borrow(&f.fs.contexts, aio.New)
+		s = borrow(&f.fs.singles, newSingle)
 	}
-	if c == nil {
+	if s == nil {
 		o.Refused = true
 		return
 	}
 	o.FD = f.fd
-	c.Do(o)
-	f.fs.contexts.pool.Put(c)
+	s.Do(o)
+	f.fs.singles.pool.Put(s)
 }
 
 const (

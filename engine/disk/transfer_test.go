@@ -3,7 +3,10 @@ package disk
 import (
 	"bytes"
 	"math/rand/v2"
+	"os"
+	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -93,7 +96,7 @@ func TestPace(t *testing.T) {
 // and in reads and syncs where the kernel has no asynchronous I/O.
 func TestWaited(t *testing.T) {
 	d := mustDir(t)
-	d.contexts.none.Store(true)
+	d.singles.none.Store(true)
 	f := open(t, d, "f", Create|Late)
 	for what, do := range map[string]func(){
 		"write": func() { _, _ = f.WriteAt(pageOf(1), 0, false) },
@@ -112,6 +115,44 @@ func TestWaited(t *testing.T) {
 		}
 	}
 	must(t, f.Close())
+}
+
+// TestLentIsClosed: rings and contexts that were lent once, many at a time, are closed
+// when nobody has needed them for a while.
+func TestLentIsClosed(t *testing.T) {
+	const many = 50
+	open := func() (n int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		for _, e := range entries {
+			to, _ := os.Readlink("/proc/self/fd/" + e.Name())
+			if strings.Contains(to, "[eventfd]") || strings.Contains(to, "[io_uring]") {
+				n++
+			}
+		}
+		return n
+	}
+	before := open()
+	d := mustDir(t)
+	func() {
+		var rings []*ring
+		var singles []*single
+		for range many {
+			rings, singles = append(rings, d.ring()), append(singles, borrow(&d.singles, newSingle))
+		}
+		if n := open() - before; n != 2*many {
+			t.Fatalf("%d are open, of %d", n, 2*many)
+		}
+		for i := range many {
+			d.putRing(rings[i])
+			d.singles.pool.Put(singles[i])
+		}
+	}()
+	for end := time.Now().Add(30 * time.Second); open() > before+many/2; <-time.After(time.Millisecond) {
+		if runtime.GC(); time.Now().After(end) {
+			t.Fatalf("%d are still open", open()-before)
+		}
+	}
 }
 
 // TestTransferAllFails: each transfer has its own answer, and a read beyond the
