@@ -21,10 +21,11 @@ import (
 type Dir struct {
 	root string
 	// copies says that the filesystem cannot share blocks: found out by trying.
-	copies  atomic.Bool
-	rings   lender // of *ring
-	singles lender // of *single
-	pace    pace
+	copies atomic.Bool
+	rings  rings
+	pace   pace
+	// contexts are what single reads and syncs are done with.
+	contexts *aio.Pool
 }
 
 // OpenDir gives the directory at root, which must be there.
@@ -36,7 +37,7 @@ func OpenDir(root string) (*Dir, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil, Errno("open directory", root, syscall.ENOTDIR)
 	}
-	d := &Dir{root: root}
+	d := &Dir{root: root, contexts: contexts}
 	var fs unix.Statfs_t
 	if err := retry(func() error { return unix.Statfs(root, &fs) }); err != nil {
 		return nil, sysErr("statfs", root, err)

@@ -1,14 +1,12 @@
 package disk
 
 import (
-	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/engine/disk/aio"
 	"github.com/holdfast-storage/holdfast/engine/disk/uring"
 )
@@ -52,34 +50,11 @@ func (t *Transfer) do(f File, done int) {
 // ringEntries bounds what is given to the kernel at once.
 const ringEntries = 32
 
-// lender lends what the kernel does I/O with, to one caller at a time. What nobody
-// needs any more is closed by the garbage collector, so what it lends must not be
-// pointed to by what it points to.
-type lender struct {
+// rings lends io_urings to who does a batch. Those that nobody needs any more are
+// closed by the garbage collector.
+type rings struct {
 	pool sync.Pool
-	none atomic.Bool // the kernel has none, or does not allow it
-}
-
-// borrow gives nil where there is none.
-func borrow[T any, P interface {
-	*T
-	Close() error
-}](l *lender, make func() (P, error)) P {
-	if l.none.Load() {
-		return nil
-	}
-	if got, _ := l.pool.Get().(P); got != nil {
-		return got
-	}
-	made, err := make()
-	if err != nil {
-		if errors.Is(err, holdfast.Unsupported) {
-			l.none.Store(true)
-		}
-		return nil // by ordinary calls it goes as well
-	}
-	runtime.SetFinalizer(made, func(x P) { _ = x.Close() })
-	return made
+	none atomic.Bool // the kernel has no io_uring, or does not allow it
 }
 
 // ring is an io_uring with the operations of its batch.
@@ -88,40 +63,47 @@ type ring struct {
 	ops [ringEntries]uring.Op
 }
 
-func newRing() (*ring, error) {
+func (r *rings) get() *ring {
+	if got, _ := r.pool.Get().(*ring); got != nil {
+		return got
+	}
+	if r.none.Load() {
+		return nil
+	}
 	made, err := uring.New(ringEntries)
-	return &ring{Ring: made}, err
+	if err != nil {
+		r.none.Store(true) // one after the other it goes as well
+		return nil
+	}
+	got := &ring{Ring: made}
+	runtime.SetFinalizer(got, func(r *ring) { _ = r.Close() })
+	return got
 }
 
-func (d *Dir) ring() *ring { return borrow(&d.rings, newRing) }
-
-func (d *Dir) putRing(used *ring) {
+func (r *rings) put(used *ring) {
 	clear(used.ops[:]) // holds no memory of callers
-	d.rings.pool.Put(used)
+	r.pool.Put(used)
 }
 
-// single is an aio.Context.
-type single struct{ *aio.Context }
-
-func newSingle() (*single, error) {
-	made, err := aio.New()
-	return &single{Context: made}, err
-}
+// contexts are for single reads and syncs of all directories: at once as many as there
+// are, and more by ordinary calls. They are the process's, as the kernel takes long to
+// destroy one.
+var contexts = aio.NewPool(64)
 
 // async reads or syncs so that no thread waits. Only direct reads are, and none where
 // the kernel has no asynchronous I/O: the others are refused.
 func (f *dirFile) async(o *aio.Op) {
-	var s *single
+	var c *aio.Context
 	if f.direct || o.Sync {
-		s = borrow(&f.fs.singles, newSingle)
+		c = f.fs.contexts.Get()
 	}
-	if s == nil {
+	if c == nil {
 		o.Refused = true
 		return
 	}
+	defer f.fs.contexts.Put(c)
 	o.FD = f.fd
-	s.Do(o)
-	f.fs.singles.pool.Put(s)
+	c.Do(o)
 }
 
 const (
@@ -182,11 +164,11 @@ func (f *dirFile) alone(p []byte, off int64) (done bool, err error) {
 	if !f.late || len(p) == 0 || len(p) > aloneMost || !f.fs.pace.fast() {
 		return false, nil
 	}
-	r := f.fs.ring()
+	r := f.fs.rings.get()
 	if r == nil {
 		return false, nil
 	}
-	defer f.fs.putRing(r)
+	defer f.fs.rings.put(r)
 	o := &r.ops[0]
 	*o = uring.Op{FD: f.fd, Write: true, P: p, Off: off}
 	f.fs.pace.do(r, r.ops[:1])
@@ -215,11 +197,11 @@ func (f *dirFile) TransferAll(ts []Transfer) bool {
 	if !f.late {
 		return false
 	}
-	r := f.fs.ring()
+	r := f.fs.rings.get()
 	if r == nil {
 		return false
 	}
-	defer f.fs.putRing(r)
+	defer f.fs.rings.put(r)
 	for len(ts) > 0 {
 		n := min(len(ts), ringEntries)
 		f.transfer(r, ts[:n])

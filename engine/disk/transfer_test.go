@@ -3,12 +3,12 @@ package disk
 import (
 	"bytes"
 	"math/rand/v2"
-	"os"
-	"runtime"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/holdfast-storage/holdfast/engine/disk/aio"
 )
 
 // TestTransferAll: batches of all sizes, aligned or not, do what single reads and
@@ -18,7 +18,9 @@ func TestTransferAll(t *testing.T) {
 	t.Run("without io_uring", func(t *testing.T) {
 		d, err := OpenDir(t.TempDir())
 		must(t, err)
-		d.rings.none.Store(true)
+		d.rings.none.Store(true) // so all are single ones
+		transferRandomly(t, d)
+		d.contexts = aio.NewPool(0)
 		transferRandomly(t, d)
 	})
 }
@@ -95,7 +97,7 @@ func TestPace(t *testing.T) {
 // and in reads and syncs where the kernel has no asynchronous I/O.
 func TestWaited(t *testing.T) {
 	d := mustDir(t)
-	d.singles.none.Store(true)
+	d.contexts = aio.NewPool(0)
 	f := open(t, d, "f", Create|Late)
 	for what, do := range map[string]func(){
 		"write": func() { _, _ = f.WriteAt(pageOf(1), 0, false) },
@@ -114,38 +116,6 @@ func TestWaited(t *testing.T) {
 		}
 	}
 	must(t, f.Close())
-}
-
-// TestLentIsClosed: rings and contexts that were lent once, many at a time, are closed
-// when nobody has needed them for a while.
-func TestLentIsClosed(t *testing.T) {
-	const many = 50
-	open := func() int { // both are mapped, an io_uring twice
-		maps, err := os.ReadFile("/proc/self/maps")
-		must(t, err)
-		return bytes.Count(maps, []byte("[aio]")) + bytes.Count(maps, []byte("[io_uring]"))/2
-	}
-	before := open()
-	d := mustDir(t)
-	func() {
-		var rings []*ring
-		var singles []*single
-		for range many {
-			rings, singles = append(rings, d.ring()), append(singles, borrow(&d.singles, newSingle))
-		}
-		if n := open() - before; n != 2*many {
-			t.Fatalf("%d are open, of %d", n, 2*many)
-		}
-		for i := range many {
-			d.putRing(rings[i])
-			d.singles.pool.Put(singles[i])
-		}
-	}()
-	for end := time.Now().Add(30 * time.Second); open() > before+many/2; <-time.After(time.Millisecond) {
-		if runtime.GC(); time.Now().After(end) {
-			t.Fatalf("%d are still open", open()-before)
-		}
-	}
 }
 
 // TestTransferAllFails: each transfer has its own answer, and a read beyond the

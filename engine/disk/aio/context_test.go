@@ -201,3 +201,25 @@ func TestWithoutPoller(t *testing.T) {
 	fd, _ := newFile(t, blocks)
 	readMany(t, c, fd, blocks, 5)
 }
+
+// TestPool: a context has one caller at a time, there are as many as are needed at once,
+// up to the limit, and what was given back is lent again.
+func TestPool(t *testing.T) {
+	p := NewPool(2)
+	a, b := p.Get(), p.Get()
+	if a == nil || b == nil || a == b || p.Get() != nil {
+		t.Fatal("of two contexts, two are lent, and no more")
+	}
+	p.Put(a)
+	if p.Get() != a || p.Get() != nil {
+		t.Error("what was given back is lent again, once")
+	}
+	for _, c := range []*Context{a, b} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if NewPool(0).Get() != nil {
+		t.Error("there is one in an empty pool")
+	}
+}
