@@ -101,44 +101,40 @@ type Context struct {
 
 // New makes a context. Errors are of kind Unsupported where the kernel has no
 // asynchronous I/O, and NoSpace when all that it allows is in use
-// (/proc/sys/fs/aio-max-nr).
+// (/proc/sys/fs/aio-max-nr), or all files that the process may have open.
 func New() (*Context, error) {
 	const op = "set up asynchronous I/O"
-	c := &Context{}
+	// First what there may be none left of: a context takes long to destroy.
+	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, holdfast.WrapKind(op, holdfast.NoSpace, err)
+	}
+	c := &Context{done: os.NewFile(uintptr(fd), "aio"), notify: uint32(fd)}
 	c.begun, c.try = &c.control, c.take
 	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, 1, uintptr(unsafe.Pointer(&c.name)), 0); errno != 0 {
 		kind := holdfast.Unsupported
 		if errno == unix.EAGAIN || errno == unix.ENOMEM {
 			kind = holdfast.NoSpace
 		}
+		_ = c.done.Close()
 		return nil, holdfast.WrapKind(op, kind, errno)
 	}
 	// The context's name is the address at which the kernel has mapped its ring.
 	c.ring = *(**ring)(unsafe.Pointer(&c.name))
 	if c.ring.magic != ringMagic || c.ring.incompat != 0 {
-		c.destroy()
+		_ = c.Close()
 		return nil, holdfast.E(op, holdfast.Unsupported, "the kernel's ring of completions has another layout")
 	}
 	c.events = unsafe.Slice((*event)(unsafe.Add(unsafe.Pointer(c.ring), c.ring.headerBytes)), c.ring.entries)
-	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	if err != nil {
-		c.destroy()
-		return nil, holdfast.Wrap(op, err)
-	}
-	c.done, c.notify = os.NewFile(uintptr(fd), "aio"), uint32(fd)
 	if c.raw, err = c.done.SyscallConn(); err != nil {
 		return nil, holdfast.Wrap(op, errors.Join(err, c.Close()))
 	}
 	return c, nil
 }
 
-func (c *Context) destroy() {
-	_, _, _ = unix.Syscall(unix.SYS_IO_DESTROY, c.name, 0, 0)
-}
-
 // Close gives the context back.
 func (c *Context) Close() error {
-	c.destroy()
+	_, _, _ = unix.Syscall(unix.SYS_IO_DESTROY, c.name, 0, 0)
 	return c.done.Close()
 }
 

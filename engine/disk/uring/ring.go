@@ -106,8 +106,8 @@ type Ring struct {
 	bounded       bool          // the kernel knows featExtArg
 	until         unix.Timespec // of the wait under way, as the kernel reads it
 	events        getEvents
-	waits         uint    // with the processor kept
-	idle          float64 // of such a wait, the share in which the thread did not compute
+	waits         uint          // with the processor kept
+	each          time.Duration // what the thread computed for each operation in the last of these that was measured
 }
 
 // New makes a ring for up to entries operations at once, a power of two. The
@@ -237,10 +237,10 @@ func (r *Ring) enter(waiting uint32, left int, hold time.Duration) (time.Duratio
 		uintptr(unsafe.Pointer(&r.events)), unsafe.Sizeof(r.events))
 	holding.Store(false)
 	took := time.Since(began)
-	if sampled && took > 0 {
-		r.idle = max(0, 1-float64(threadTime()-computed)/float64(took))
+	if sampled {
+		r.each = (threadTime() - computed) / time.Duration(max(waiting, 1))
 	}
-	return time.Duration(r.idle * float64(took)), errno
+	return max(took-r.each*time.Duration(waiting), 0), errno
 }
 
 // sampleEvery is how often it is measured what the thread computes in a wait: asking

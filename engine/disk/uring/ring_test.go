@@ -123,6 +123,35 @@ func TestHoldEnds(t *testing.T) {
 	}
 }
 
+// TestStallsCount: waits are counted as such although the thread did nothing but compute
+// in the one in which that was asked for last.
+func TestStallsCount(t *testing.T) {
+	f := newFile(t, make([]byte, 4096))
+	from, to, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = from.Close(), to.Close() }()
+	fd := int(from.Fd()) // blocking from now on
+	const (
+		stalls = 10
+		each   = 5 * time.Millisecond // short of what makes Go's scheduler interrupt a wait
+	)
+	r := newRing(t, 4)
+	r.Do([]uring.Op{{FD: int(f.Fd()), P: make([]byte, 4096)}}, time.Second) // it is in memory
+	var waited time.Duration
+	for range stalls {
+		time.AfterFunc(each, func() { _, _ = to.Write([]byte("x")) })
+		ops := []uring.Op{{FD: fd, P: make([]byte, 1)}}
+		if waited += r.Do(ops, time.Hour); ops[0].N != 1 {
+			t.Fatalf("%d bytes, %v", ops[0].N, ops[0].Errno)
+		}
+	}
+	if waited < stalls*each/2 {
+		t.Errorf("%v of %v counted", waited, stalls*each)
+	}
+}
+
 // TestManyRings: one per caller, from goroutines that change threads.
 func TestManyRings(t *testing.T) {
 	f := newFile(t, nil)
