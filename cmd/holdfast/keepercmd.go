@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-storage/holdfast/engine/disk"
 	"github.com/holdfast-storage/holdfast/internal/processors"
 	"github.com/holdfast-storage/holdfast/node/device/fuseloop"
+	"github.com/holdfast-storage/holdfast/node/device/poll"
 	"github.com/holdfast-storage/holdfast/node/keeper"
 	"github.com/holdfast-storage/holdfast/node/reclaim"
 )
@@ -61,7 +62,7 @@ func governor(choice string, flusher bool) *processors.Governor {
 	if choice == "all" || choice != "one" && !flusher {
 		return nil
 	}
-	return processors.New(processors.Config{Waited: disk.Waited})
+	return processors.New(processors.Config{Waited: disk.Waited, Polled: poll.Spent})
 }
 
 func runKeeper(ctx context.Context, cfg daemon.Config, log *slog.Logger) error {

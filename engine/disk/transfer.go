@@ -120,13 +120,34 @@ const (
 	// than paceMost.
 	paceOver = 16
 	paceMost = 6400 * time.Microsecond
+	// pollMost is for how long a goroutine looks whether its short write is over before
+	// its thread sleeps, if the last pollAfter were each the only one and took less than
+	// pollBelow on average. With several together others are at work meanwhile.
+	pollMost  = 200 * time.Microsecond
+	pollBelow = 100 * time.Microsecond
+	pollAfter = 100
 )
 
 // pace is how long the batches and the short writes of a directory's files took of late,
 // each batch as one. A slow disk's goroutines give up their processor at once.
-type pace struct{ average atomic.Int64 } // ns
+type pace struct {
+	average atomic.Int64 // ns
+	singles atomic.Int64 // so many were the only one, one after the other
+}
 
 func (p *pace) fast() bool { return p.average.Load() < int64(holdBelow) }
+
+// poll is for how long to look for the end of so many operations; called once for each.
+func (p *pace) poll(ops int) time.Duration {
+	if ops > 1 {
+		p.singles.Store(0)
+		return 0
+	}
+	if p.singles.Add(1) <= pollAfter || p.average.Load() >= int64(pollBelow) {
+		return 0
+	}
+	return pollMost
+}
 
 func (p *pace) took(d time.Duration) {
 	was := p.average.Load()
@@ -139,7 +160,7 @@ func (p *pace) do(r *ring, ops []uring.Op) {
 		hold = holdMost
 	}
 	began := time.Now()
-	waited.Add(int64(r.Do(ops, hold)))
+	waited.Add(int64(r.Do(ops, hold, p.poll(len(ops)))))
 	p.took(time.Since(began))
 }
 

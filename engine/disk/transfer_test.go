@@ -93,6 +93,39 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// TestPoll: a goroutine looks for the end of its write only where writes come one at a
+// time, and to a disk that is fast enough for it.
+func TestPoll(t *testing.T) {
+	var p pace
+	singles := func(n int) (poll time.Duration) {
+		for range n {
+			poll = p.poll(1)
+		}
+		return poll
+	}
+	if singles(pollAfter) != 0 {
+		t.Error("it looks after few")
+	}
+	if singles(1) != pollMost {
+		t.Error("it does not look after many")
+	}
+	for range 100 {
+		p.took(2 * pollBelow)
+	}
+	if singles(1) != 0 {
+		t.Error("it looks at a slow disk")
+	}
+	for range 100 {
+		p.took(pollBelow / 2)
+	}
+	if singles(1) != pollMost {
+		t.Error("it does not look at a disk that is fast again")
+	}
+	if p.poll(2) != 0 || singles(pollAfter) != 0 {
+		t.Error("it looks after two came together")
+	}
+}
+
 // TestWaited: threads that wait for disks are counted: in short writes and in batches,
 // and in reads and syncs where the kernel has no asynchronous I/O.
 func TestWaited(t *testing.T) {

@@ -15,6 +15,7 @@ var packageState = map[string]string{
 	"replication.Mutant":        "it exists under a build tag alone, where the simulation breaks one rule at a time on purpose",
 	"engine/disk.waited":        "Go's processors, which those who wait may keep, are the process's",
 	"engine/disk/uring.holding": "the same: one goroutine of the process may keep its processor",
+	"node/device/poll.spent":    "the same: for how long one was in use for nothing else",
 	"engine/disk.zeroPage":      "zeros to compare with and to copy from; an array has no other way to be written down",
 }
 

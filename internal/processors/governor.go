@@ -40,6 +40,9 @@ type Config struct {
 	// Waited is for how long goroutines may have kept a processor without computing,
 	// all together since the process began; nil: never.
 	Waited func() time.Duration
+	// Polled is for how long the process has computed only as there was nothing else to
+	// do, since it began; nil: never.
+	Polled func() time.Duration
 
 	// For tests; the defaults are the process's.
 	now func() time.Duration // monotonic
@@ -96,6 +99,9 @@ func (g *Governor) usage() time.Duration {
 	used := g.cfg.cpu()
 	if g.cfg.Waited != nil {
 		used += g.cfg.Waited()
+	}
+	if g.cfg.Polled != nil {
+		used -= g.cfg.Polled()
 	}
 	return used
 }

@@ -11,6 +11,8 @@ import (
 type machine struct {
 	mu               sync.Mutex
 	now, cpu, waited time.Duration
+	polled           time.Duration // see Config.Polled
+	poll             float64       // its share
 	changed          chan bool
 }
 
@@ -35,6 +37,7 @@ func (m *machine) run(g *Governor, d time.Duration, cpu, waited float64) {
 		m.now += step
 		m.cpu += time.Duration(cpu * float64(step))
 		m.waited += time.Duration(waited * float64(step))
+		m.polled += time.Duration(m.poll * float64(step))
 		m.mu.Unlock()
 		g.Look()
 		for changing := true; changing; runtime.Gosched() { // takes no time
@@ -96,6 +99,24 @@ func TestWaitingWithAProcessor(t *testing.T) {
 	m.run(g, 3*lookEvery, 0.1, 0.9)
 	if changed(t, m) {
 		t.Fatal("one processor is kept by those who wait")
+	}
+}
+
+// TestPolling: computing for want of anything to do takes no more processors.
+func TestPolling(t *testing.T) {
+	m, g := newMachine()
+	m.run(g, 2*time.Second, 0.1, 0)
+	if !changed(t, m) {
+		t.Fatal("a process with little to do keeps all processors")
+	}
+	g.cfg.Polled = m.get(&m.polled)
+	m.poll = 0.9
+	m.run(g, time.Second, 1, 0)
+	wantNone(t, m, "while it polls")
+	m.poll = 0.04
+	m.run(g, time.Second, 1, 0)
+	if changed(t, m) {
+		t.Error("it has one processor although that is too little")
 	}
 }
 

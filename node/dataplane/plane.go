@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -24,6 +25,7 @@ type Plane struct {
 	end  context.CancelFunc
 	work sync.WaitGroup // every goroutine
 
+	asked   atomic.Uint64 // see Volume.Asked
 	buffers readBuffers
 	repairs *repairs
 

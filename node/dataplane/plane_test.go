@@ -391,3 +391,35 @@ func (p *Plane) ageAddrs() {
 		p.addrs[id] = a
 	}
 }
+
+// TestAsked: a plane counts what devices ask of its volumes, and what other nodes ask
+// of its replicas, and not what they answer.
+func TestAsked(t *testing.T) {
+	c := newCluster(t, 3).start()
+	h := c.open(c.nodes[0], OpenOptions{})
+	c.until("all are in sync", func() bool { return len(c.inSync()) == 3 })
+	other := c.nodes[1].plane
+	here, there := h.Asked(), other.asked.Load()
+	const n = 20
+	for i := range int64(n) {
+		if err := write(h, i*4096, make([]byte, 4096)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan error, 2)
+	r := func() *replication.Request {
+		return &replication.Request{Op: replication.OpFlush, Done: func(_ *replication.Request, err error) { done <- err }}
+	}
+	h.SubmitAll([]*replication.Request{r(), r()})
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := h.Asked() - here; got != n+2 {
+		t.Errorf("the primary's node was asked %d times; want %d", got, n+2)
+	}
+	if got := other.asked.Load() - there; got < n {
+		t.Errorf("another node was asked %d times for %d writes", got, n)
+	}
+}

@@ -102,6 +102,7 @@ func (h *Volume) onEnded(err error) {
 // Submit takes a request of the device; it does not block. Requests beyond the
 // volume's limits wait here first, in order.
 func (h *Volume) Submit(r *replication.Request) {
+	h.v.plane.asked.Add(1)
 	h.v.lock()
 	h.submit(r)
 	h.v.unlock()
@@ -109,12 +110,17 @@ func (h *Volume) Submit(r *replication.Request) {
 
 // SubmitAll implements device.Batcher: all in one step.
 func (h *Volume) SubmitAll(rs []*replication.Request) {
+	h.v.plane.asked.Add(uint64(len(rs)))
 	h.v.lock()
 	for _, r := range rs {
 		h.submit(r)
 	}
 	h.v.unlock()
 }
+
+// Asked implements device.Counter: requests of all volumes' devices, and what other
+// nodes asked of the replicas here.
+func (h *Volume) Asked() uint64 { return h.v.plane.asked.Load() }
 
 // ID is the volume's.
 func (h *Volume) ID() holdfast.VolumeID { return h.v.id }

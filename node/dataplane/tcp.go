@@ -202,6 +202,9 @@ func (c *tcpConn) deliver(batch []*replication.Message) borrowed {
 	c.balance -= len(batch)
 	c.v.lend = len(batch) == 1 && c.balance == -1
 	for i, m := range batch {
+		if !m.Answer {
+			c.v.plane.asked.Add(1)
+		}
 		if c.closed {
 			m.Buf.Release()
 		} else {

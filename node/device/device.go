@@ -25,6 +25,13 @@ type Batcher interface {
 	SubmitAll(rs []*replication.Request)
 }
 
+// Counter is a Backend that knows what else its process is asked for.
+type Counter interface {
+	// Asked is how many requests the process has been given so far, by all devices
+	// and by other nodes.
+	Asked() uint64
+}
+
 // Options describe a device to open.
 type Options struct {
 	Volume     holdfast.VolumeID

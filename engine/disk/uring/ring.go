@@ -178,9 +178,11 @@ func (r *Ring) Close() error {
 // it waits it does so for up to hold, with the processor (P) it runs on: handing
 // that to another goroutine and taking it back costs several switches of threads,
 // which is more than a fast disk takes. Only one goroutine of the process does so at
-// a time; it is interrupted when the scheduler wants the processor. Do says how long
-// it has waited: where it kept its processor without what the thread computed, about.
-func (r *Ring) Do(ops []Op, hold time.Duration) (waited time.Duration) {
+// a time; it is interrupted when the scheduler wants the processor. The thread looks
+// for the end for up to poll, which is part of that, before it sleeps: see there. Do
+// says how long it has waited: where it kept its processor without what the thread
+// computed, about.
+func (r *Ring) Do(ops []Op, hold, poll time.Duration) (waited time.Duration) {
 	tail := r.sqTail.Load()
 	for i := range ops {
 		o := &ops[i]
@@ -194,7 +196,7 @@ func (r *Ring) Do(ops []Op, hold time.Duration) (waited time.Duration) {
 	r.sqTail.Store(tail)
 	for left := len(ops); left > 0; {
 		waiting := r.sqTail.Load() - r.sqHead.Load() // not yet taken by the kernel
-		took, errno := r.enter(waiting, left, hold)
+		took, errno := r.enter(waiting, left, hold, poll)
 		waited += took
 		hold = 0
 		left -= r.reap(ops)
@@ -219,7 +221,7 @@ var holding atomic.Bool
 // enter gives the kernel what is waiting in the ring and waits until left
 // operations are over, or for as long as hold where that is allowed. Errors: EINTR,
 // ETIME, and those of io_uring_enter(2).
-func (r *Ring) enter(waiting uint32, left int, hold time.Duration) (time.Duration, unix.Errno) {
+func (r *Ring) enter(waiting uint32, left int, hold, poll time.Duration) (time.Duration, unix.Errno) {
 	began := time.Now()
 	if hold <= 0 || !r.bounded || !holding.CompareAndSwap(false, true) {
 		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(waiting), uintptr(left), enterGetEvents, 0, 0)
@@ -233,14 +235,41 @@ func (r *Ring) enter(waiting uint32, left int, hold time.Duration) (time.Duratio
 	if sampled {
 		computed = threadTime()
 	}
-	_, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(waiting), uintptr(left), enterGetEvents|enterExtArg,
-		uintptr(unsafe.Pointer(&r.events)), unsafe.Sizeof(r.events))
+	submitted, over, errno := uint32(0), false, unix.Errno(0)
+	if poll > 0 {
+		submitted, over, errno = r.poll(waiting, left, began.Add(poll))
+	}
+	if errno == 0 && !over {
+		_, _, errno = unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(waiting-submitted), uintptr(left), enterGetEvents|enterExtArg,
+			uintptr(unsafe.Pointer(&r.events)), unsafe.Sizeof(r.events))
+	}
 	holding.Store(false)
 	took := time.Since(began)
 	if sampled {
 		r.each = (threadTime() - computed) / time.Duration(max(waiting, 1))
 	}
 	return max(took-r.each*time.Duration(waiting), 0), errno
+}
+
+// poll gives the kernel what is waiting in the ring, and looks until then whether left
+// operations are over. Between two looks it lets other threads run. A CPU that does so
+// is not idle: what the kernel wakes for the operation runs on it, or need not be woken
+// at all, and nobody sends it an interrupt, which on a virtual machine takes as long as
+// a fast disk.
+func (r *Ring) poll(waiting uint32, left int, until time.Time) (submitted uint32, over bool, _ unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(waiting), 0, enterGetEvents, 0, 0)
+	if errno != 0 {
+		return 0, false, errno
+	}
+	for {
+		if int(r.cqTail.Load()-r.cqHead.Load()) >= left {
+			return uint32(n), true, 0
+		}
+		if !time.Now().Before(until) {
+			return uint32(n), false, 0
+		}
+		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	}
 }
 
 // sampleEvery is how often it is measured what the thread computes in a wait: asking

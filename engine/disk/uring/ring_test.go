@@ -60,7 +60,7 @@ func TestWritesAndReads(t *testing.T) {
 			}
 			ops = append(ops, o)
 		}
-		r.Do(ops, time.Duration(round%2)*time.Second)
+		r.Do(ops, time.Duration(round%2)*time.Second, time.Duration(round%3)*time.Millisecond)
 		for i, o := range ops {
 			if o.Errno != 0 || o.N != blk {
 				t.Fatalf("round %d, operation %d: %d bytes, %v", round, i, o.N, o.Errno)
@@ -87,7 +87,7 @@ func TestEachHasItsOwnAnswer(t *testing.T) {
 		{FD: -1, P: p, Off: 0},
 		{FD: int(f.Fd()), P: p, Off: 8192},
 	}
-	r.Do(ops, 0)
+	r.Do(ops, 0, 0)
 	for i, want := range []struct {
 		n     int
 		errno unix.Errno
@@ -116,10 +116,37 @@ func TestHoldEnds(t *testing.T) {
 			const after = 100 * time.Millisecond
 			time.AfterFunc(after, func() { _, _ = to.Write([]byte("x")) })
 			ops := []uring.Op{{FD: fd, P: make([]byte, 1)}}
-			if waited := newRing(t, 4).Do(ops, hold); ops[0].N != 1 || waited < after/2 {
+			if waited := newRing(t, 4).Do(ops, hold, 0); ops[0].N != 1 || waited < after/2 {
 				t.Errorf("%d bytes, %v after %v", ops[0].N, ops[0].Errno, waited)
 			}
 		})
+	}
+}
+
+// TestPolls: who looks for the end finds it, whether it comes soon, while it looks, or
+// long after; and what could not be begun is reported.
+func TestPolls(t *testing.T) {
+	f := newFile(t, bytes.Repeat([]byte{7}, 4096))
+	from, to, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = from.Close(), to.Close() }()
+	fd := int(from.Fd()) // blocking from now on
+	r := newRing(t, 4)
+	for name, c := range map[string]struct{ poll, after time.Duration }{
+		"at once": {time.Hour, 0}, "while it looks": {time.Hour, 20 * time.Millisecond}, "later": {time.Millisecond, 20 * time.Millisecond},
+	} {
+		began := time.Now()
+		time.AfterFunc(c.after, func() { _, _ = to.Write([]byte("x")) })
+		ops := []uring.Op{{FD: fd, P: make([]byte, 1)}, {FD: int(f.Fd()), P: make([]byte, 4096)}, {FD: -1, P: make([]byte, 1)}}
+		r.Do(ops, time.Hour, c.poll)
+		if ops[0].N != 1 || ops[0].P[0] != 'x' || ops[1].N != 4096 || ops[1].P[4095] != 7 || ops[2].Errno != unix.EBADF {
+			t.Errorf("%s: %d, %d bytes, %v", name, ops[0].N, ops[1].N, ops[2].Errno)
+		}
+		if took := time.Since(began); took < c.after {
+			t.Errorf("%s: over after %v, before it was", name, took)
+		}
 	}
 }
 
@@ -138,12 +165,12 @@ func TestStallsCount(t *testing.T) {
 		each   = 5 * time.Millisecond // short of what makes Go's scheduler interrupt a wait
 	)
 	r := newRing(t, 4)
-	r.Do([]uring.Op{{FD: int(f.Fd()), P: make([]byte, 4096)}}, time.Second) // it is in memory
+	r.Do([]uring.Op{{FD: int(f.Fd()), P: make([]byte, 4096)}}, time.Second, 0) // it is in memory
 	var waited time.Duration
 	for range stalls {
 		time.AfterFunc(each, func() { _, _ = to.Write([]byte("x")) })
 		ops := []uring.Op{{FD: fd, P: make([]byte, 1)}}
-		if waited += r.Do(ops, time.Hour); ops[0].N != 1 {
+		if waited += r.Do(ops, time.Hour, 0); ops[0].N != 1 {
 			t.Fatalf("%d bytes, %v", ops[0].N, ops[0].Errno)
 		}
 	}
@@ -164,7 +191,7 @@ func TestManyRings(t *testing.T) {
 				for i := range 4 {
 					ops = append(ops, uring.Op{FD: int(f.Fd()), Write: true, P: bytes.Repeat([]byte{byte(round)}, 512), Off: int64(g*4+i) * 512})
 				}
-				r.Do(ops, time.Duration(g%2)*time.Second)
+				r.Do(ops, time.Duration(g%2)*time.Second, time.Duration(g%3)*time.Millisecond)
 				for _, o := range ops {
 					if o.N != 512 {
 						t.Errorf("%d bytes, %v", o.N, o.Errno)

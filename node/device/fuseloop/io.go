@@ -45,6 +45,7 @@ func (s *server) request(h inHeader) *ioRequest {
 	q := s.reqs.Get().(*ioRequest)
 	q.unique, q.op = h.unique, h.op
 	q.Request = replication.Request{Done: q.done}
+	s.next.Taken()
 	return q
 }
 
@@ -67,6 +68,7 @@ func (q *ioRequest) finish(_ *replication.Request, err error) {
 	default:
 		s.sendError(q.unique, 0)
 	}
+	s.next.Answered(q.op != opRead) // after a read from memory it did not pay
 	q.Buf.Release()
 	q.trim, q.Request = nil, replication.Request{}
 	s.reqs.Put(q)

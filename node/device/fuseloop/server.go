@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-storage/holdfast/internal/buf"
 	"github.com/holdfast-storage/holdfast/node/device"
+	"github.com/holdfast-storage/holdfast/node/device/poll"
 	"github.com/holdfast-storage/holdfast/replication"
 )
 
@@ -34,10 +35,12 @@ type server struct {
 	reqs sync.Pool    // of *ioRequest
 	// ending is set when the end of the connection is wanted.
 	ending atomic.Bool
+	next   *poll.Poller
 
 	file    *os.File
 	conn    syscall.RawConn
 	readers sync.WaitGroup
+	stopped chan struct{}
 
 	mu     sync.RWMutex // held shared while fd is written to
 	fd     int
@@ -51,11 +54,21 @@ func serve(f *os.File, fd int, cfg serverConfig) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{cfg: cfg, file: f, fd: fd, conn: conn}
+	s := newServer(cfg)
+	s.file, s.fd, s.conn = f, fd, conn
+	s.readers.Go(newReader(s).run)
+	if s.next.Looks() {
+		s.readers.Go(newReader(s).poll)
+	}
+	return s, nil
+}
+
+// newServer makes a server without a connection.
+func newServer(cfg serverConfig) *server {
+	s := &server{cfg: cfg, next: poll.New(cfg.Backend), stopped: make(chan struct{})}
 	s.size.Store(cfg.SizeBytes)
 	s.reqs.New = func() any { return newIORequest(s) }
-	s.readers.Go(newReader(s).run)
-	return s, nil
+	return s
 }
 
 // stop closes the connection: every request that the kernel still waits for
@@ -71,6 +84,7 @@ func (s *server) stop() {
 	s.closed = true
 	s.mu.Unlock()
 	_ = s.file.Close()
+	close(s.stopped)
 	s.readers.Wait()
 }
 
@@ -139,15 +153,15 @@ func newReader(s *server) *reader {
 	return r
 }
 
-// submit gives a request to the backend, at the latest before the reader waits
-// for the next one.
+// submit gives a request to the backend: at once if no other is open, or else at the
+// latest before the reader waits for the next one.
 func (r *reader) submit(q *ioRequest) {
 	if r.all == nil {
 		r.s.cfg.Backend.Submit(&q.Request)
 		return
 	}
 	r.held = append(r.held, &q.Request)
-	if len(r.held) == heldMost {
+	if len(r.held) == heldMost || r.s.next.Alone() {
 		r.flush()
 	}
 }
@@ -187,6 +201,31 @@ func (r *reader) run() {
 			return
 		}
 	}
+}
+
+// poll looks for the next request while run has nothing to read and sleeps.
+func (r *reader) poll() {
+	r.s.next.Run(r.s.stopped, r.look, func() {
+		r.flush()
+		r.b.Release()
+		r.b = nil
+	})
+}
+
+// look takes a request if there is one. What ended the connection, run reports.
+func (r *reader) look() (over bool) {
+	r.s.mu.RLock()
+	if r.s.closed {
+		r.s.mu.RUnlock()
+		return true
+	}
+	in := r.receiver()
+	n, errno := readFD(uintptr(r.s.fd), in)
+	r.s.mu.RUnlock()
+	if errno == 0 {
+		r.handle(in[:n])
+	}
+	return errno != unix.EAGAIN
 }
 
 func readFD(fd uintptr, p []byte) (int, unix.Errno) {

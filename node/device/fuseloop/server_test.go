@@ -333,9 +333,8 @@ func TestNoAllocationPerRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(null)
-	s := &server{cfg: fileConfig(succeed), fd: null}
-	s.size.Store(8 << 20)
-	s.reqs.New = func() any { return newIORequest(s) }
+	s := newServer(fileConfig(succeed))
+	s.fd = null
 	r := &reader{s: s, b: buf.Get(buf.Max)}
 	for name, p := range map[string][]byte{
 		"write": request(opWrite, 1, nodeFile, append(words(writeInSize, map[int]uint64{16: 4096}), make([]byte, 4096)...)),
@@ -414,9 +413,8 @@ func FuzzHandle(f *testing.F) {
 			r.Done(r, nil)
 		})
 		cfg.Log = slog.New(slog.DiscardHandler)
-		s := &server{cfg: cfg, fd: null}
-		s.size.Store(8 << 20)
-		s.reqs.New = func() any { return newIORequest(s) }
+		s := newServer(cfg)
+		s.fd = null
 		r := &reader{s: s, b: buf.Get(buf.Max)}
 		defer func() { r.b.Release() }()
 		in := r.b.WithHead(writeHead, maxWrite)
@@ -437,12 +435,20 @@ func (b batches) SubmitAll(rs []*replication.Request) {
 	}
 }
 
-// TestWaitingRequestsAreTakenTogether: all that the kernel has is read before the
-// backend gets any of it, up to a bound, and each is answered.
+// TestWaitingRequestsAreTakenTogether: a single request goes to the backend at once.
+// While it is open all that the kernel has is read before the backend gets any of it,
+// up to a bound, and each is answered.
 func TestWaitingRequestsAreTakenTogether(t *testing.T) {
 	const n = heldMost + 5
 	hold := make(chan struct{})
-	b := batches{backendFunc: succeed, sizes: make(chan int, n)}
+	var first *replication.Request
+	b := batches{sizes: make(chan int, n), backendFunc: func(r *replication.Request) {
+		if r.Offset == 4096 {
+			first = r
+			return
+		}
+		succeed(r)
+	}}
 	cfg := fileConfig(nil)
 	cfg.Backend = batcherFunc(func(rs []*replication.Request) {
 		<-hold // the first one keeps the reader until the rest is there
@@ -457,9 +463,7 @@ func TestWaitingRequestsAreTakenTogether(t *testing.T) {
 	if got := <-b.sizes; got != 1 {
 		t.Fatalf("the first request came with %d others", got-1)
 	}
-	k.answer()
-	k.send(read(2))
-	for i := 3; i <= 2+n; i++ {
+	for i := 2; i <= 2+n; i++ {
 		k.send(read(i))
 	}
 	close(hold)
@@ -478,6 +482,10 @@ func TestWaitingRequestsAreTakenTogether(t *testing.T) {
 	}
 	if most < 2 || most > heldMost {
 		t.Errorf("at most %d requests came together, want several and at most %d", most, heldMost)
+	}
+	succeed(first)
+	if unique, errno, _ := k.answer(); unique != 1 || errno != 0 {
+		t.Errorf("the first request: request %d, %v", unique, errno)
 	}
 }
 
