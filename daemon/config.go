@@ -61,7 +61,8 @@ type Config struct {
 	FrontEnd string `json:"frontEnd,omitempty"`
 	// Processors says how many of Go's processors the daemon uses while it has little
 	// to do: one, or all. auto (default): one where the daemon is an I/O flusher
-	// (package reclaim). docs/design/processors.md.
+	// (package reclaim). With one it also looks for what comes next for a moment before
+	// it sleeps. docs/design/processors.md and 2026-11-23-polling.md.
 	Processors string `json:"processors,omitempty"`
 	// Keeper has the daemon run under a keeper, which holds its devices while it is
 	// killed or replaced. Default true.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,28 +29,32 @@ func TestApplicationsDoNotNoticeThatTheDaemonIsKilled(t *testing.T) {
 	for i, c := range []struct {
 		fsType   string
 		replicas int
-	}{{"xfs", 1}, {"ext4", 3}, {"ext4", 1}, {"xfs", 3}} {
+		depth    int // 1: with one processor, so that the daemon looks for requests before it sleeps
+	}{{"xfs", 1, 16}, {"ext4", 3, 1}, {"ext4", 1, 1}, {"xfs", 3, 16}} {
 		if i >= 2 && *surviveFor == 0 {
 			break
 		}
-		t.Run(fmt.Sprintf("%s,%d", c.fsType, c.replicas), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s,%d,%d", c.fsType, c.replicas, c.depth), func(t *testing.T) {
+			if c.depth == 1 {
+				t.Setenv("GOMAXPROCS", "1")
+			}
 			if c.replicas == 1 {
-				survive(newMachine(t), c.fsType, c.replicas)
+				survive(newMachine(t), c.fsType, c.replicas, c.depth)
 			} else {
-				survive(newMachines(t)[0], c.fsType, c.replicas)
+				survive(newMachines(t)[0], c.fsType, c.replicas, c.depth)
 			}
 		})
 	}
 }
 
-func survive(m *machine, fsType string, replicas int) {
+func survive(m *machine, fsType string, replicas, depth int) {
 	t := m.t
 	m.attach(fsType, replicas)
 	load := max(*surviveFor, 5*time.Second)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	fio := exec.CommandContext(ctx, "fio", "--name=verify", "--directory="+m.path("mnt"), "--size=64m", "--rw=randwrite", "--bs=4k", "--ioengine=libaio",
-		"--iodepth=16", "--direct=1", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--loops=100000", "--time_based", fmt.Sprintf("--runtime=%dms", load.Milliseconds()), "--fsync=64", "--thread")
+		"--iodepth="+strconv.Itoa(depth), "--direct=1", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--loops=100000", "--time_based", fmt.Sprintf("--runtime=%dms", load.Milliseconds()), "--fsync=64", "--thread")
 	fio.Dir = m.dir // where it leaves its state
 	var out bytes.Buffer
 	fio.Stdout, fio.Stderr = &out, &out
