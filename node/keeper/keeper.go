@@ -106,7 +106,7 @@ func Run(ctx context.Context, cfg Config) (status int, err error) {
 		case err == nil && end.handedOver && !end.wanted:
 			pause = 0
 			continue
-		case err == nil && (end.wanted || end.status == 0 || !end.ready && !k.holdsAny()):
+		case err == nil && (end.wanted || end.status == 0 || !end.ready && !end.killed && !k.holdsAny()):
 			return end.status, nil
 		}
 		pause = pauseAfter(end.worked, pause)
@@ -151,6 +151,7 @@ type ending struct {
 	wanted     bool // the keeper was told to end
 	handedOver bool // the keeper asked for it
 	ready      bool // it had worked
+	killed     bool // by a signal: it is not its configuration that keeps it from working
 	worked     time.Duration
 }
 
@@ -180,7 +181,7 @@ func (k *keeper) life(ctx context.Context, signals <-chan os.Signal) (ending, er
 	if err != nil {
 		e.cause = err.Error()
 	}
-	e.status = exitStatus(err)
+	e.status, e.killed = exitStatus(err), signaled(err)
 	return e, nil
 }
 
@@ -264,6 +265,15 @@ func exitStatus(err error) int {
 		return exit.ExitCode()
 	}
 	return 1
+}
+
+func signaled(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	s, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && s.Signaled()
 }
 
 // serve answers one daemon until its end of the socket is closed.

@@ -243,6 +243,17 @@ func TestADaemonThatCannotStartIsNotStartedAgain(t *testing.T) {
 	r.said("done", 1)
 }
 
+// TestADaemonThatWasKilledIsStartedAgain, although it had not worked yet and nothing
+// depends on it: so it is when the successor of a killed one is killed at its start.
+func TestADaemonThatWasKilledIsStartedAgain(t *testing.T) {
+	r := run(t)
+	for i := range 2 {
+		r.said("done", i+1)
+		r.kill(r.daemon().Daemon, syscall.SIGKILL)
+	}
+	r.said("pid", 3)
+}
+
 func TestTheEndIsPassedOn(t *testing.T) {
 	r := run(t, "put x "+thing(t, "alpha"), "ready")
 	r.said("done", 1)
