@@ -314,7 +314,7 @@ func (s suite) testAdoptAndGrow(t *testing.T) {
 	}
 	o := options(size)
 	o.Volume = vol
-	d, err := fe.Open(context.Background(), o, onFile{backend})
+	d, err := fe.Open(context.Background(), o, &onFile{f: backend})
 	if err != nil {
 		t.Fatal(err)
 	}

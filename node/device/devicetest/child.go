@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,13 +95,20 @@ func inherit(fe device.FrontEnd, o device.Options, file string) (device.Device, 
 	if _, err := fe.(device.Successor).Adopt(context.Background()); err != nil {
 		return nil, err
 	}
-	return fe.Open(context.Background(), o, onFile{f})
+	return fe.Open(context.Background(), o, &onFile{f: f})
 }
 
 // onFile is a backend that outlives its process: a file.
-type onFile struct{ f *os.File }
+type onFile struct {
+	asked atomic.Uint64
+	f     *os.File
+}
 
-func (b onFile) Submit(r *replication.Request) {
+// Asked is device.Counter, of this device alone.
+func (b *onFile) Asked() uint64 { return b.asked.Load() }
+
+func (b *onFile) Submit(r *replication.Request) {
+	b.asked.Add(1)
 	var err error
 	switch r.Op {
 	case replication.OpRead:

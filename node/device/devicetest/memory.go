@@ -3,6 +3,7 @@ package devicetest
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -18,6 +19,7 @@ type page [block]byte
 // have it, so that a test can ask what a power cut would leave. It answers from
 // inside Submit unless it is told to delay, to fail or to hang.
 type Memory struct {
+	asked    atomic.Uint64
 	mu       sync.Mutex
 	size     int64
 	live     map[int64]*page    // by block number; absent is zeros
@@ -44,8 +46,12 @@ func NewMemory(size int64) *Memory {
 	return &Memory{size: size, live: map[int64]*page{}, durable: map[int64]*page{}, dirty: map[int64]struct{}{}}
 }
 
+// Asked is device.Counter, of this device alone.
+func (m *Memory) Asked() uint64 { return m.asked.Load() }
+
 // Submit is device.Backend.
 func (m *Memory) Submit(r *replication.Request) {
+	m.asked.Add(1)
 	m.mu.Lock()
 	m.check(r)
 	m.inFlight++

@@ -15,7 +15,8 @@
 // the loop device): the kernel could not end a killed process that waits for an
 // answer of its own.
 //
-// Goroutines: per device the readers (see readers), from Open until Close or
+// Goroutines: per device the readers (one that reads what there is, and one that looks for
+// the next request where that pays: package poll), from Open until Close or
 // Abort; and one per call of Close, Grow or Abort that waits for the kernel,
 // until the kernel answers. Two while there is a helper. None per request: a request is read and submitted
 // by a reader and answered by whoever calls its Done.
